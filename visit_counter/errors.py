@@ -1,0 +1,74 @@
+"""Every exception this package raises on purpose.
+
+VisitCounterError
+ +-- StartupError             the service cannot start; the text is one clear message
+ |    +-- SettingsError       settings are wrong; `mistakes` lists all of them
+ |    +-- EmbeddedError       the embedded shards cannot run
+ +-- PageError                the page id breaks the rules of `visit_counter.pages`
+ +-- JournalError             the visit could not be made durable and is not counted
+ |    +-- JournalFullError    a limit on the journal's size or on pending pages is reached
+ +-- StoreError               a store did not do what it was asked
+ |    +-- StoreUnavailableError  no answer: refused, reset, timed out, or the breaker is open
+ |    +-- StoreRefusedError      an answer, and it is no: wrong password, out of memory, read-only
+ +-- CountUnknownError        the stored part of a count was never known to this process
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+class VisitCounterError(Exception):
+    """Base of all errors raised on purpose."""
+
+
+class StartupError(VisitCounterError):
+    """The service cannot start; `str()` is one message for a person."""
+
+
+class SettingsError(StartupError):
+    """One or more settings are wrong; nothing was started."""
+
+    def __init__(self, mistakes: Sequence[str]) -> None:
+        self.mistakes = list(mistakes)
+        super().__init__("\n".join(["wrong settings:", *(f"  {mistake}" for mistake in self.mistakes)]))
+
+
+class EmbeddedError(StartupError):
+    """The embedded shards cannot run."""
+
+
+class PageError(VisitCounterError):
+    """The page id is not 1 to 255 bytes of UTF-8 without control characters."""
+
+
+class JournalError(VisitCounterError):
+    """The visit could not be made durable; it is not counted."""
+
+
+class JournalFullError(JournalError):
+    """A limit on the journal or on the pending pages is reached; the visit is not counted."""
+
+
+class StoreError(VisitCounterError):
+    """A store did not do what it was asked."""
+
+    def __init__(self, store: str, reason: str) -> None:
+        self.store = store
+        self.reason = reason
+        super().__init__(f"{store}: {reason}")
+
+
+class StoreUnavailableError(StoreError):
+    """No answer came; whether the call was carried out is unknown."""
+
+
+class StoreRefusedError(StoreError):
+    """The store answered and refused; the call was not carried out."""
+
+
+class CountUnknownError(VisitCounterError):
+    """The stored part of a count cannot be had now and was never known to this process."""

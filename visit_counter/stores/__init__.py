@@ -1,0 +1,1 @@
+"""The stores: one contract (`base`), one module for each place counts can be kept."""

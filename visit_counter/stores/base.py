@@ -1,0 +1,101 @@
+"""The contract of a store: where counts are kept once they are no longer pending.
+
+A store holds partitions. A partition is a fixed slice of all pages (`ring.partition_of`) and is changed and
+read atomically. It holds a count per page and, per writer, a watermark: the last segment of that writer that
+the counts include. A watermark is written as a token, `"<segment number>:<seal nonce>"`, or `""` for none; the
+nonce tells a segment from another of the same number (a copied journal).
+
+Units: counts and visits are whole numbers of visits; time-outs are seconds.
+Failure: `StoreUnavailableError` means nobody knows whether the call was carried out; `StoreRefusedError` means
+that it was not. No method retries a call that changes something: the caller does, because only the caller
+knows that a batch is guarded by its watermark.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+NO_WATERMARK = ""
+
+
+class Stored(NamedTuple):
+    """What a store holds for one page, read atomically: its count, and the writer's watermark token."""
+
+    count: int
+    watermark: str
+
+
+class Batch(NamedTuple):
+    """The visits of one partition in the segments after `expected` up to and including `watermark`."""
+
+    partition: int
+    expected: str
+    watermark: str
+    visits: Mapping[str, int]
+
+
+class Applied(NamedTuple):
+    """The watermark token a partition has after `apply`; the batch is included if it equals the batch's own.
+
+    `error` is None, or why this batch got no answer or a refusal (the rest of the call may have succeeded).
+    """
+
+    partition: int
+    watermark: str
+    error: str | None = None
+
+
+def segment_of(watermark: str) -> int:
+    """Return the segment number of a watermark token; 0 for none."""
+    return int(watermark.partition(":")[0] or 0)
+
+
+class Store(ABC):
+    """One place that keeps partitions. Safe to use from several threads."""
+
+    name: str
+
+    @abstractmethod
+    def add(self, page: str, visits: int) -> int:
+        """Count visits of a page at once, with no watermark; return the page's new count.
+
+        Not exactly-once: after StoreUnavailableError the visits may have been counted.
+        """
+
+    @abstractmethod
+    def read(self, writer: str, pages: Sequence[str]) -> list[Stored]:
+        """Return what is stored for each page, in order; each page's pair is read atomically.
+
+        Raises StoreError if any page cannot be read.
+        """
+
+    @abstractmethod
+    def apply(self, writer: str, batches: Iterable[Batch]) -> list[Applied]:
+        """Apply each batch whose `expected` is the partition's watermark now; return an Applied for each, in order.
+
+        A batch is applied whole or not at all. One whose `expected` does not match changes nothing and returns
+        the watermark there is. Never raises StoreError: a batch that failed says so in its Applied.
+        """
+
+    @abstractmethod
+    def watermarks(self, writer: str, partitions: Sequence[int]) -> list[str]:
+        """Return the writer's watermark token in each partition, in order. Raises StoreError."""
+
+    @abstractmethod
+    def persist(self, timeout_seconds: float) -> bool | None:
+        """Wait until everything applied so far through this object is on the store's disk (and its replicas').
+
+        True: it is. False: not within the time-out, ask again later. None: this store cannot tell.
+        """
+
+    @abstractmethod
+    def ping(self) -> bool:
+        """Tell whether the store answers now; never raises."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Release connections."""
