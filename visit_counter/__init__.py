@@ -41,8 +41,9 @@ def create_app(settings: Settings | None = None) -> Flask:
         app,
         config={
             "CACHE_TYPE": "visit_counter.cache.LocalCache",
-            "CACHE_DEFAULT_TIMEOUT": settings.cache_seconds,
             "CACHE_THRESHOLD": settings.cache_pages,
+            # To flask-caching a time of 0 means for ever; here it means that nothing stays fresh.
+            "CACHE_OPTIONS": {"ttl_seconds": settings.cache_seconds or 1e-9},
         },
     )
     service = Service(settings, app.extensions["cache"][cache])

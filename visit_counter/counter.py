@@ -74,7 +74,7 @@ class BufferedCounter:
     ) -> None:
         self.buffer, self.store, self.cache = buffer, store, cache
         self._post_via, self._stored_via, self._pending_via = post_via, stored_via, pending_via
-        self._reads: SingleFlight[str, None] = SingleFlight()
+        self._reads: SingleFlight[None] = SingleFlight()
 
     def record(self, page: str, visits: int = 1) -> Answer:
         """Count visits of a page: 200 with the count, or 202 with the pending part alone if the rest is unknown."""

@@ -27,7 +27,7 @@ class DirectCounter:
         self.store, self.cache = store, cache
         self._via, self._waits = via, waits
         self._lock = threading.Lock()
-        self._reads: SingleFlight[str, int] = SingleFlight()
+        self._reads: SingleFlight[int] = SingleFlight()
 
     def record(self, page: str, visits: int = 1) -> Answer:
         """Count visits of a page. Raises StoreError; after StoreUnavailableError they may have been counted."""

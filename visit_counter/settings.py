@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from visit_counter.errors import SettingsError
-from visit_counter.shard_list import Shard, parse_shards, shown
+from visit_counter.shard_list import EMBEDDED, Shard, parse_shards, shown
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -46,7 +46,7 @@ class Settings:
     journal_fsync: str
     journal_max_bytes: int
     pending_max_pages: int
-    retain_seconds: float
+    retain_segments: int
 
     @classmethod
     def load(cls, environ: Mapping[str, str]) -> Self:
@@ -64,6 +64,16 @@ class Settings:
         if mistakes:
             raise SettingsError(mistakes)
         return cls(**_for_profile(values, shards))
+
+    def environ(self) -> dict[str, str]:
+        """Return the environment that `load` makes the same settings from, for a child process."""
+        values = {name: getattr(self, name) for name in _RULES}
+        if not values["embedded_ports"]:
+            del values["embedded_ports"]
+        else:
+            values["embedded_ports"] = ",".join(map(str, self.embedded_ports))
+        shards = EMBEDDED if self.embedded else ",".join(f"{shard.name}={shard.url}" for shard in self.shards)
+        return {_variable(name): str(value) for name, value in values.items()} | {_variable("shards"): shards}
 
 
 def _gather(environ: Mapping[str, str], mistakes: list[str]) -> dict[str, str]:
@@ -195,6 +205,6 @@ _RULES = {
     "journal_fsync": _Rule(_one_of(FSYNC_POLICIES), ", ".join(FSYNC_POLICIES)),
     "journal_max_bytes": _amount("bytes", 65_536, 1 << 50),
     "pending_max_pages": _amount("pages", 1, 1_000_000_000),
-    "retain_seconds": _seconds(0, 604_800),
+    "retain_segments": _amount("segments", 0, 100_000),
 }
 _KNOWN = (*_RULES, "shards", "shards_file")

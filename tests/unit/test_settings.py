@@ -36,7 +36,7 @@ def test_with_nothing_set_the_defaults_of_the_design_hold() -> None:
         journal_fsync="everysec",
         journal_max_bytes=1 << 30,
         pending_max_pages=2_000_000,
-        retain_seconds=600,
+        retain_segments=20,
     )
 
 
@@ -50,14 +50,14 @@ def test_the_environment_goes_over_the_files() -> None:
         "VISITS_JOURNAL_FSYNC": "always",
         "VISITS_JOURNAL_MAX_BYTES": "65536",
         "VISITS_PENDING_MAX_PAGES": "9",
-        "VISITS_RETAIN_SECONDS": "1.5",
+        "VISITS_RETAIN_SEGMENTS": "15",
         "VISITS_EMBEDDED_PORTS": "6001, 6002",
         "HOME": "/root",
     }
     settings = Settings.load(environ)
     assert (settings.profile, settings.data_dir, settings.flush_seconds) == ("batched", Path("/srv/visits"), 0.25)
     assert (settings.cache_seconds, settings.cache_pages, settings.journal_fsync) == (0, 7, "always")
-    assert (settings.journal_max_bytes, settings.pending_max_pages, settings.retain_seconds) == (65536, 9, 1.5)
+    assert (settings.journal_max_bytes, settings.pending_max_pages, settings.retain_segments) == (65536, 9, 15)
     assert settings.embedded_ports == (6001,)
 
 
@@ -178,7 +178,7 @@ def test_amounts_are_whole_numbers_within_bounds(text: str) -> None:
         ("VISITS_DATA_DIR", "~/visits"),
         ("VISITS_JOURNAL_MAX_BYTES", "1GB"),
         ("VISITS_PENDING_MAX_PAGES", "0"),
-        ("VISITS_RETAIN_SECONDS", "10m"),
+        ("VISITS_RETAIN_SEGMENTS", "10m"),
     ],
 )
 def test_a_wrong_value_is_told_with_its_name_and_what_is_allowed(name: str, text: str) -> None:

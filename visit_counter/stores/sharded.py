@@ -11,7 +11,7 @@ from visit_counter.ring import Ring, partition_of
 from visit_counter.stores.base import Applied, Batch, Store, Stored
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -67,6 +67,14 @@ class ShardedStore(Store):
         """Release the connections of all shards."""
         for store in self.stores.values():
             store.close()
+
+    def by_store(self, partitions: Iterable[int]) -> Iterator[tuple[Store, list[int]]]:
+        """Give each store that owns any of the partitions, and those it owns."""
+        owned: dict[str, list[int]] = {}
+        for partition in partitions:
+            owned.setdefault(self.ring.shard_of(partition), []).append(partition)
+        for name, mine in owned.items():
+            yield self.stores[name], mine
 
     def _spread(
         self, items: Sequence[T], owner: Callable[[T], str], call: Callable[[Store, Sequence[T]], Sequence[R]]
