@@ -61,7 +61,7 @@ class Flusher:
         self.journal.prepare()
         with self._only_one(wait=wait):
             started = time.monotonic()
-            state = State.load(self._state_path)
+            state = State.load(self.journal.state_path)
             round_ = _Round(self.journal, self.store, state)
             error = round_.run()
             result = LastFlush(time.time(), round(time.monotonic() - started, 3), round_.visits, round_.pages, error)
