@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING
 
 from visit_counter import steps
 from visit_counter.errors import JournalError, JournalFullError
-from visit_counter.journal import MERGED, Folded, Journal, Segment, visit_line
+from visit_counter.journal import Journal, Segment
+from visit_counter.records import MERGED, Folded, visit_line
 from visit_counter.ring import partition_of
 from visit_counter.state import State
 from visit_counter.stores.base import NO_WATERMARK, segment_of
@@ -61,7 +62,9 @@ class WriteBuffer:
     pages pending in memory: beyond either, `append` refuses with JournalFullError.
     """
 
-    def __init__(self, journal: Journal, *, fsync: str = "everysec", max_bytes: int = 1 << 30, max_pages: int = 2_000_000):
+    def __init__(
+        self, journal: Journal, *, fsync: str = "everysec", max_bytes: int = 1 << 30, max_pages: int = 2_000_000
+    ) -> None:
         self.journal = journal
         self.lock = threading.RLock()
         self.writer = ""
@@ -188,7 +191,10 @@ class WriteBuffer:
             self._check_limits(0)
         except JournalFullError as error:
             return str(error)
-        if self._failed and os.statvfs(self.journal.path).f_bavail * os.statvfs(self.journal.path).f_frsize < _ROOM_BYTES:
+        if (
+            self._failed
+            and os.statvfs(self.journal.path).f_bavail * os.statvfs(self.journal.path).f_frsize < _ROOM_BYTES
+        ):
             return self._failed
         return None
 
@@ -260,7 +266,9 @@ class WriteBuffer:
         with self.lock:
             parts = [table for table in self._sealed if whole.first <= table.first and table.last <= whole.last]
         for table in parts:
-            self._rebase(table, lambda page, visits, last: rebase(page, visits, last) if self._included(page, last) else None)
+            self._rebase(
+                table, lambda page, visits, last: rebase(page, visits, last) if self._included(page, last) else None
+            )
         folded = self.journal.read(whole)
         with self.lock:
             if parts and parts[0] in self._sealed:

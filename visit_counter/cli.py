@@ -1,4 +1,4 @@
-"""The flask commands: thin wrappers over the service and `reports`. They work beside a running service and without one."""
+"""The flask commands: thin wrappers over the service and `reports`; they need no running service."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def register(app: Flask) -> None:
     app.cli.add_command(shards)
 
 
-class _Page(click.ParamType):
+class _Page(click.ParamType[str]):
     """A page id, checked by the same rules as in a request."""
 
     name = "page"

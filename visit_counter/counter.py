@@ -62,7 +62,7 @@ class Known(NamedTuple):
 class BufferedCounter:
     """Counts through the write buffer. `post_via(page)` and `stored_via(page)` give what the answers name."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - all are named in the one call there is
         self,
         buffer: WriteBuffer,
         store: Store,
@@ -120,7 +120,9 @@ class BufferedCounter:
             buffer.catch_up()
             entries: list[Known | None] = [cache.get(page) for _, page in requests]
             run = [
-                (page, 1) for (is_visit, page), known in zip(requests, entries, strict=True) if is_visit and known is not None
+                (page, 1)
+                for (is_visit, page), known in zip(requests, entries, strict=True)
+                if is_visit and known is not None
             ]
             try:
                 currents = iter(buffer.append(run) if run else ())
@@ -177,7 +179,7 @@ class BufferedCounter:
             if included != self.buffer.included_to:
                 return False
             if known is None:
-                known = Known(stored.count + self.buffer.retained(page, segment), self.buffer.included_to)
+                known = Known(stored.visits + self.buffer.retained(page, segment), self.buffer.included_to)
             self.cache.set(page, known)
             return True
         if segment < self.buffer.included_to:
@@ -186,6 +188,6 @@ class BufferedCounter:
             # Nothing between the watermark and `included_to` was for this partition.
             segment = included
         if known is None or known.segment <= segment:
-            known = Known(stored.count, segment)
+            known = Known(stored.visits, segment)
         self.cache.set(page, known)
         return True

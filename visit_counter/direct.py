@@ -57,7 +57,7 @@ class DirectCounter:
 
     def _read(self, page: str) -> int:
         [stored] = self.store.read("", [page])
-        return self._remember(page, stored.count)
+        return self._remember(page, stored.visits)
 
     def _remember(self, page: str, count: int) -> int:
         """Cache a count unless a newer, which is a higher one, came first; return the count that was given.

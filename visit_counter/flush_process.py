@@ -13,6 +13,8 @@ from visit_counter.settings import Settings
 from visit_counter.stores.redis import RedisStore
 from visit_counter.stores.sharded import ShardedStore
 
+log = logging.getLogger(__name__)
+
 
 def main() -> int:
     """Flush once; return the exit status."""
@@ -31,9 +33,9 @@ def main() -> int:
     except FlushBusyError:
         return 0
     except (VisitCounterError, OSError) as error:
-        logging.error("%s", error)
+        log.error("%s", error)
         return 1
-    logging.info("%d visits of %d pages in %.3f s %s", result.visits, result.pages, result.seconds, result.error)
+    log.info("%d visits of %d pages in %.3f s %s", result.visits, result.pages, result.seconds, result.error)
     return 0
 
 

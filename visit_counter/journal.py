@@ -9,22 +9,7 @@ One directory, shared by all processes of the host::
     journal/state.json         what the flush has confirmed (`visit_counter.state`)
     journal/*.lock             locks; they hold nothing
 
-A segment is text, one record to a line, three fields between tabs::
-
-    5d1c9f0e<TAB>1<TAB>blog/hello
-    0b7c3d55<TAB>25<TAB>about
-    c2f4a1de<TAB>flushed<TAB>7
-    91ab77c0<TAB>seal<TAB>8:6f1d2c3b9a04
-
-1. the CRC-32 of the rest of the line, eight hexadecimal digits;
-2. a number of visits, or what happened: `seal` (nothing behind this line counts; the segment's token follows),
-   `flushed` (every partition includes the segments up to this number), `merged` (`first-last` are one file now);
-3. the page, or the argument. No page holds a control character, so tabs and newlines delimit without escapes.
-
-Every append is one `write()` to a file opened with O_APPEND, so the appends of several processes stay whole and
-the order of the file is the order of events. An append that was cut (full disk, power, kill) leaves a piece with no
-newline; the next append continues on the same line. The last three fields of such a line are the later record,
-entire, and the piece before them was never acknowledged: `parse` takes the one and drops the other.
+What is in a segment is explained in `visit_counter.records`.
 """
 
 from __future__ import annotations
@@ -32,118 +17,21 @@ from __future__ import annotations
 import os
 import re
 import secrets
-from collections import Counter
-from dataclasses import dataclass, field
-from functools import lru_cache
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
-from zlib import crc32
+from typing import TYPE_CHECKING
 
 from visit_counter.errors import JournalError, StartupError
+from visit_counter.records import SEAL, Folded, encode
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-SEAL = b"seal"
-FLUSHED = b"flushed"
-MERGED = b"merged"
-_EVENTS = frozenset((SEAL, FLUSHED, MERGED))
-_SEAL_MARK = b"\tseal\t"
 
 _NAME = re.compile(r"(\d{10})(?:-(\d{10}))?\.log")
 _READ_BYTES = 4 << 20
 
 # File systems whose O_APPEND is emulated by the client: two hosts' (or even two processes') appends may overwrite.
 _UNSAFE_FILE_SYSTEMS = frozenset(("nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "fuse.sshfs", "afs", "davfs"))
-
-
-def encode(kind: bytes, argument: bytes) -> bytes:
-    """Return one record as a line."""
-    body = b"%b\t%b" % (kind, argument)
-    return b"%08x\t%b\n" % (crc32(body), body)
-
-
-@lru_cache(maxsize=1 << 16)
-def visit_line(page: str, visits: int = 1) -> bytes:
-    """Return the line that counts visits of a page. Popular pages pay for it once."""
-    return encode(b"%d" % visits, page.encode())
-
-
-class Record(NamedTuple):
-    """One record: `kind` is a number of visits in decimal digits, or one of the events."""
-
-    kind: bytes
-    argument: bytes
-
-
-def parse(line: bytes) -> Record | None:
-    """Return the record of a line (without its newline), or None where there is none.
-
-    A cut record before a whole one on the same line is dropped: see the top of this file.
-    """
-    fields = line.rsplit(b"\t", 2)
-    if len(fields) != 3 or (fields[1] not in _EVENTS and not fields[1].isdigit()):
-        return None
-    head, kind, argument = fields
-    try:
-        claimed = int(head[-8:], 16)
-    except ValueError:
-        return None
-    if len(head) < 8 or claimed != crc32(b"%b\t%b" % (kind, argument)):
-        return None
-    return Record(kind, argument)
-
-
-@dataclass(slots=True)
-class Folded:
-    """What a piece of a segment adds up to."""
-
-    visits: dict[str, int] = field(default_factory=dict)
-    sealed_as: str = ""  # the token, once a seal was met: nothing behind it was folded
-    events: list[Record] = field(default_factory=list)
-    lines: int = 0
-    unreadable: int = 0
-    consumed: int = 0  # bytes, up to and including the last newline folded
-
-    def add(self, data: bytes) -> None:
-        """Fold the whole lines of `data`; stop at a seal."""
-        if self.sealed_as:
-            return
-        mark = data.find(_SEAL_MARK)
-        while mark >= 0 and not self.sealed_as:
-            self._add_until_seal(data, mark)
-            mark = data.find(_SEAL_MARK, mark + 1)
-        if not self.sealed_as:
-            end = data.rfind(b"\n") + 1
-            self._add_lines(data[:end])
-            self.consumed += end
-
-    def _add_until_seal(self, data: bytes, mark: int) -> None:
-        end = data.find(b"\n", mark)
-        if end < 0:
-            return  # the seal itself is not whole yet
-        start = data.rfind(b"\n", 0, mark) + 1
-        record = parse(data[start:end])
-        if record is not None and record.kind == SEAL:
-            self._add_lines(data[:start])
-            self.lines += 1
-            self.consumed += end + 1
-            self.sealed_as = record.argument.decode("ascii", "replace")
-
-    def _add_lines(self, data: bytes) -> None:
-        # The same page makes the same line, so equal lines are counted in C and each is read once.
-        lines = data.split(b"\n")
-        lines.pop()
-        self.lines += len(lines)
-        for line, times in Counter(lines).items():
-            record = parse(line)
-            if record is None:
-                self.unreadable += times
-            elif record.kind in _EVENTS:
-                self.events.append(record)
-            else:
-                page = record.argument.decode("utf-8", "replace")
-                self.visits[page] = self.visits.get(page, 0) + int(record.kind) * times
 
 
 @dataclass(frozen=True, slots=True, order=True)

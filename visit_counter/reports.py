@@ -51,7 +51,11 @@ def journal(service: Service) -> dict[str, Any] | None:
                 "segment": segment.name,
                 "bytes": (stat := (buffer.journal.path / segment.name).stat()).st_size,
                 "age_seconds": max(0, round(now - stat.st_mtime)),
-                "state": "included" if segment.last <= state.floor else "waiting" if buffer.is_sealed(segment) else "current",
+                "state": "included"
+                if segment.last <= state.floor
+                else "waiting"
+                if buffer.is_sealed(segment)
+                else "current",
             }
             for segment in buffer.journal.segments()
         ]

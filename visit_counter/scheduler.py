@@ -33,7 +33,7 @@ class Job(NamedTuple):
     every_seconds: float
 
 
-class Scheduler(BackgroundScheduler):
+class Scheduler(BackgroundScheduler):  # type: ignore[misc]  # APScheduler has no types
     """APScheduler that also keeps time when the wall clock jumps.
 
     APScheduler plans by the wall clock: set back an hour, it would rest for an hour. This one looks at the monotonic
@@ -56,7 +56,11 @@ class Scheduler(BackgroundScheduler):
         self._ahead = wall() - monotonic()
         for job in jobs:
             self.add_job(
-                _logged(job), "interval", seconds=job.every_seconds, id=job.name, name=job.name,
+                _logged(job),
+                "interval",
+                seconds=job.every_seconds,
+                id=job.name,
+                name=job.name,
                 next_run_time=datetime.now().astimezone() + timedelta(seconds=job.every_seconds),
             )
 
@@ -77,8 +81,10 @@ def _logged(job: Job) -> Callable[[], None]:
     def run() -> None:
         try:
             job.function()
-        except Exception as error:  # noqa: BLE001 - whatever it was, the job must run again
-            log.error("%s failed: %s: %s", job.name, type(error).__name__, error, exc_info=log.isEnabledFor(logging.DEBUG))
+        except Exception as error:  # whatever it was, the job must run again
+            log.error(
+                "%s failed: %s: %s", job.name, type(error).__name__, error, exc_info=log.isEnabledFor(logging.DEBUG)
+            )
 
     return run
 

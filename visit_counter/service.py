@@ -168,7 +168,7 @@ class Service:
         except (FlushBusyError, OSError) as error:
             log.error("the last flush failed, its visits stay pending: %s", error)
 
-    # -- what /health says -----------------------------------------------------------------------------------------------
+    # -- what /health says ------------------------------------------------------------------------------------------
 
     def health(self) -> tuple[dict[str, Any], int]:
         """Return the body and the status of /health."""
@@ -195,4 +195,3 @@ class Service:
             with self.buffer.lock:
                 return self.buffer.refusal()
         return None if all(shards.values()) else "the store does not answer, and this profile has no journal"
-

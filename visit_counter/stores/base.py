@@ -23,9 +23,9 @@ NO_WATERMARK = ""
 
 
 class Stored(NamedTuple):
-    """What a store holds for one page, read atomically: its count, and the writer's watermark token."""
+    """What a store holds for one page, read atomically: its stored visits, and the writer's watermark token."""
 
-    count: int
+    visits: int
     watermark: str
 
 
