@@ -159,7 +159,12 @@ def ignore_signals() -> None:
     SystemExit at each, and the second one would break off the last flush or come before it.
     """
     for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+        # Not SIG_IGN: Python prints a warning for a signal that has come and is ignored only then.
+        signal.signal(number, _nothing)
+
+
+def _nothing(_signal: int, _frame: object) -> None:
+    """Handle a signal by doing nothing."""
 
 
 def stop_service(app: object | None) -> None:

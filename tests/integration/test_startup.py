@@ -41,6 +41,13 @@ def said(server: GunicornServer, word: str) -> list[str]:
     return sorted(re.findall(rf"^{word} in (\d+)$", server.log, re.MULTILINE))
 
 
+def up(server: GunicornServer, workers: int = 2) -> GunicornServer:
+    """Start and wait until all workers have started: one that still boots may miss a signal."""
+    server.start()
+    wait_until(lambda: len(said(server, "started")) >= workers, f"{workers} workers have started")
+    return server
+
+
 def nothing_listens(*ports: int) -> bool:
     return not any(map(listening, ports))
 
@@ -52,7 +59,7 @@ def fails_with(server: GunicornServer, message: str) -> None:
 
 
 def test_the_start_log_says_where_everything_is(sharded: Callable[..., GunicornServer], ports: list[int]) -> None:
-    server = sharded().start()
+    server = up(sharded())
     shards = ", ".join(f"redis_{port} at 127.0.0.1:{port}" for port in ports)
     for line in (
         f"Visit Counter at {server.url}, profile sharded",
@@ -68,8 +75,7 @@ def test_the_start_log_says_where_everything_is(sharded: Callable[..., GunicornS
 def test_every_worker_stops_its_service_once_and_nothing_is_left(
     sharded: Callable[..., GunicornServer], ports: list[int], end: str
 ) -> None:
-    server = sharded("-w", "3").start()
-    wait_until(lambda: len(said(server, "started")) == 3, "three workers have started")
+    server = up(sharded("-w", "3"), workers=3)
     status = server.interrupt() if end == "interrupt" else server.stop(getattr(signal, end))
     assert status == 0
     assert nothing_listens(server.port, *ports)
@@ -78,7 +84,7 @@ def test_every_worker_stops_its_service_once_and_nothing_is_left(
 
 
 def test_nothing_is_left_after_the_master_is_killed(sharded: Callable[..., GunicornServer], ports: list[int]) -> None:
-    server = sharded().start()
+    server = up(sharded())
     server.stop(signal.SIGKILL)
     wait_until(lambda: nothing_listens(server.port, *ports), "the workers and the shards are gone")
 
@@ -87,7 +93,7 @@ def test_nothing_is_left_after_the_master_is_killed(sharded: Callable[..., Gunic
 def test_gunicorns_own_options_work(
     sharded: Callable[..., GunicornServer], ports: list[int], arguments: tuple[str, ...]
 ) -> None:
-    server = sharded(*arguments).start()
+    server = up(sharded(*arguments))
     assert server.stop() == 0
     assert nothing_listens(server.port, *ports)
 
@@ -95,8 +101,7 @@ def test_gunicorns_own_options_work(
 def test_a_reload_keeps_the_shards_and_the_end_after_it_ends_them(
     sharded: Callable[..., GunicornServer], ports: list[int]
 ) -> None:
-    server = sharded().start()
-    wait_until(lambda: len(said(server, "started")) == 2, "the workers have started")
+    server = up(sharded())
     server.send_signal(signal.SIGHUP)
     wait_until(lambda: len(said(server, "started")) == 4, "new workers have started")
     wait_until(lambda: len(said(server, "stopped")) == 2, "the old workers have stopped")
@@ -109,8 +114,8 @@ def test_a_second_master_takes_over_the_shards_of_the_first(
     sharded: Callable[..., GunicornServer], ports: list[int], tmp_path: Path
 ) -> None:
     data = str(tmp_path / "data")
-    first = sharded(VISITS_DATA_DIR=data).start()
-    second = sharded(VISITS_DATA_DIR=data).start()
+    first = up(sharded(VISITS_DATA_DIR=data))
+    second = up(sharded(VISITS_DATA_DIR=data))
     assert first.stop() == 0
     wait_until(lambda: all(map(listening, ports)), "the second master's shards answer")
     assert second.stop() == 0
@@ -118,9 +123,10 @@ def test_a_second_master_takes_over_the_shards_of_the_first(
 
 
 def test_an_upgrade_in_place_keeps_the_shards(sharded: Callable[..., GunicornServer], ports: list[int]) -> None:
-    server = sharded().start()
+    server = up(sharded())
     server.send_signal(signal.SIGUSR2)
     wait_until(lambda: server.log.count("Visit Counter at") == 2, "the new master is ready")
+    wait_until(lambda: len(said(server, "started")) == 4, "the new master's workers have started")
     new = int(re.findall(r"\[(\d+)\] \[INFO\] Visit Counter at", server.log)[1])
     assert server.stop() == 0
     wait_until(lambda: all(map(listening, ports)), "the new master's shards answer")
@@ -138,8 +144,7 @@ def test_a_profile_of_one_process_starts_one_worker_and_refuses_more(
 
 
 def test_the_environment_says_how_many_workers(service: Callable[..., GunicornServer], valkey: ValkeyServer) -> None:
-    server = service(VISITS_SHARDS=valkey.url, WEB_CONCURRENCY="3").start()
-    wait_until(lambda: len(said(server, "started")) == 3, "three workers have started")
+    up(service(VISITS_SHARDS=valkey.url, WEB_CONCURRENCY="3"), workers=3)
 
 
 def test_wrong_settings_stop_the_start_with_all_mistakes(service: Callable[..., GunicornServer]) -> None:
