@@ -43,6 +43,11 @@ def post_worker_init(worker: Any) -> None:
     startup.start_service(worker.wsgi)
 
 
+def worker_int(worker: Any) -> None:  # noqa: ARG001 - gunicorn passes it
+    """Let the first Ctrl-C or SIGQUIT be the last signal of a worker."""
+    startup.ignore_signals()
+
+
 def worker_exit(server: Any, worker: Any) -> None:  # noqa: ARG001 - gunicorn passes both
     """Flush a last time. gunicorn also calls this in the master, where the worker has no app."""
     startup.stop_service(getattr(worker, "wsgi", None))

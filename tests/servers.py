@@ -198,7 +198,8 @@ class GunicornServer:
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
                 [
-                    *(sys.executable, "-m", "gunicorn", self._app, "-c", "gunicorn.conf.py"),
+                    # Not python -m gunicorn: after SIGUSR2 that finds gunicorn's `http` in place of the library's.
+                    *(sys.executable, str(Path(sys.executable).with_name("gunicorn")), self._app),
                     *("-b", f"127.0.0.1:{self.port}", *self._arguments),
                 ],
                 cwd=REPOSITORY,
@@ -229,9 +230,12 @@ class GunicornServer:
         os.kill(self.pid, number)
 
     def wait(self) -> int:
-        """Wait until the master has ended; return its exit status."""
+        """Wait until the master has ended; return its exit status.
+
+        A worker that is told to end while it boots may miss it; gunicorn kills it after the graceful time-out.
+        """
         assert self._process, "gunicorn was not started"
-        return self._process.wait(DEADLINE_SECONDS)
+        return self._process.wait(2 * DEADLINE_SECONDS)
 
     def interrupt(self) -> int:
         """Press Ctrl-C: SIGINT to every process of the terminal's foreground group; return the exit status."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import socket
 import sys
 import tempfile
@@ -151,8 +152,24 @@ def start_service(app: object) -> None:
         app.extensions["visit_counter"].start()  # type: ignore[attr-defined]  # a Flask, which is not imported here
 
 
+def ignore_signals() -> None:
+    """Let a worker that ends do so undisturbed; SIGKILL after gunicorn's graceful time-out stays.
+
+    A worker gets two signals for one Ctrl-C, the terminal's and the master's. gunicorn's handler raises
+    SystemExit at each, and the second one would break off the last flush or come before it.
+    """
+    for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGTERM):
+        # Not SIG_IGN: Python prints a warning for a signal that has come and is ignored only then.
+        signal.signal(number, _nothing)
+
+
+def _nothing(_signal: int, _frame: object) -> None:
+    """Handle a signal by doing nothing."""
+
+
 def stop_service(app: object | None) -> None:
     """Stop the service in a worker, if it came to load one."""
     service = getattr(app, "extensions", {}).get("visit_counter")
     if service:
+        ignore_signals()
         service.stop()

@@ -1,0 +1,230 @@
+"""How the service starts and ends under gunicorn, and what it says when it cannot start."""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+import signal
+import socket
+import threading
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.servers import GunicornServer, ValkeyServer, free_ports, listening, wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+
+@pytest.fixture
+def service(gunicorn: Callable[..., GunicornServer]) -> Callable[..., GunicornServer]:
+    """Make services of the stub app."""
+    return functools.partial(gunicorn, app="tests.stub_app:app")
+
+
+@pytest.fixture
+def ports() -> list[int]:
+    """Return two free ports for embedded shards."""
+    return free_ports(2)
+
+
+@pytest.fixture
+def sharded(service: Callable[..., GunicornServer], ports: list[int]) -> Callable[..., GunicornServer]:
+    """Make services with two embedded shards on free ports."""
+    return functools.partial(service, VISITS_EMBEDDED_PORTS=",".join(map(str, ports)))
+
+
+def said(server: GunicornServer, word: str) -> list[str]:
+    return sorted(re.findall(rf"^{word} in (\d+)$", server.log, re.MULTILINE))
+
+
+def up(server: GunicornServer, workers: int = 2) -> GunicornServer:
+    """Start and wait until all workers have started: one that still boots may miss a signal."""
+    server.start()
+    wait_until(lambda: len(said(server, "started")) >= workers, f"{workers} workers have started")
+    return server
+
+
+def nothing_listens(*ports: int) -> bool:
+    return not any(map(listening, ports))
+
+
+def fails_with(server: GunicornServer, message: str) -> None:
+    assert server.spawn().wait() == 1
+    (line,) = [line for line in server.log.splitlines() if not line.startswith("[")]
+    assert re.fullmatch(f"visit-counter: {message}", line), line
+
+
+def test_the_start_log_says_where_everything_is(sharded: Callable[..., GunicornServer], ports: list[int]) -> None:
+    server = up(sharded())
+    shards = ", ".join(f"redis_{port} at 127.0.0.1:{port}" for port in ports)
+    for line in (
+        f"Visit Counter at {server.url}, profile sharded",
+        f"shards (embedded): {shards}",
+        f"data directory: {server.dir / 'data'}",
+    ):
+        assert line in server.log
+    assert all(map(listening, ports))
+    assert len(server.worker_pids) == 2
+
+
+@pytest.mark.parametrize("end", ["interrupt", "SIGTERM", "SIGQUIT"])
+def test_every_worker_stops_its_service_once_and_nothing_is_left(
+    sharded: Callable[..., GunicornServer], ports: list[int], end: str
+) -> None:
+    server = up(sharded("-w", "3"), workers=3)
+    status = server.interrupt() if end == "interrupt" else server.stop(getattr(signal, end))
+    assert status == 0
+    assert nothing_listens(server.port, *ports)
+    assert said(server, "stopped") == said(server, "started")
+    assert "Traceback" not in server.log
+
+
+def test_nothing_is_left_after_the_master_is_killed(sharded: Callable[..., GunicornServer], ports: list[int]) -> None:
+    server = up(sharded())
+    server.stop(signal.SIGKILL)
+    wait_until(lambda: nothing_listens(server.port, *ports), "the workers and the shards are gone")
+
+
+@pytest.mark.parametrize("arguments", [("--preload",), ("--reload",), ("--max-requests", "2"), ("-k", "sync")])
+def test_gunicorns_own_options_work(
+    sharded: Callable[..., GunicornServer], ports: list[int], arguments: tuple[str, ...]
+) -> None:
+    server = up(sharded(*arguments))
+    assert server.stop() == 0
+    assert nothing_listens(server.port, *ports)
+
+
+def test_a_reload_keeps_the_shards_and_the_end_after_it_ends_them(
+    sharded: Callable[..., GunicornServer], ports: list[int]
+) -> None:
+    server = up(sharded())
+    server.send_signal(signal.SIGHUP)
+    wait_until(lambda: len(said(server, "started")) == 4, "new workers have started")
+    wait_until(lambda: len(said(server, "stopped")) == 2, "the old workers have stopped")
+    assert all(map(listening, ports))
+    assert server.stop() == 0
+    assert nothing_listens(*ports)
+
+
+def test_a_second_master_takes_over_the_shards_of_the_first(
+    sharded: Callable[..., GunicornServer], ports: list[int], tmp_path: Path
+) -> None:
+    data = str(tmp_path / "data")
+    first = up(sharded(VISITS_DATA_DIR=data))
+    second = up(sharded(VISITS_DATA_DIR=data))
+    assert first.stop() == 0
+    wait_until(lambda: all(map(listening, ports)), "the second master's shards answer")
+    assert second.stop() == 0
+    assert nothing_listens(*ports)
+
+
+def test_an_upgrade_in_place_keeps_the_shards(sharded: Callable[..., GunicornServer], ports: list[int]) -> None:
+    server = up(sharded())
+    server.send_signal(signal.SIGUSR2)
+    wait_until(lambda: server.log.count("Visit Counter at") == 2, "the new master is ready")
+    wait_until(lambda: len(said(server, "started")) == 4, "the new master's workers have started")
+    new = int(re.findall(r"\[(\d+)\] \[INFO\] Visit Counter at", server.log)[1])
+    assert server.stop() == 0
+    wait_until(lambda: all(map(listening, ports)), "the new master's shards answer")
+    os.kill(new, signal.SIGTERM)
+    wait_until(lambda: nothing_listens(server.port, *ports), "the new master is gone")
+
+
+@pytest.mark.parametrize("profile", ["basic", "cached"])
+def test_a_profile_of_one_process_starts_one_worker_and_refuses_more(
+    sharded: Callable[..., GunicornServer], profile: str
+) -> None:
+    server = sharded(VISITS_PROFILE=profile).start()
+    assert len(server.worker_pids) == 1
+    fails_with(sharded("-w", "2", VISITS_PROFILE=profile), rf"2 workers with VISITS_PROFILE {profile}; allowed: 1, .*")
+
+
+def test_the_environment_says_how_many_workers(service: Callable[..., GunicornServer], valkey: ValkeyServer) -> None:
+    up(service(VISITS_SHARDS=valkey.url, WEB_CONCURRENCY="3"), workers=3)
+
+
+def test_wrong_settings_stop_the_start_with_all_mistakes(service: Callable[..., GunicornServer]) -> None:
+    server = service(VISITS_PROFILE="none", VISITS_FLUSH_SECONDS="30s").spawn()
+    assert server.wait() == 1
+    assert server.log.splitlines() == [
+        "visit-counter: wrong settings:",
+        "  VISITS_PROFILE is 'none'; allowed: basic, redis, cached, batched, sharded",
+        "  VISITS_FLUSH_SECONDS is '30s'; allowed: a number of seconds from 0.05 to 3600, without a unit",
+    ]
+
+
+def test_a_taken_address_is_one_clear_line(service: Callable[..., GunicornServer]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        message = rf"the address 127.0.0.1:{port} is in use by something else; choose another one with -b host:port"
+        fails_with(service(port=port, VISITS_PROFILE="basic"), message)
+
+
+def test_a_taken_port_of_a_shard_is_one_clear_line(
+    sharded: Callable[..., GunicornServer], ports: list[int], tmp_path: Path
+) -> None:
+    other = ValkeyServer(tmp_path / "other", ports[1]).start()
+    try:
+        fails_with(sharded(), rf"port {ports[1]} on 127.0.0.1 is taken by another Redis or Valkey.*")
+    finally:
+        other.kill()
+    assert nothing_listens(*ports)
+
+
+def test_an_unwritable_data_directory_is_one_clear_line(service: Callable[..., GunicornServer], tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    fails_with(service(VISITS_DATA_DIR=str(tmp_path / "file")), r"cannot write to VISITS_DATA_DIR .*/file: File exists")
+
+
+def test_a_wrong_password_is_one_clear_line_without_it(service: Callable[..., GunicornServer], tmp_path: Path) -> None:
+    shard = ValkeyServer(tmp_path / "shard", requirepass="right").start()
+    try:
+        server = service(VISITS_SHARDS=f"redis://:hunter2@127.0.0.1:{shard.port}")
+        fails_with(server, rf"redis_{shard.port}: 127.0.0.1:{shard.port} refuses: .*; see VISITS_SHARDS")
+        assert "hunter2" not in server.log
+        fails_with(service(VISITS_SHARDS=f"redis://127.0.0.1:{shard.port}"), r".* refuses: .*")
+    finally:
+        shard.kill()
+
+
+@pytest.fixture
+def http_port() -> Iterator[int]:
+    """Return a port where something speaks another language than Redis."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer() -> None:
+            try:
+                client, _ = server.accept()
+            except OSError:
+                return
+            with client:
+                client.recv(4096)
+                client.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        yield server.getsockname()[1]
+        server.shutdown(socket.SHUT_RDWR)
+        thread.join()
+
+
+def test_a_shard_that_is_not_redis_is_one_clear_line(service: Callable[..., GunicornServer], http_port: int) -> None:
+    server = service(VISITS_SHARDS=f"redis://127.0.0.1:{http_port}")
+    fails_with(server, rf"redis_{http_port}: 127.0.0.1:{http_port} is not Redis or Valkey; see VISITS_SHARDS")
+
+
+def test_a_shard_that_is_down_is_a_warning(service: Callable[..., GunicornServer]) -> None:
+    port = free_ports(1)[0]
+    server = service(VISITS_SHARDS=f"redis://127.0.0.1:{port}").start()
+    assert f"shard redis_{port}: 127.0.0.1:{port} does not answer" in server.log
+
+
+def test_a_service_that_cannot_start_ends_the_master_with_one_line(service: Callable[..., GunicornServer]) -> None:
+    server = service(VISITS_PROFILE="basic", STUB_FAILS="1").spawn()
+    assert server.wait() == 3
+    assert "visit-counter: the journal cannot be opened" in server.log.splitlines()
+    assert "Traceback" not in server.log

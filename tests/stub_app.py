@@ -1,0 +1,34 @@
+"""An app that only tells when its service is started and stopped, for tests of gunicorn.conf.py."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from flask import Flask
+
+from visit_counter.errors import StartupError
+
+
+class StubService:
+    """Says on the terminal what it is asked to do."""
+
+    def start(self) -> None:
+        """Say it, or refuse if the test asks for that."""
+        if "STUB_FAILS" in os.environ:
+            raise StartupError("the journal cannot be opened")
+        sys.stderr.write(f"started in {os.getpid()}\n")
+
+    def stop(self) -> None:
+        """Say it."""
+        sys.stderr.write(f"stopped in {os.getpid()}\n")
+
+
+app = Flask("stub")
+app.extensions["visit_counter"] = StubService()
+
+
+@app.get("/health")
+def health() -> dict[str, bool]:
+    """Answer, so that the test knows that the service is up."""
+    return {"healthy": True}
