@@ -35,8 +35,8 @@ CHUNK_BYTES = 1_000_000
 # Returns the watermark there is afterwards; an error means that nothing was changed.
 #
 # A script does not roll back, so everything is checked and added up before the first write, and up to 999 pages and
-# the watermark are one HSET (Lua's unpack allows about 8,000 values). Lua counts in doubles, which are exact up to
-# 2^53: a count that would pass it is refused. A batch that is there already has its watermark written again, so that
+# the watermark are one HSET (Lua's unpack allows about 8,000 values). Lua counts in doubles, which are exact below
+# 2^53: a count that would reach it is refused. A batch that is there already has its watermark written again, so that
 # the offset WAITAOF waits for on this connection lies behind it.
 SCRIPT = b"""
 local key, field, expected, watermark = KEYS[1], ARGV[1], ARGV[2], ARGV[3]
@@ -57,7 +57,7 @@ for first = 4, #ARGV, 1998 do
       return redis.error_reply('NOTACOUNT the partition holds a value that is not a count')
     end
     local total = tonumber(count) + tonumber(ARGV[first + 2 * index - 1])
-    if total > 9007199254740992 then return redis.error_reply('NOTACOUNT a count would pass 2^53') end
+    if total >= 9007199254740992 then return redis.error_reply('NOTACOUNT a count would reach 2^53') end
     write[2 * index - 1], write[2 * index] = page, string.format('%.0f', total)
   end
   writes[#writes + 1] = write
