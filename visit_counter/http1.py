@@ -196,14 +196,14 @@ def parse_fields(
 def is_whole(fields: Sequence[tuple[bytes, bytes]], data: bytes, head_end: int) -> bool:
     """Tell whether waiting for more of this request's body in the loop would serve nothing."""
     here = len(data) - head_end
-    for name, value in fields:
-        if name == b"expect":
-            return True  # the client waits for 100 Continue before it sends the body
-        if name == b"content-length":
-            return int(value) > BODY_BYTES or int(value) <= here
-        if name == b"transfer-encoding":
-            return here > BODY_BYTES or _chunks_end(data, head_end)
-    return True
+    named = dict(fields)
+    if b"expect" in named:
+        return True  # the client waits for 100 Continue before it sends the body
+    if coding := named.get(b"transfer-encoding"):
+        # Any coding but a last `chunked` is refused, whatever follows.
+        return not coding.lower().endswith(b"chunked") or here > BODY_BYTES or _chunks_end(data, head_end)
+    length = int(named.get(b"content-length", 0))
+    return length > BODY_BYTES or length <= here
 
 
 def _chunks_end(data: bytes, position: int) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import threading
 import zlib
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flask import Flask, Response, request
@@ -19,11 +20,15 @@ if TYPE_CHECKING:
 
 
 class StubCounter:
-    """Counts in memory. Pages under `wait/` are never ready, so that they go through Flask."""
+    """Counts in memory. 
+
+    Pages under `wait/` are never ready, so that they go through Flask; the page `break` breaks `answer_ready`.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._counts: dict[str, int] = {}
+        self.calls = 0
         path = os.environ.get("STUB_JOURNAL", os.devnull)
         self._journal = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
 
@@ -36,6 +41,9 @@ class StubCounter:
         return Answer(self._counts.get(page, 0), "stub")
 
     def answer_ready(self, requests: Sequence[tuple[bool, str]]) -> list[Answer | None]:
+        self.calls += 1
+        if (True, "break") in requests:
+            raise RuntimeError("asked to break")
         lines = []
         for is_visit, page in requests:
             if is_visit:
@@ -86,6 +94,21 @@ def create_app() -> Flask:
     @app.get("/visits/<path:page>")
     def count(page: str) -> Response:
         return respond(service.counter.count(page))
+
+    @app.get("/calls")
+    def calls() -> Response:
+        return Response(str(service.counter.calls))
+
+    @app.get("/hold/<path:name>")
+    def hold(name: str) -> Response:
+        """Answer once a file of this name is there."""
+        while not Path(f"/{name}").exists():
+            threading.Event().wait(0.01)
+        return Response("held")
+
+    @app.get("/long")
+    def long() -> Response:
+        return Response(b"x" * 20_000_000)
 
     @app.post("/echo")
     def echo() -> Response:
