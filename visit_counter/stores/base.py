@@ -54,6 +54,11 @@ def segment_of(watermark: str) -> int:
     return int(watermark.partition(":")[0] or 0)
 
 
+def is_base(watermark: str) -> bool:
+    """Tell whether a token is a number to start from (`"17:"`), which no partition has as its watermark."""
+    return watermark.endswith(":")
+
+
 class Store(ABC):
     """One place that keeps partitions. Safe to use from several threads."""
 

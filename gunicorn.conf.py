@@ -1,0 +1,53 @@
+"""gunicorn's configuration. Its own options go over this file: `-b`, `-w`, GUNICORN_CMD_ARGS."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+# gunicorn reads this file before it looks for the app, and from a script in another directory.
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from visit_counter import startup
+
+settings = startup.load_settings()
+
+bind = "127.0.0.1:8000"
+worker_class = "gthread"
+threads = 4
+with startup.told_in_one_line():
+    workers = startup.worker_count(settings, os.environ)
+# Seconds: for the requests under way and the last flush.
+graceful_timeout = 30
+# A thread in the master, and a socket file that two services of one user would share.
+control_socket_disable = True
+
+
+def on_starting(server: Any) -> None:
+    """Check everything and start the embedded shards, in the master."""
+    inherited = server.cfg.reuse_port or {"GUNICORN_FD", "LISTEN_FDS"} & os.environ.keys()
+    with startup.told_in_one_line():
+        warnings = startup.prepare(settings, server.cfg.workers, [] if inherited else server.cfg.address)
+    for warning in warnings:
+        server.log.warning(warning)
+
+
+def when_ready(server: Any) -> None:
+    """Say where the service is."""
+    for line in startup.start_log(settings, server.cfg.address):
+        server.log.info(line)
+
+
+def post_worker_init(worker: Any) -> None:
+    """Open journal and connections, after the fork."""
+    startup.start_service(worker.wsgi)
+
+
+def worker_exit(server: Any, worker: Any) -> None:  # noqa: ARG001 - gunicorn passes both
+    """Flush a last time. gunicorn also calls this in the master, where the worker has no app."""
+    startup.stop_service(getattr(worker, "wsgi", None))
+
+
+def on_exit(server: Any) -> None:  # noqa: ARG001 - gunicorn passes it
+    """End the embedded shards, after the last worker."""
+    startup.clean_up()

@@ -1,0 +1,59 @@
+"""Fixtures that tests share."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.servers import GunicornServer, ValkeyServer
+from visit_counter.settings import Settings
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+
+@pytest.fixture
+def valkey(tmp_path: Path) -> Iterator[ValkeyServer]:
+    """One running Valkey server."""
+    server = ValkeyServer(tmp_path / "valkey")
+    try:
+        yield server.start()
+    finally:
+        server.kill()
+
+
+@pytest.fixture
+def two_valkeys(tmp_path: Path) -> Iterator[tuple[ValkeyServer, ValkeyServer]]:
+    """Two running Valkey servers."""
+    first, second = ValkeyServer(tmp_path / "valkey_1"), ValkeyServer(tmp_path / "valkey_2")
+    with ExitStack() as stack:
+        stack.callback(first.kill)
+        stack.callback(second.kill)
+        yield first.start(), second.start()
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Callable[..., Settings]:
+    """Make settings from VISITS_* values: `settings(VISITS_PROFILE="basic")`; the data is in the test's directory."""
+
+    def make(**environ: str) -> Settings:
+        return Settings.load({"VISITS_DATA_DIR": str(tmp_path / "data")} | environ)
+
+    return make
+
+
+@pytest.fixture
+def gunicorn(tmp_path: Path) -> Iterator[Callable[..., GunicornServer]]:
+    """Make services, not yet started, that end with the test: `gunicorn("-w", "1", VISITS_PROFILE="basic").start()`."""
+    servers: list[GunicornServer] = []
+
+    def make(*arguments: str, port: int = 0, **environ: str) -> GunicornServer:
+        servers.append(GunicornServer(tmp_path / f"gunicorn_{len(servers)}", *arguments, port=port, **environ))
+        return servers[-1]
+
+    yield make
+    for server in servers:
+        server.stop()

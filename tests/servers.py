@@ -1,0 +1,245 @@
+"""Real servers for tests: each on a free port, in a directory of the test, ended by its pid."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from visit_counter.embedded import server_binary
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+# Long enough for a loaded machine: no test waits this long unless the code is broken.
+DEADLINE_SECONDS = 30.0
+
+
+def wait_until(condition: Callable[[], object], what: str, seconds: float = DEADLINE_SECONDS) -> None:
+    """Return once the condition is true; fail with `what` if it does not become so in time."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
+        time.sleep(0.01)
+
+
+def free_ports(number: int) -> list[int]:
+    """Return ports of 127.0.0.1 that nothing listens on, all different."""
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(number)]
+    ports = [one.getsockname()[1] for one in sockets]
+    for one in sockets:
+        one.close()
+    return ports
+
+
+def listening(port: int) -> bool:
+    """Tell whether anything accepts connections on a port of 127.0.0.1."""
+    with socket.socket() as client:
+        return client.connect_ex(("127.0.0.1", port)) == 0
+
+
+def process_runs(pid: int) -> bool:
+    """Tell whether a process exists and is no zombie."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+class ValkeyServer:
+    """A Valkey server on 127.0.0.1, with the options of an embedded shard unless others are given."""
+
+    def __init__(self, directory: Path, port: int = 0, **options: str) -> None:
+        self.dir = directory
+        self.port = port
+        self._options = {"appendonly": "yes", "appendfsync": "always", "save": ""} | {
+            name.replace("_", "-"): value for name, value in options.items()
+        }
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        """The url with the server's password, if it has one."""
+        password = self._options.get("requirepass")
+        return f"redis://{f':{password}@' if password else ''}127.0.0.1:{self.port}"
+
+    @property
+    def pid(self) -> int:
+        """The process id of the running server."""
+        assert self._process, "the server was not started"
+        return self._process.pid
+
+    def client(self, **options: Any) -> Any:
+        """Return a redis-py client that neither retries nor waits long; use it in a `with`."""
+        options = {"socket_timeout": 5.0, "decode_responses": True} | options
+        return redis.Redis.from_url(self.url, retry=Retry(NoBackoff(), 0), **options)
+
+    def start(self) -> Self:
+        """Start, or start again on the same port and data; return when it answers."""
+        fixed = self.port
+        for _ in range(10):
+            self.port = fixed or free_ports(1)[0]
+            self._spawn()
+            wait_until(lambda: self._answers() or not self.runs(), f"Valkey answers on {self.port}")
+            if self.runs():
+                return self
+        raise AssertionError(f"Valkey does not start: {(self.dir / 'log').read_text(encoding='utf-8')}")
+
+    def _spawn(self) -> None:
+        self.dir.mkdir(parents=True, exist_ok=True)
+        words: list[str] = []
+        for name, value in ({"bind": "127.0.0.1", "port": str(self.port), "logfile": "log"} | self._options).items():
+            words += [f"--{name}", value]
+        self._process = subprocess.Popen(
+            [server_binary(), *words], cwd=self.dir, stdout=subprocess.DEVNULL, env={**os.environ, "LC_ALL": "C"}
+        )
+
+    def _answers(self) -> bool:
+        try:
+            with self.client() as client:
+                return bool(client.info("server")["process_id"] == self.pid) and bool(client.ping())
+        except redis.RedisError:
+            return False
+
+    def runs(self) -> bool:
+        """Tell whether the server's process is alive."""
+        return self._process is not None and self._process.poll() is None
+
+    def send_signal(self, number: int) -> None:
+        """Send a signal to the server."""
+        os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        """End it with kill -9, as a crash of the machine would."""
+        self.stop(signal.SIGKILL)
+
+    def freeze(self) -> None:
+        """Stop answering without closing anything."""
+        self.send_signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """Go on after `freeze`."""
+        self.send_signal(signal.SIGCONT)
+
+    def stop(self, number: int = signal.SIGTERM) -> None:
+        """End the server and wait until it is gone; nothing if it does not run."""
+        if self._process and self.runs():
+            self._process.send_signal(number)
+            self._process.send_signal(signal.SIGCONT)
+        if self._process:
+            self._process.wait(DEADLINE_SECONDS)
+
+
+class GunicornServer:
+    """The service as its users start it: gunicorn with the project's configuration, from the repository's root."""
+
+    def __init__(self, directory: Path, *arguments: str, port: int = 0, app: str = "wsgi:app", **environ: str) -> None:
+        self.dir = directory
+        self.port = port
+        self._app = app
+        self._arguments = arguments
+        self._log = directory / "gunicorn.log"
+        self._environ = {"VISITS_DATA_DIR": str(directory / "data")} | environ
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        """The base of all urls, without a slash at its end."""
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def pid(self) -> int:
+        """The process id of gunicorn's master."""
+        assert self._process, "gunicorn was not started"
+        return self._process.pid
+
+    @property
+    def log(self) -> str:
+        """All that gunicorn and the service wrote to the terminal so far."""
+        return self._log.read_text(encoding="utf-8", errors="replace") if self._log.exists() else ""
+
+    @property
+    def worker_pids(self) -> list[int]:
+        """The process ids of the workers, oldest first; the master has other children, known by their session."""
+        children = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text(encoding="ascii").split()
+        return [int(child) for child in children if os.getsid(int(child)) == os.getsid(self.pid)]
+
+    def start(self, path: str = "/health") -> Self:
+        """Start and return when the service answers on `path`."""
+        fixed = self.port
+        for _ in range(5):
+            self.port = fixed or free_ports(1)[0]
+            self.spawn()
+            wait_until(lambda: not self.runs() or self._answers(path), f"the service answers; its log: {self.log}")
+            if self.runs():
+                return self
+            if "is in use" not in self.log:
+                break
+        raise AssertionError(f"the service does not start; its log: {self.log}")
+
+    def spawn(self) -> Self:
+        """Start and return at once, for a start that is to fail."""
+        self.port = self.port or free_ports(1)[0]
+        self.dir.mkdir(parents=True, exist_ok=True)
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(("VISITS_", "GUNICORN_"))}
+        kept.pop("WEB_CONCURRENCY", None)
+        with self._log.open("wb") as log:
+            self._process = subprocess.Popen(
+                [
+                    *(sys.executable, "-m", "gunicorn", self._app, "-c", "gunicorn.conf.py"),
+                    *("-b", f"127.0.0.1:{self.port}", *self._arguments),
+                ],
+                cwd=REPOSITORY,
+                env=kept | self._environ,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        return self
+
+    def _answers(self, path: str) -> bool:
+        try:
+            with urllib.request.urlopen(self.url + path, timeout=5):  # noqa: S310 - always http://127.0.0.1
+                return True
+        except urllib.error.HTTPError as error:
+            error.close()
+            return True
+        except OSError:
+            return False
+
+    def runs(self) -> bool:
+        """Tell whether the master is alive."""
+        return self._process is not None and self._process.poll() is None
+
+    def send_signal(self, number: int) -> None:
+        """Send a signal to the master."""
+        os.kill(self.pid, number)
+
+    def wait(self) -> int:
+        """Wait until the master has ended; return its exit status."""
+        assert self._process, "gunicorn was not started"
+        return self._process.wait(DEADLINE_SECONDS)
+
+    def interrupt(self) -> int:
+        """Press Ctrl-C: SIGINT to every process of the terminal's foreground group; return the exit status."""
+        os.killpg(self.pid, signal.SIGINT)
+        return self.wait()
+
+    def stop(self, number: int = signal.SIGTERM) -> int:
+        """End the master and wait; return its exit status. After SIGKILL the workers end by themselves."""
+        if self._process and self.runs():
+            self._process.send_signal(number)
+        return self.wait() if self._process else 0

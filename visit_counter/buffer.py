@@ -1,0 +1,344 @@
+"""The write buffer: one process's view of the journal. It appends visits and knows what is pending.
+
+Every process of a host appends to the same files and folds them, in their order, into tables of its own: one table
+of visits per page for each segment that some partition may not include yet. There is no other communication, so
+what one worker acknowledged the next one counts as soon as it looks at the end of the file.
+
+All methods expect `lock` to be held by the caller unless they say otherwise: the counter takes it once
+around looking at the journal, the cached counts and the tables, and so sees one moment of all three.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from visit_counter import steps
+from visit_counter.errors import JournalError, JournalFullError
+from visit_counter.journal import MERGED, Folded, Journal, Segment, visit_line
+from visit_counter.ring import partition_of
+from visit_counter.state import State
+from visit_counter.stores.base import NO_WATERMARK, segment_of
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+log = logging.getLogger(__name__)
+
+Visits = dict[str, int]
+Rebase = Callable[[str, int, int], None]
+# How many pages one call of `tidy` handles under the lock: a few hundred microseconds.
+_TIDY_PAGES = 256
+# After a failed append, the disk has room again when it has this much.
+_ROOM_BYTES = 1 << 16
+
+
+class Table:
+    """The visits per page of one segment (or of several merged ones)."""
+
+    __slots__ = ("first", "last", "total", "visits")
+
+    def __init__(self, first: int, last: int, visits: Visits) -> None:
+        self.first, self.last, self.visits = first, last, visits
+        self.total = sum(visits.values())
+
+    def add(self, visits: Visits) -> None:
+        """Add the visits of each page."""
+        mine = self.visits
+        for page, number in visits.items():
+            mine[page] = mine.get(page, 0) + number
+            self.total += number
+
+
+class WriteBuffer:
+    """Appends visits to the journal and folds what all processes appended.
+
+    `fsync` is `always`, `everysec` or `os`; `max_bytes` bounds the journal's files and `max_pages` the
+    pages pending in memory: beyond either, `append` refuses with JournalFullError.
+    """
+
+    def __init__(self, journal: Journal, *, fsync: str = "everysec", max_bytes: int = 1 << 30, max_pages: int = 2_000_000):
+        self.journal = journal
+        self.lock = threading.RLock()
+        self.writer = ""
+        self.state = State()
+        # Every partition includes the segments up to this one; their tables are dropped once they are rebased.
+        self.included_to = 0
+        self.unreadable_lines = 0
+        self._always_sync = fsync == "always"
+        self._every_second = fsync == "everysec"
+        self._max_bytes, self._max_pages = max_bytes, max_pages
+        self._sealed: list[Table] = []
+        self._table = Table(0, 0, {})
+        self._sealed_pages = 0
+        self._other_bytes = 0  # what the journal takes besides the current segment
+        self._descriptor = -1
+        self._offset = 0
+        self._dirty = False
+        self._failed = ""  # why the last append failed
+        self._retained: dict[Segment, Visits] = {}
+        self._news = False  # the flush has told of a new state; `tick` acts on it
+        self._merged: list[Segment] = []  # segments that are one file now; `tick` acts on it
+
+    def open(self) -> None:
+        """Take over the journal as it is on disk: fold every segment that is not wholly included yet."""
+        with self.lock:
+            self.journal.prepare()
+            self._reload_state()
+            self._sealed = []
+            number = self.included_to + 1
+            for segment in self.journal.segments():
+                if segment.last < number:
+                    continue
+                if segment.first > number > 1:
+                    log.error("journal segments %d to %d are missing", number, segment.first - 1)
+                number = segment.first
+                folded = self.journal.read(segment)
+                if not folded.sealed_as:
+                    break  # the current segment: followed line by line from here on
+                self._note(folded)
+                self._sealed.append(Table(segment.first, segment.last, folded.visits))
+                number = segment.last + 1
+            self._count_sealed_pages()
+            self._follow_segment(number)
+            self.catch_up()
+
+    def close(self) -> None:
+        """Put the last lines on the disk (not with `os`) and close the file."""
+        with self.lock:
+            if self._descriptor >= 0:
+                if self._dirty and self._every_second:
+                    self._sync()
+                os.close(self._descriptor)
+                self._descriptor = -1
+
+    # -- counting ----------------------------------------------------------------------------------------------
+
+    def append(self, run: Sequence[tuple[str, int]]) -> list[int]:
+        """Append visits with one write; return what each page has in the current segment once it counted.
+
+        The list is shorter than `run` when the disk took only a part: what is missing was not counted. Raises
+        JournalError, or JournalFullError at a limit, when nothing was counted.
+        """
+        data = b"".join([visit_line(page, visits) for page, visits in run])
+        self._check_limits(len(data))
+        while True:
+            try:
+                written = os.write(self._descriptor, data)
+            except OSError as error:
+                self._failed = f"the journal cannot be written: {error.strerror}"
+                raise JournalError(self._failed) from None
+            end = os.lseek(self._descriptor, 0, os.SEEK_CUR)
+            if steps.hook is not None:
+                steps.hook("append")
+            if end - written == self._offset or not self._fold_others(end - written):
+                break
+        if written < len(data):
+            run = self._whole_part(run, written)
+        elif self._failed:
+            self._failed = ""
+        if self._always_sync:
+            self._sync()
+        else:
+            self._dirty = True
+        table = self._table
+        visits = table.visits
+        counts = []
+        for page, number in run:
+            count = visits[page] = visits.get(page, 0) + number
+            table.total += number
+            counts.append(count)
+        self._offset = end
+        return counts
+
+    def pending(self, page: str, after: int) -> int:
+        """Return the visits of a page in the segments after number `after`."""
+        count = self._table.visits.get(page, 0)
+        return count + self.sealed(page, after) if self._sealed else count
+
+    def sealed(self, page: str, after: int) -> int:
+        """Return the visits of a page in the sealed segments after number `after`: pending but for the current one."""
+        count = 0
+        for table in self._sealed:
+            if table.last > after:
+                count += table.visits.get(page, 0)
+        return count
+
+    def retained(self, page: str, after: int) -> int:
+        """Return the visits of a page in the retained segments after `after`, which a shard has lost. Reads files."""
+        count = 0
+        for segment in self.journal.segments():
+            if after < segment.last <= self.included_to:
+                if segment not in self._retained:
+                    self._retained[segment] = self.journal.read(segment).visits
+                count += self._retained[segment].get(page, 0)
+        return count
+
+    def is_sealed(self, segment: Segment) -> bool:
+        """Tell whether a segment is sealed, as far as this process has followed the journal."""
+        return segment.last < self._table.last
+
+    def refusal(self) -> str | None:
+        """Tell why a visit could not be accepted now, or None."""
+        try:
+            self._check_limits(0)
+        except JournalFullError as error:
+            return str(error)
+        if self._failed and os.statvfs(self.journal.path).f_bavail * os.statvfs(self.journal.path).f_frsize < _ROOM_BYTES:
+            return self._failed
+        return None
+
+    def catch_up(self) -> None:
+        """Fold what others appended since the last look."""
+        end = os.lseek(self._descriptor, 0, os.SEEK_END)
+        while end != self._offset:
+            before = self._offset, self._descriptor
+            sealed = self._fold_others(end)
+            if not sealed and before == (self._offset, self._descriptor):
+                return  # a line that is not whole yet, or was cut: wait for what comes behind it
+            end = os.lseek(self._descriptor, 0, os.SEEK_END)
+
+    def pending_totals(self) -> tuple[int, int]:
+        """Return (visits, pages) in all tables; a page in several segments is counted in each."""
+        tables = [table for table in self._sealed if table.last > self.included_to]
+        tables.append(self._table)
+        return sum(table.total for table in tables), sum(len(table.visits) for table in tables)
+
+    # -- once a second -------------------------------------------------------------------------------------------
+
+    def tick(self, rebase: Rebase) -> None:
+        """Follow the journal, sync it and drop tables that every partition includes. Takes the lock itself.
+
+        `rebase(page, visits, last)` is called, with the lock held, for each page of a table before it is dropped, so
+        that a cached count older than segment `last` can be raised by these visits.
+        """
+        with self.lock:
+            self.catch_up()
+            descriptor = os.dup(self._descriptor) if self._dirty and self._every_second else -1
+            self._dirty = False
+            self._other_bytes = max(0, self.journal.size_bytes() - self._offset)
+        if descriptor >= 0:
+            # Without the lock: a slow disk must not hold up visits.
+            try:
+                os.fdatasync(descriptor)
+            except OSError as error:
+                log.error("the journal cannot be synced: %s", error.strerror)
+            finally:
+                os.close(descriptor)
+        self._tidy(rebase)
+
+    def _tidy(self, rebase: Rebase) -> None:
+        with self.lock:
+            if self._news:
+                self._news = False
+                self._retained.clear()
+                self._reload_state()
+            merged, self._merged = self._merged, []
+            done = [table for table in self._sealed if table.last <= self.included_to]
+        for table in done:
+            self._rebase(table, rebase)
+        if done:
+            with self.lock:
+                self._sealed = [table for table in self._sealed if table not in done]
+                self._count_sealed_pages()
+        for segment in merged:
+            self._merge(segment, rebase)
+
+    def _rebase(self, table: Table, rebase: Rebase) -> None:
+        pages = list(table.visits.items())
+        for start in range(0, len(pages), _TIDY_PAGES):
+            with self.lock:
+                for page, visits in pages[start : start + _TIDY_PAGES]:
+                    rebase(page, visits, table.last)
+
+    def _merge(self, whole: Segment, rebase: Rebase) -> None:
+        """Put one table in the place of those of a merged file, which leaves out what its partition includes."""
+        with self.lock:
+            parts = [table for table in self._sealed if whole.first <= table.first and table.last <= whole.last]
+        for table in parts:
+            self._rebase(table, lambda page, visits, last: rebase(page, visits, last) if self._included(page, last) else None)
+        folded = self.journal.read(whole)
+        with self.lock:
+            if parts and parts[0] in self._sealed:
+                at = self._sealed.index(parts[0])
+                self._sealed[at : at + len(parts)] = [Table(whole.first, whole.last, folded.visits)]
+                self._count_sealed_pages()
+
+    def _included(self, page: str, last: int) -> bool:
+        """Tell whether the page's partition is confirmed to include segment `last`."""
+        return segment_of(self.state.confirmed.get(partition_of(page), NO_WATERMARK)) >= last
+
+    def _reload_state(self) -> None:
+        self.state = State.load(self.journal.state_path)
+        self.included_to = max(self.included_to, self.state.floor)
+        self.writer = self.journal.writer
+
+    # -- following the file --------------------------------------------------------------------------------------
+
+    def _fold_others(self, end: int) -> bool:
+        """Fold the lines from where we are up to `end`; on a seal go on to the next segment and return True."""
+        steps.step("fold")
+        folded = Folded()
+        data = os.pread(self._descriptor, end - self._offset, self._offset)
+        folded.add(data)
+        self._offset += folded.consumed
+        self._note(folded)
+        self._table.add(folded.visits)
+        if not folded.sealed_as:
+            return False
+        self._sealed.append(self._table)
+        self._count_sealed_pages()
+        self._follow_segment(self._table.last + 1)
+        return True
+
+    def _follow_segment(self, number: int) -> None:
+        descriptor = self.journal.open(number)
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+        self._descriptor, self._offset = descriptor, 0
+        self._table = Table(number, number, {})
+
+    def _note(self, folded: Folded) -> None:
+        if folded.unreadable:
+            self.unreadable_lines += folded.unreadable
+            log.warning("journal segment %d: %d unreadable lines are skipped", self._table.last, folded.unreadable)
+        for event in folded.events:
+            self._news = True
+            if event.kind == MERGED:
+                first, _, last = event.argument.partition(b"-")
+                self._merged.append(Segment(int(first), int(last)))
+
+    def _count_sealed_pages(self) -> None:
+        self._sealed_pages = sum(len(table.visits) for table in self._sealed)
+
+    # -- limits and failures -------------------------------------------------------------------------------------
+
+    def _check_limits(self, size: int) -> None:
+        if self._offset + self._other_bytes + size > self._max_bytes:
+            raise JournalFullError(f"the journal has reached its limit of {self._max_bytes} bytes")
+        if len(self._table.visits) + self._sealed_pages >= self._max_pages:
+            raise JournalFullError(f"{self._max_pages} pages are pending, which is the limit")
+
+    def _whole_part(self, run: Sequence[tuple[str, int]], written: int) -> Sequence[tuple[str, int]]:
+        """Return the visits whose lines are whole in the first `written` bytes; raise JournalError for none."""
+        kept = []
+        for page, visits in run:
+            written -= len(visit_line(page, visits))
+            if written < 0:
+                break
+            kept.append((page, visits))
+        self._failed = f"the journal cannot be written: {os.strerror(errno.ENOSPC)}"
+        if not kept:
+            raise JournalError(self._failed)
+        return kept
+
+    def _sync(self) -> None:
+        try:
+            os.fdatasync(self._descriptor)
+        except OSError as error:
+            raise JournalError(f"the journal cannot be synced: {error.strerror}") from None
+        self._dirty = False

@@ -1,0 +1,125 @@
+"""LocalCache: a flask-caching backend in this process, for what shards were read to hold.
+
+Unlike the stock SimpleCache it keeps a value after its time is over, until room is needed: `peek` returns it, which
+is how a page of a shard that is away still has a last known count. Time is monotonic, so that setting the clock of
+the machine neither keeps values nor drops them.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from datetime import timedelta
+from math import inf
+from threading import RLock
+from typing import TYPE_CHECKING, Any
+
+from flask_caching.backends.base import BaseCache
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from flask import Flask
+
+
+class LocalCache(BaseCache):  # type: ignore[misc]  # flask-caching gives mypy no types
+    """At most `threshold` entries; the one set longest ago makes room. A timeout of 0 means that it never ends.
+
+    Values are kept as they are, not as copies: do not change one after `set`. flask-caching rounds
+    CACHE_DEFAULT_TIMEOUT up to whole seconds; `ttl_seconds` (in CACHE_OPTIONS), and a timeout given to `set`,
+    are exact.
+
+    Writers hold a lock. Readers do not: they look up one key by one call of `dict.get`, which is atomic (by the
+    interpreter's lock, or by the dict's own in a free-threaded build), and what they find is a tuple that is never
+    changed, only replaced.
+    """
+
+    def __init__(
+        self,
+        threshold: int = 500,
+        default_timeout: int = 300,
+        ignore_delete_many_errors: bool = False,
+        ttl_seconds: float | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        super().__init__(default_timeout, ignore_delete_many_errors)
+        if threshold < 1:
+            raise ValueError(f"threshold is {threshold}; a cache holds at least 1 entry")
+        self._threshold = threshold
+        self._ttl_seconds: float = self.default_timeout if ttl_seconds is None else ttl_seconds
+        self._clock = clock
+        # key -> (when its time is over, value), in the order in which they were set. A plain dict keeps that order
+        # too, but finding its first entry walks over all that were deleted before it.
+        self._entries: OrderedDict[str, tuple[float, Any]] = OrderedDict()
+        self._lock = RLock()
+
+    @classmethod
+    def factory(cls, app: Flask, config: dict[str, Any], args: list[Any], kwargs: dict[str, Any]) -> LocalCache:  # noqa: ARG003 - the signature is flask-caching's
+        """Make the cache that an application's configuration asks for."""
+        return cls(*args, **{"threshold": config["CACHE_THRESHOLD"], **kwargs})
+
+    def get(self, key: str) -> Any:
+        """Return the value, or None if there is none or its time is over."""
+        entry = self._entries.get(key)
+        return entry[1] if entry is not None and entry[0] > self._clock() else None
+
+    def peek(self, key: str) -> Any:
+        """Return the value even if its time is over, or None if it had to make room or never was."""
+        entry = self._entries.get(key)
+        return None if entry is None else entry[1]
+
+    def has(self, key: str) -> bool:
+        """Tell whether there is a value whose time is not over."""
+        entry = self._entries.get(key)
+        return entry is not None and entry[0] > self._clock()
+
+    def set(self, key: str, value: Any, timeout: float | timedelta | None = None) -> bool:
+        """Keep the value for so many seconds."""
+        seconds = self._ttl_seconds if timeout is None else _seconds(timeout)
+        entry = (self._clock() + seconds if seconds else inf, value)
+        entries = self._entries
+        with self._lock:
+            entries[key] = entry
+            entries.move_to_end(key)
+            if len(entries) > self._threshold:
+                entries.popitem(last=False)
+        return True
+
+    def amend(self, key: str, value: Any) -> None:
+        """Put another value in the place of a kept one; its time goes on as it was."""
+        with self._lock:
+            entry = self._entries.get(key)
+            if entry is not None:
+                self._entries[key] = (entry[0], value)
+
+    def add(self, key: str, value: Any, timeout: float | timedelta | None = None) -> bool:
+        """Keep the value unless there is one; tell whether it was kept."""
+        with self._lock:
+            return not self.has(key) and self.set(key, value, timeout)
+
+    def delete(self, key: str) -> bool:
+        """Forget a value; tell whether there was one, its time over or not."""
+        with self._lock:
+            return self._entries.pop(key, None) is not None
+
+    def clear(self) -> bool:
+        """Forget all values."""
+        with self._lock:
+            self._entries.clear()
+        return True
+
+    def inc(self, key: str, delta: int = 1) -> int | None:
+        """Add to a number and return it; the lock makes the inherited get and set one step."""
+        with self._lock:
+            result: int | None = super().inc(key, delta)
+            return result
+
+    def dec(self, key: str, delta: int = 1) -> int | None:
+        """Subtract from a number and return it."""
+        with self._lock:
+            result: int | None = super().dec(key, delta)
+            return result
+
+
+def _seconds(timeout: float | timedelta) -> float:
+    return timeout.total_seconds() if isinstance(timeout, timedelta) else timeout

@@ -1,0 +1,179 @@
+"""The flask commands: thin wrappers over the service and `reports`. They work beside a running service and without one."""
+
+from __future__ import annotations
+
+import json
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import click
+from flask import current_app
+from flask.cli import AppGroup
+
+from visit_counter import embedded, reports
+from visit_counter.errors import VisitCounterError
+from visit_counter.pages import check_page
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from flask import Flask
+
+    from visit_counter.service import Service
+
+MAX_COUNT = 10**9
+
+visits = AppGroup("visits", help="Count, read and flush visits; look at the journal.")
+shards = AppGroup("shards", help="Look at the shards.")
+as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
+
+
+def register(app: Flask) -> None:
+    """Add the commands to the application."""
+    app.cli.add_command(visits)
+    app.cli.add_command(shards)
+
+
+class _Page(click.ParamType):
+    """A page id, checked by the same rules as in a request."""
+
+    name = "page"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        try:
+            return check_page(value)
+        except VisitCounterError as error:
+            self.fail(str(error), param, ctx)
+
+
+@visits.command("hit")
+@click.argument("page", type=_Page())
+@click.option("--count", default=1, show_default=True, type=click.IntRange(1, MAX_COUNT), help="How many visits.")
+@as_json
+def hit(page: str, count: int, as_json: bool) -> None:
+    """Count visits of PAGE and print its new count."""
+    with _service() as service:
+        answer = service.counter.record(page, count)
+    _print([{"page": page, "visits": answer.visits, "served_via": answer.served_via}], as_json)
+
+
+@visits.command("get")
+@click.argument("pages", metavar="PAGE...", nargs=-1, required=True, type=_Page())
+@as_json
+def get(pages: Sequence[str], as_json: bool) -> None:
+    """Print the count of each PAGE."""
+    with _service() as service:
+        answers = [service.counter.count(page) for page in pages]
+    _print(
+        [
+            {"page": page, "visits": answer.visits, "served_via": answer.served_via}
+            for page, answer in zip(pages, answers, strict=True)
+        ],
+        as_json,
+    )
+
+
+@visits.command("flush")
+@as_json
+def flush(as_json: bool) -> None:
+    """Bring all pending visits into the shards now."""
+    with _service() as service:
+        result = service.flush()
+    if result is None:
+        raise click.ClickException(f"the profile {service.settings.profile} has no write buffer to flush")
+    row = {"visits": result.visits, "pages": result.pages, "seconds": result.seconds, "error": result.error}
+    _print([row], as_json)
+    if result.error:
+        raise SystemExit(1)
+
+
+@visits.command("journal")
+@as_json
+def journal(as_json: bool) -> None:
+    """Show the journal: segments, pending visits, watermarks, the last flush."""
+    with _service() as service:
+        report = reports.journal(service)
+    if report is None:
+        raise click.ClickException(f"the profile {service.settings.profile} has no journal")
+    if as_json:
+        click.echo(json.dumps(report, indent=2))
+        return
+    segments, watermarks = report.pop("segments"), report.pop("watermarks")
+    damage = report.pop("damage")
+    _print_fields(report)
+    click.echo()
+    _print(segments, as_json=False)
+    click.echo()
+    _print(watermarks, as_json=False)
+    for note in damage:
+        click.secho(f"damage: {note}", fg="red")
+
+
+@shards.command("status")
+@as_json
+def status(as_json: bool) -> None:
+    """Show each shard; exit status 1 if one is down."""
+    with _service() as service:
+        rows = reports.shards(service)
+    _print(rows, as_json)
+    if not all(row["up"] for row in rows):
+        raise SystemExit(1)
+
+
+@shards.command("locate")
+@click.argument("pages", metavar="PAGE...", nargs=-1, required=True, type=_Page())
+@as_json
+def locate(pages: Sequence[str], as_json: bool) -> None:
+    """Show which partition and shard each PAGE belongs to."""
+    service: Service = current_app.extensions["visit_counter"]
+    if service.store is None:
+        raise click.ClickException(f"the profile {service.settings.profile} has no shards")
+    _print([reports.location(service.store, page) for page in pages], as_json)
+
+
+@contextmanager
+def _service() -> Iterator[Service]:
+    """Give the service with its journal open and its shards running; errors become one clear line."""
+    service: Service = current_app.extensions["visit_counter"]
+    try:
+        with embedded.running(service.settings):
+            service.open()
+            yield service
+    except VisitCounterError as error:
+        raise click.ClickException(str(error)) from None
+    except OSError as error:
+        raise click.ClickException(f"{error.strerror}: {error.filename or service.settings.data_dir}") from None
+    finally:
+        service.close()
+
+
+def _print(rows: Sequence[dict[str, Any]], as_json: bool) -> None:
+    """Print rows with the same keys: a table for people, or JSON."""
+    if as_json:
+        click.echo(json.dumps(rows, indent=2))
+        return
+    if not rows:
+        return
+    table = [list(rows[0]), *([_text(value) for value in row.values()] for row in rows)]
+    widths = [max(len(line[column]) for line in table) for column in range(len(table[0]))]
+    numeric = [isinstance(value, (int, float)) and not isinstance(value, bool) for value in rows[0].values()]
+    for line in table:
+        cells = (
+            cell.rjust(width) if right else cell.ljust(width)
+            for cell, width, right in zip(line, widths, numeric, strict=True)
+        )
+        click.echo("  ".join(cells).rstrip())
+
+
+def _print_fields(fields: dict[str, Any]) -> None:
+    width = max(len(name) for name in fields)
+    for name, value in fields.items():
+        click.echo(f"{name.ljust(width)}  {_text(value)}")
+
+
+def _text(value: object) -> str:
+    if value is None or value == "":
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:,}" if isinstance(value, int) else str(value)

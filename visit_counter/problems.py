@@ -1,0 +1,69 @@
+"""Errors as HTTP answers: `application/problem+json` (RFC 9457), never HTML, never a traceback."""
+
+from __future__ import annotations
+
+import json
+import logging
+from http import HTTPStatus
+
+from flask import Flask, Response, request
+from werkzeug.exceptions import HTTPException
+
+from visit_counter.errors import (
+    CountUnknownError,
+    JournalError,
+    PageError,
+    StoreError,
+    StoreUnavailableError,
+    VisitCounterError,
+)
+
+log = logging.getLogger(__name__)
+
+_RETRY_AFTER_SECONDS = "1"
+# The first class that matches gives the status.
+_STATUS = (
+    (PageError, HTTPStatus.BAD_REQUEST),
+    (JournalError, HTTPStatus.SERVICE_UNAVAILABLE),
+    (CountUnknownError, HTTPStatus.SERVICE_UNAVAILABLE),
+    (StoreError, HTTPStatus.SERVICE_UNAVAILABLE),
+)
+
+
+def problem(status: int, detail: str) -> Response:
+    """Return a problem document; `title` is the status's own name."""
+    body = {"type": "about:blank", "title": HTTPStatus(status).phrase, "status": status, "detail": detail}
+    response = Response(json.dumps(body), status, content_type="application/problem+json")
+    response.headers["Cache-Control"] = "no-store"
+    if status == HTTPStatus.SERVICE_UNAVAILABLE:
+        response.headers["Retry-After"] = _RETRY_AFTER_SECONDS
+    return response
+
+
+def register(app: Flask) -> None:
+    """Make the application answer every error with a problem document."""
+    app.register_error_handler(VisitCounterError, _refused)
+    app.register_error_handler(HTTPException, _http_error)
+    app.register_error_handler(Exception, _unexpected)
+
+
+def _refused(error: VisitCounterError) -> Response:
+    status = next((status for kind, status in _STATUS if isinstance(error, kind)), HTTPStatus.INTERNAL_SERVER_ERROR)
+    detail = str(error)
+    if isinstance(error, StoreUnavailableError) and request.method == "POST":
+        detail += "; whether the visit was counted is unknown"
+    return problem(status, detail)
+
+
+def _http_error(error: HTTPException) -> Response:
+    response = problem(error.code or 500, error.description or "")
+    for name, value in error.get_headers():
+        # Allow, Location and the like belong to the answer; the type and length are the problem's own.
+        if name.lower() not in ("content-type", "content-length"):
+            response.headers[name] = value
+    return response
+
+
+def _unexpected(error: Exception) -> Response:
+    log.exception("%s %s failed", request.method, request.path, exc_info=error)
+    return problem(HTTPStatus.INTERNAL_SERVER_ERROR, "an error of the service; its log says more")

@@ -1,0 +1,198 @@
+"""The service of one process: its parts, started after the fork and stopped with a last flush."""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+from visit_counter.buffer import WriteBuffer
+from visit_counter.counter import BufferedCounter, VisitCounter
+from visit_counter.direct import DirectCounter
+from visit_counter.flusher import FlushBusyError, Flusher
+from visit_counter.journal import Journal
+from visit_counter.scheduler import Job, Leader, Scheduler
+from visit_counter.stores.memory import MemoryStore
+from visit_counter.stores.redis import RedisStore
+from visit_counter.stores.sharded import ShardedStore
+
+if TYPE_CHECKING:
+    from visit_counter.cache import LocalCache
+    from visit_counter.settings import Settings
+    from visit_counter.state import LastFlush
+
+log = logging.getLogger(__name__)
+
+# With more pages than this a flush would hold the interpreter long enough to be felt by visitors (about a
+# millisecond for 200 pages), so it is given a process of its own.
+_FLUSH_HERE_PAGES = 500
+_FLUSH_PROCESS_SECONDS = 600
+
+
+class Service:
+    """All parts of one process. Nothing is opened before `open` or `start`; both may be called again."""
+
+    def __init__(self, settings: Settings, cache: LocalCache) -> None:
+        self.settings = settings
+        self.store: ShardedStore | None = None
+        self.buffer: WriteBuffer | None = None
+        self.flusher: Flusher | None = None
+        self.counter: VisitCounter
+        self._lock = threading.Lock()
+        self._opened_by = 0  # process id: a forked child opens its own
+        self._scheduler: Scheduler | None = None
+        if settings.profile == "basic":
+            self.counter = DirectCounter(MemoryStore("in_memory"), via="in_memory", waits=False)
+            return
+        self.store = ShardedStore([RedisStore(shard) for shard in settings.shards])
+        if settings.profile in ("redis", "cached"):
+            local = cache if settings.profile == "cached" else None
+            self.counter = DirectCounter(self.store, via="redis", cache=local)
+        else:
+            self.counter = self._buffered(self.store, cache)
+
+    def _buffered(self, store: ShardedStore, cache: LocalCache) -> BufferedCounter:
+        settings = self.settings
+        journal = Journal(settings.data_dir / "journal")
+        self.buffer = WriteBuffer(
+            journal,
+            fsync=settings.journal_fsync,
+            max_bytes=settings.journal_max_bytes,
+            max_pages=settings.pending_max_pages,
+        )
+        self.flusher = Flusher(
+            journal, store, retain_segments=settings.retain_segments, max_bytes=settings.journal_max_bytes
+        )
+        self._leader = Leader(journal.path / "leader.lock")
+        if settings.profile == "batched":
+            return BufferedCounter(
+                self.buffer, store, cache, post_via=lambda _: "batch", stored_via=lambda _: "redis", pending_via="batch"
+            )
+        return BufferedCounter(self.buffer, store, cache, post_via=store.shard_name, stored_via=store.shard_name)
+
+    # -- life --------------------------------------------------------------------------------------------------------
+
+    def open(self) -> None:
+        """Open the journal, once for each process. Raises StartupError."""
+        with self._lock:
+            if self._opened_by != os.getpid():
+                if self.buffer is not None:
+                    self.buffer.open()
+                self._opened_by = os.getpid()
+
+    def start(self) -> None:
+        """Open, and start the background jobs. Raises StartupError."""
+        self.open()
+        with self._lock:
+            if self._scheduler is None and self.buffer is not None:
+                self._scheduler = Scheduler(
+                    [Job("follow", self.follow, 1.0), Job("flush", self._flush_if_leader, self.settings.flush_seconds)]
+                )
+                self._scheduler.start()
+
+    def start_once(self) -> None:
+        """Start in a process that no server hook has started: `flask run`, tests, other WSGI servers."""
+        if self._opened_by != os.getpid():
+            self.start()
+
+    def stop(self) -> None:
+        """End the background jobs, flush what is pending, and close everything."""
+        if self._scheduler is not None:
+            self._scheduler.shutdown(wait=True)
+            self._scheduler = None
+        if self.buffer is not None and self._opened_by == os.getpid():
+            self._last_flush()
+            self._leader.release()
+        self.close()
+
+    def close(self) -> None:
+        """Close files and connections; what is pending stays in the journal."""
+        if self.buffer is not None and self._opened_by == os.getpid():
+            self.buffer.close()
+        self._opened_by = 0
+        if self.store is not None:
+            self.store.close()
+
+    # -- jobs --------------------------------------------------------------------------------------------------------
+
+    def follow(self) -> None:
+        """Follow the journal; done once a second."""
+        assert self.buffer is not None  # noqa: S101 - the scheduler runs with a buffer only
+        assert isinstance(self.counter, BufferedCounter)  # noqa: S101
+        self.buffer.tick(self.counter.rebase)
+
+    def _flush_if_leader(self) -> None:
+        if not self._leader.acquire() or self.buffer is None:
+            return
+        with self.buffer.lock:
+            self.buffer.catch_up()
+            _, pages = self.buffer.pending_totals()
+        try:
+            if pages > _FLUSH_HERE_PAGES:
+                self._flush_in_process()
+            else:
+                self.flush(wait=False)
+        except FlushBusyError:
+            log.info("a flush is under way already")
+
+    def flush(self, *, wait: bool = True) -> LastFlush | None:
+        """Flush now, in this thread; None where the profile has nothing to flush. Raises FlushBusyError, OSError."""
+        if self.flusher is None:
+            return None
+        result = self.flusher.flush(wait=wait)
+        if result.error:
+            log.warning("flushed %d visits of %d pages; still pending: %s", result.visits, result.pages, result.error)
+        elif result.visits:
+            log.info("flushed %d visits of %d pages in %.3f s", result.visits, result.pages, result.seconds)
+        return result
+
+    def _flush_in_process(self) -> None:
+        """Flush in a process of its own, at a low priority: it shares no interpreter with the visitors' requests."""
+        finished = subprocess.run(
+            [sys.executable, "-m", "visit_counter.flush_process"],
+            env={**os.environ, **self.settings.environ()},
+            stdin=subprocess.DEVNULL,
+            timeout=_FLUSH_PROCESS_SECONDS,
+            check=False,
+        )
+        if finished.returncode:
+            log.error("the flush process ended with status %d; its visits stay pending", finished.returncode)
+
+    def _last_flush(self) -> None:
+        try:
+            self.flush()
+        except (FlushBusyError, OSError) as error:
+            log.error("the last flush failed, its visits stay pending: %s", error)
+
+    # -- what /health says -----------------------------------------------------------------------------------------------
+
+    def health(self) -> tuple[dict[str, Any], int]:
+        """Return the body and the status of /health."""
+        shards = {name: store.ping() for name, store in self.store.stores.items()} if self.store else {}
+        refusal = self._refusal(shards)
+        status = "unhealthy" if refusal else "healthy" if all(shards.values()) else "degraded"
+        body: dict[str, Any] = {"api_status": status, "redis_status": shards, "profile": self.settings.profile}
+        if refusal:
+            body["reason"] = refusal
+        if self.buffer is not None:
+            with self.buffer.lock:
+                self.buffer.catch_up()
+                body["pending_visits"], _ = self.buffer.pending_totals()
+                state = self.buffer.state
+                body["last_flush_age_seconds"] = (
+                    max(0, round(time.time() - state.last_flush.at)) if state.last_flush else None
+                )
+                body["damage"] = state.damage
+        return body, 503 if refusal else 200
+
+    def _refusal(self, shards: dict[str, bool]) -> str | None:
+        """Tell why a visit could not be accepted, or None."""
+        if self.buffer is not None:
+            with self.buffer.lock:
+                return self.buffer.refusal()
+        return None if all(shards.values()) else "the store does not answer, and this profile has no journal"
+

@@ -1,0 +1,158 @@
+"""What happens before the first worker starts and after the last one ended; gunicorn.conf.py calls it.
+
+Everything that would stop the service is found here, in the master, and told in one line for a person.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import sys
+import tempfile
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from visit_counter.embedded import EmbeddedShards
+from visit_counter.errors import StartupError, StoreRefusedError
+from visit_counter.settings import SINGLE_PROCESS_PROFILES, Settings
+from visit_counter.stores.connect import check_shard
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+    from pathlib import Path
+
+DEFAULT_WORKERS = 2
+
+# gunicorn's status of a worker that cannot start: its master ends then, and does not try for ever.
+_WORKER_BOOT_ERROR = 3
+
+# Of this process. Not in gunicorn.conf.py, which gunicorn reads again on SIGHUP.
+_embedded: list[EmbeddedShards] = []
+
+
+@contextmanager
+def told_in_one_line(status: int = 1) -> Iterator[None]:
+    """End the process with a message instead of a traceback if the service cannot start."""
+    try:
+        yield
+    except StartupError as error:
+        sys.stderr.write(f"visit-counter: {error}\n")
+        raise SystemExit(status) from None
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+
+
+def load_settings() -> Settings:
+    """Return the settings of this process's environment, or end the process telling every mistake."""
+    with told_in_one_line():
+        return Settings.load(os.environ)
+
+
+def worker_count(settings: Settings, environ: Mapping[str, str]) -> int:
+    """Return how many workers gunicorn starts where no option says it."""
+    default = 1 if settings.profile in SINGLE_PROCESS_PROFILES else DEFAULT_WORKERS
+    text = environ.get("WEB_CONCURRENCY") or str(default)
+    if not text.isdecimal() or int(text) < 1:
+        raise StartupError(f"WEB_CONCURRENCY is {text!r}; allowed: a whole number of workers from 1")
+    return int(text)
+
+
+def check_worker_count(settings: Settings, workers: int) -> None:
+    """Raise StartupError for more workers than the profile can have."""
+    if settings.profile in SINGLE_PROCESS_PROFILES and workers != 1:
+        raise StartupError(
+            f"{workers} workers with VISITS_PROFILE {settings.profile}; allowed: 1, because this profile keeps its "
+            "numbers in one process"
+        )
+
+
+def check_address_is_free(address: object) -> None:
+    """Raise StartupError if something else listens where the service shall; unix sockets are gunicorn's matter."""
+    if not isinstance(address, tuple):
+        return
+    family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(address)
+        except OSError as error:
+            said = (
+                "is in use by something else" if error.errno == errno.EADDRINUSE else f"cannot be had: {error.strerror}"
+            )
+            raise StartupError(
+                f"the address {address[0]}:{address[1]} {said}; choose another one with -b host:port"
+            ) from None
+
+
+def check_data_dir(data_dir: Path) -> None:
+    """Make the data directory if need be; raise StartupError if it cannot be written to."""
+    try:
+        data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=data_dir):
+            pass
+    except OSError as error:
+        raise StartupError(f"cannot write to VISITS_DATA_DIR {data_dir}: {error.strerror}") from None
+
+
+def check_shards(settings: Settings) -> list[str]:
+    """Return a warning for each configured shard that is down; raise StartupError for one that is wrong."""
+    warnings, mistakes = [], []
+    for shard in settings.shards:
+        try:
+            reason = check_shard(shard)
+        except StoreRefusedError as error:
+            mistakes.append(str(error))
+        else:
+            warnings += [f"shard {shard.name}: {reason}; visits are kept until it answers"] if reason else []
+    if mistakes:
+        raise StartupError(f"{'; '.join(mistakes)}; see VISITS_SHARDS")
+    return warnings
+
+
+def prepare(settings: Settings, workers: int, addresses: Sequence[object]) -> list[str]:
+    """Check everything and start the embedded shards; return warnings, or raise StartupError."""
+    check_worker_count(settings, workers)
+    for address in addresses:
+        check_address_is_free(address)
+    if settings.profile == "basic":
+        return []
+    check_data_dir(settings.data_dir)
+    if not settings.embedded:
+        return check_shards(settings)
+    shards = EmbeddedShards(settings)
+    shards.start()
+    _embedded.append(shards)
+    return []
+
+
+def clean_up() -> None:
+    """End what `prepare` started."""
+    while _embedded:
+        _embedded.pop().stop()
+
+
+def start_log(settings: Settings, addresses: Sequence[object]) -> list[str]:
+    """Return the lines that tell where the service is and where it keeps its counts."""
+    shown = [
+        f"http://{address[0]}:{address[1]}" if isinstance(address, tuple) else str(address) for address in addresses
+    ]
+    lines = [f"Visit Counter at {', '.join(shown)}, profile {settings.profile}"]
+    if settings.shards:
+        shards = ", ".join(f"{shard.name} at {shard.address}" for shard in settings.shards)
+        lines += [f"shards{' (embedded)' if settings.embedded else ''}: {shards}"]
+        lines += [f"data directory: {settings.data_dir}"]
+    return lines
+
+
+def start_service(app: object) -> None:
+    """Start the service in a worker, or end the worker so that gunicorn's master ends too."""
+    with told_in_one_line(_WORKER_BOOT_ERROR):
+        app.extensions["visit_counter"].start()  # type: ignore[attr-defined]  # a Flask, which is not imported here
+
+
+def stop_service(app: object | None) -> None:
+    """Stop the service in a worker, if it came to load one."""
+    service = getattr(app, "extensions", {}).get("visit_counter")
+    if service:
+        service.stop()

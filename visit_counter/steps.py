@@ -1,0 +1,24 @@
+"""Named steps on the way of a visit, where a test can stop the process.
+
+    append   a visit's line is in the journal, nothing else happened yet
+    fold     lines of other processes are about to be folded
+    seal     the segment is sealed
+    send     a batch is about to be sent
+    reply    the shards have answered, nothing is recorded yet
+    confirm  what the partitions include is recorded
+    forget   a segment file is about to be removed
+
+`hook` is None outside fault tests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+hook: Callable[[str], None] | None = None
+
+
+def step(name: str) -> None:
+    """Tell the test, if there is one, that this process has reached a step."""
+    if hook is not None:
+        hook(name)

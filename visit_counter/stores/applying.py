@@ -1,0 +1,262 @@
+"""Applying batches to one shard, and waiting until they are on its disk: the two share one connection.
+
+A partition is the hash `visits:{17}`. A page's field is the page; a writer's watermark is in the field TAB + writer.
+A page contains no control character, so the two can never be the same field, and in a terminal they look different.
+"""
+
+from __future__ import annotations
+
+import os
+from hashlib import sha1
+from threading import Lock
+from typing import TYPE_CHECKING, Any
+
+from redis.exceptions import NoScriptError, RedisError, ResponseError
+
+from visit_counter.stores.base import NO_WATERMARK, Applied, Batch, segment_of
+from visit_counter.stores.wire import drop, exchange, explain, is_away, pack
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from redis.connection import Connection
+
+    from visit_counter.stores.wire import Wire
+
+# One round trip: bounds what waits in the buffers of both sides, and the replies one lost connection leaves unknown.
+CHUNK_BATCHES = 64
+CHUNK_BYTES = 1_000_000
+
+# KEYS  1  the partition
+# ARGV  1  the writer's watermark field
+#       2  the watermark expected there ('' for none)
+#       3  the watermark of the batch
+#       4  a page, 5 its visits, and so on in pairs
+# Returns the watermark there is afterwards; an error means that nothing was changed.
+#
+# A script does not roll back, so everything is checked and added up before the first write, and up to 999 pages and
+# the watermark are one HSET (Lua's unpack allows about 8,000 values). Lua counts in doubles, which are exact up to
+# 2^53: a count that would pass it is refused. A batch that is there already has its watermark written again, so that
+# the offset WAITAOF waits for on this connection lies behind it.
+SCRIPT = b"""
+local key, field, expected, watermark = KEYS[1], ARGV[1], ARGV[2], ARGV[3]
+local present = redis.call('HGET', key, field) or ''
+if present == watermark then
+  redis.call('HSET', key, field, watermark)
+  return watermark
+end
+if present ~= expected then return present end
+local writes = {}
+for first = 4, #ARGV, 1998 do
+  local pages, write = {}, {}
+  for at = first, math.min(first + 1996, #ARGV), 2 do pages[#pages + 1] = ARGV[at] end
+  local counts = redis.call('HMGET', key, unpack(pages))
+  for index, page in ipairs(pages) do
+    local count = counts[index] or '0'
+    if not string.find(count, '^%d+$') then
+      return redis.error_reply('NOTACOUNT the partition holds a value that is not a count')
+    end
+    local total = tonumber(count) + tonumber(ARGV[first + 2 * index - 1])
+    if total > 9007199254740992 then return redis.error_reply('NOTACOUNT a count would pass 2^53') end
+    write[2 * index - 1], write[2 * index] = page, string.format('%.0f', total)
+  end
+  writes[#writes + 1] = write
+end
+local last = writes[#writes] or {}
+last[#last + 1] = field
+last[#last + 1] = watermark
+writes[math.max(#writes, 1)] = last
+for _, write in ipairs(writes) do redis.call('HSET', key, unpack(write)) end
+return watermark
+"""
+# SHA-1 is the name Redis gives a script, and no secret.
+SCRIPT_SHA = sha1(SCRIPT, usedforsecurity=False).hexdigest().encode()
+
+
+def partition_key(partition: int) -> bytes:
+    """Return the key of a partition; the braces keep it, and what may join it, in one slot of a Redis Cluster."""
+    return b"visits:{%d}" % partition
+
+
+def watermark_field(writer: str) -> bytes:
+    """Return the field of a writer's watermark."""
+    return b"\t" + writer.encode()
+
+
+class Applier:
+    """Applies batches over one connection of its own, one call at a time."""
+
+    def __init__(
+        self, shard: str, wire: Wire, persist_limit_seconds: float, report: Callable[[Sequence[Any]], None]
+    ) -> None:
+        self._shard = shard
+        self._report = report
+        self._wire = wire
+        self._persist_limit_seconds = persist_limit_seconds
+        self._lock = Lock()
+        self._connection: Connection | None = None
+        # What `persist` has to vouch for: (writer, partition) -> watermark, applied over the connection there is ...
+        self._applied: dict[tuple[str, int], str] = {}
+        # ... or over one since lost: the server may have come back without it.
+        self._orphaned: dict[tuple[str, int], str] = {}
+
+    def apply(self, writer: str, batches: Sequence[Batch]) -> list[Applied]:
+        """Apply each batch, or say why not. Once the shard is away the rest is not tried: each chunk would wait."""
+        results: list[Applied] = []
+        with self._lock:
+            for chunk in _chunks(batches, watermark_field(writer)):
+                replies = self._send(chunk)
+                results += self._note(writer, batches[len(results) : len(results) + len(chunk)], replies)
+                if is_away(replies[-1]):
+                    results += self._note(
+                        writer, batches[len(results) :], [replies[-1]] * (len(batches) - len(results))
+                    )
+                    break
+        return results
+
+    def persist(self, timeout_seconds: float) -> bool | None:
+        """Wait, no longer than the limit given to this object, until what was applied is on disk here and on replicas.
+
+        The server remembers an offset for each connection, that of its last write. So what was applied over a
+        connection since lost is first looked for, and written again, over the connection there is now.
+        A replica without an append-only file never confirms: with one connected, the answer stays False.
+        """
+        with self._lock:
+            try:
+                connection = self._connect()
+                if not self._adopt_orphans():
+                    return False
+                return self._wait(connection, min(timeout_seconds, self._persist_limit_seconds))
+            except RedisError as error:
+                return False if is_away(error) else None
+
+    def close(self) -> None:
+        """Close the connection; a later call opens a new one."""
+        with self._lock:
+            if self._connection is not None:
+                drop(self._connection)
+
+    def _send(self, commands: Sequence[bytes]) -> list[Any]:
+        try:
+            replies = self._run(self._connect(), commands)
+        except RedisError as error:
+            replies = [error] * len(commands)
+        self._report(replies)
+        return replies
+
+    def _note(self, writer: str, batches: Sequence[Batch], replies: Sequence[Any]) -> list[Applied]:
+        """Say what came of each batch, and remember what `persist` has to vouch for."""
+        results = []
+        for batch, reply in zip(batches, replies, strict=True):
+            if isinstance(reply, RedisError):
+                results.append(Applied(batch.partition, NO_WATERMARK, explain(self._shard, reply).reason))
+                continue
+            results.append(Applied(batch.partition, reply.decode()))
+            if results[-1].watermark == batch.watermark:
+                self._applied[writer, batch.partition] = batch.watermark
+                self._orphaned.pop((writer, batch.partition), None)
+        return results
+
+    def _run(self, connection: Connection, commands: Sequence[bytes]) -> list[Any]:
+        """Send script calls; those that found no script (after SCRIPT FLUSH) were not run, and are sent again."""
+        replies = exchange(connection, commands)
+        missed = [index for index, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
+        if missed and connection.is_connected:
+            load = pack(b"SCRIPT", b"LOAD", SCRIPT)
+            again = exchange(connection, [load, *(commands[index] for index in missed)])[1:]
+            for index, reply in zip(missed, again, strict=True):
+                replies[index] = reply
+        return replies
+
+    def _connect(self) -> Connection:
+        """Return the connection, which is open and of this process; raises RedisError."""
+        connection = self._connection
+        if connection is not None and _usable(connection):
+            return connection
+        self._orphaned |= self._applied
+        self._applied.clear()
+        self._connection = None
+        connection = self._connection = self._wire.open(instead_of=connection)
+        (reply,) = exchange(connection, [pack(b"SCRIPT", b"LOAD", SCRIPT)])
+        if isinstance(reply, RedisError):
+            raise reply
+        return connection
+
+    def _adopt_orphans(self) -> bool:
+        """Find what was applied over lost connections and write its watermarks again; tell whether all is there."""
+        for writer in {writer for writer, _ in self._orphaned}:
+            known = {partition: mark for (owner, partition), mark in self._orphaned.items() if owner == writer}
+            present = self._watermarks(writer, known)
+            if any(not _includes(present[partition], mark) for partition, mark in known.items()):
+                return False
+            again = [Batch(partition, mark, mark, {}) for partition, mark in present.items()]
+            replies = [reply for chunk in _chunks(again, watermark_field(writer)) for reply in self._send(chunk)]
+            self._note(writer, again, replies)
+        return not self._orphaned
+
+    def _watermarks(self, writer: str, partitions: Mapping[int, str]) -> dict[int, str]:
+        field = watermark_field(writer)
+        replies = exchange(self._connect(), [pack(b"HGET", partition_key(at), field) for at in partitions])
+        for reply in replies:
+            if isinstance(reply, RedisError):
+                raise reply
+        return {at: (reply or b"").decode() for at, reply in zip(partitions, replies, strict=True)}
+
+    def _wait(self, connection: Connection, timeout_seconds: float) -> bool | None:
+        (replication,) = exchange(connection, [pack(b"INFO", b"replication")])
+        replicas = _connected_replicas(replication)
+        wait = pack(b"WAITAOF", b"1", b"%d" % replicas, b"%d" % max(1, int(timeout_seconds * 1000)))
+        (reply,) = exchange(connection, [wait])
+        if isinstance(reply, ResponseError) and not is_away(reply):
+            return None  # a server before 7.2, or without an append-only file
+        if isinstance(reply, RedisError):
+            return False
+        if reply[0] < 1 or reply[1] < replicas:
+            return False
+        self._applied.clear()
+        return True
+
+
+def _usable(connection: Connection) -> bool:
+    """Tell whether a connection is of this process, open, and silent: bytes to read now are its end."""
+    try:
+        return connection.pid == os.getpid() and connection.is_connected and not connection.can_read()
+    except (RedisError, OSError):
+        return False
+
+
+def _includes(present: str, watermark: str) -> bool:
+    """Tell whether a partition at `present` includes everything up to `watermark`."""
+    return present == watermark or segment_of(present) > segment_of(watermark)
+
+
+def _connected_replicas(info: object) -> int:
+    if isinstance(info, RedisError):
+        raise info
+    for line in bytes(info).splitlines():  # type: ignore[call-overload]  # INFO replies with bytes
+        if line.startswith(b"connected_slaves:"):
+            return int(line.partition(b":")[2])
+    return 0
+
+
+def _chunks(batches: Sequence[Batch], field: bytes) -> Iterator[list[bytes]]:
+    """Pack batches into the script calls of one round trip after the other."""
+    chunk: list[bytes] = []
+    size = 0
+    for batch in batches:
+        command = _pack_batch(batch, field)
+        if chunk and (len(chunk) == CHUNK_BATCHES or size + len(command) > CHUNK_BYTES):
+            yield chunk
+            chunk, size = [], 0
+        chunk.append(command)
+        size += len(command)
+    if chunk:
+        yield chunk
+
+
+def _pack_batch(batch: Batch, field: bytes) -> bytes:
+    parts = [b"EVALSHA", SCRIPT_SHA, b"1", partition_key(batch.partition), field]
+    parts += (batch.expected.encode(), batch.watermark.encode())
+    for page, visits in batch.visits.items():
+        parts += (page.encode(), b"%d" % visits)
+    return pack(*parts)
