@@ -1,0 +1,117 @@
+"""A service small enough to see through: the routes, with counts in memory, and a journal that only grows.
+
+What it knows of the real one is the interface that the worker uses.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import zlib
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from flask import Flask, Response, request
+
+from visit_counter.answers import CACHE_CONTROL, Answer
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+class StubCounter:
+    """Counts in memory. 
+
+    Pages under `wait/` are never ready, so that they go through Flask; the page `break` breaks `answer_ready`.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._counts: dict[str, int] = {}
+        self.calls = 0
+        path = os.environ.get("STUB_JOURNAL", os.devnull)
+        self._journal = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
+
+    def record(self, page: str) -> Answer:
+        with self._lock:
+            self._counts[page] = visits = self._counts.get(page, 0) + 1
+        return Answer(visits, "stub")
+
+    def count(self, page: str) -> Answer:
+        return Answer(self._counts.get(page, 0), "stub")
+
+    def answer_ready(self, requests: Sequence[tuple[bool, str]]) -> list[Answer | None]:
+        self.calls += 1
+        if (True, "break") in requests:
+            raise RuntimeError("asked to break")
+        lines = []
+        for is_visit, page in requests:
+            if is_visit:
+                encoded = page.encode()
+                lines.append(b"%08x\t1\t%b\n" % (zlib.crc32(encoded), encoded))
+        os.lseek(self._journal, 0, os.SEEK_END)
+        if lines:
+            os.write(self._journal, b"".join(lines))
+        answers: list[Answer | None] = []
+        counts = self._counts
+        with self._lock:
+            for is_visit, page in requests:
+                if page.startswith("wait/"):
+                    answers.append(None)
+                    continue
+                visits = counts.get(page, 0)
+                if is_visit:
+                    visits += 1
+                    counts[page] = visits
+                answers.append(Answer(visits, "stub"))
+        return answers
+
+
+class StubService:
+    """What the worker finds in `app.extensions`."""
+
+    def __init__(self) -> None:
+        self.counter = StubCounter()
+
+    def start(self) -> None:
+        """Nothing to start."""
+
+
+def create_app() -> Flask:
+    app = Flask(__name__)
+    service = StubService()
+    app.extensions["visit_counter"] = service
+
+    def respond(answer: Answer) -> Response:
+        response = Response(answer.to_json(), answer.status, mimetype="application/json")
+        response.headers["Cache-Control"] = CACHE_CONTROL
+        return response
+
+    @app.post("/visits/<path:page>")
+    def visit(page: str) -> Response:
+        return respond(service.counter.record(page))
+
+    @app.get("/visits/<path:page>")
+    def count(page: str) -> Response:
+        return respond(service.counter.count(page))
+
+    @app.get("/calls")
+    def calls() -> Response:
+        return Response(str(service.counter.calls))
+
+    @app.get("/hold/<path:name>")
+    def hold(name: str) -> Response:
+        """Answer once a file of this name is there."""
+        while not Path(f"/{name}").exists():
+            threading.Event().wait(0.01)
+        return Response("held")
+
+    @app.get("/long")
+    def long() -> Response:
+        return Response(b"x" * 20_000_000)
+
+    @app.post("/echo")
+    def echo() -> Response:
+        return Response(request.get_data(), mimetype="application/octet-stream")
+
+    return app

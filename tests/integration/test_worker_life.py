@@ -1,0 +1,241 @@
+"""A worker's life under gunicorn: limits, hooks, logs, reload, stop."""
+
+from __future__ import annotations
+
+import os
+import re
+import resource
+import signal
+import subprocess
+import sys
+import threading
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.integration.gunicorn_server import ROOT, STUB, Server, wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+
+def is_gone(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    return False
+
+
+class Load:
+    """Visitors who keep visiting, some on kept connections, and write down what failed."""
+
+    def __init__(self, server: Server) -> None:
+        self.answered = 0
+        self.failed: list[str] = []
+        self._server = server
+        self._stop = threading.Event()
+        self._lock = threading.Lock()
+        paths = ("/visits/load", "/visits/wait/load", "/visits/load", "/calls")
+        self._threads = [threading.Thread(target=self._visit, args=(path,)) for path in paths]
+
+    def __enter__(self) -> Load:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join()
+
+    def _visit(self, path: str) -> None:
+        client = self._server.client()
+        while not self._stop.is_set():
+            try:
+                reply = client.ask("GET", path).answer()
+            except OSError as error:
+                self.failed.append(f"{path}: {error!r}")
+                client = self._server.client()
+                continue
+            with self._lock:
+                self.answered += 1
+            if reply.status != 200:
+                self.failed.append(f"{path}: {reply}")
+            if reply.fields["connection"] == "close":
+                client.close()
+                client = self._server.client()
+
+    def go_on(self, number: int) -> None:
+        """Wait for this many more answers."""
+        goal = self.answered + number
+        wait_until(lambda: self.answered >= goal, f"{number} more answers came")
+
+
+def test_a_reload_under_load_fails_no_request(tmp_path: Path) -> None:
+    with Server(tmp_path, "workers = 2\n") as server:
+        old = server.worker_pids()
+        with Load(server) as load:
+            for _ in range(2):
+                load.go_on(200)
+                server.signal(signal.SIGHUP)
+                load.go_on(200)
+            wait_until(lambda: all(is_gone(pid) for pid in old), "the old workers are gone")
+            load.go_on(200)
+    assert load.failed == []
+
+
+def test_max_requests_replaces_the_worker_and_fails_no_request(tmp_path: Path) -> None:
+    with Server(tmp_path, "workers = 2\nmax_requests = 300\nmax_requests_jitter = 50\n") as server:
+        with Load(server) as load:
+            wait_until(lambda: server.text().count("Booting worker") >= 5, "workers were replaced")
+        assert load.failed == []
+
+
+def test_a_stopping_worker_finishes_what_is_under_way(tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    server = Server(tmp_path)
+    held = server.client().ask("GET", f"/hold{gate}")
+    kept = server.client()
+    assert kept.ask("GET", "/visits/a").answer().fields["connection"] == "keep-alive"
+    (pid,) = server.worker_pids()
+    os.kill(pid, signal.SIGTERM)
+    while kept.ask("GET", "/visits/a").answer().fields["connection"] == "keep-alive":
+        pass
+    assert kept.is_closed()
+    gate.touch()
+    assert held.answer().body == b"held"
+    assert held.is_closed()
+    assert server.stop() == 0
+
+
+def test_a_stopping_worker_does_not_wait_for_idle_clients_for_long(tmp_path: Path) -> None:
+    server = Server(tmp_path, "keepalive = 1000\ngraceful_timeout = 1000\n")
+    idle = server.client()
+    idle.ask("GET", "/visits/a").answer()
+    server.process.terminate()
+    assert idle.is_closed()
+    assert server.stop() == 0
+
+
+def test_a_worker_whose_master_was_killed_ends(tmp_path: Path) -> None:
+    server = Server(tmp_path)
+    (pid,) = server.worker_pids()
+    server.process.kill()
+    wait_until(lambda: is_gone(pid), "the orphan is gone")
+    server.stop()
+
+
+def test_an_idle_worker_tells_the_master_that_it_is_alive(tmp_path: Path) -> None:
+    with Server(tmp_path, "timeout = 3\n") as server:
+        (pid,) = server.worker_pids()
+        log = server.text()
+        threading.Event().wait(5)  # the promise is about time going by with nothing to do
+        assert not is_gone(pid)
+        assert server.text() == log
+
+
+def test_connections_beyond_the_limit_wait_until_one_leaves(tmp_path: Path) -> None:
+    with Server(tmp_path, "worker_connections = 4\nthreads = 1\nkeepalive = 1000\n") as server:
+        first = [server.client() for _ in range(4)]
+        # The last one before the limit is not kept: room is left for others.
+        kept = [client.ask("GET", "/visits/a").answer().fields["connection"] for client in first]
+        assert "close" in kept
+        second = [server.client().ask("GET", "/visits/a") for _ in range(4)]
+        for client in first:
+            client.close()
+        for client in second:
+            assert client.answer().status == 200
+            client.close()
+
+
+def test_thousands_of_idle_connections_are_kept_and_served(tmp_path: Path) -> None:
+    number = 3000
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard < 2 * number:
+        pytest.skip(f"only {hard} files may be open here")
+    soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    try:
+        with Server(tmp_path, f"worker_connections = {number + 100}\nkeepalive = 1000\n") as server:
+            idle = []
+            for _ in range(number):
+                client = server.client()
+                assert client.ask("GET", "/visits/a").answer().fields["connection"] == "keep-alive"
+                idle.append(client)
+            for client in idle:
+                client.ask("POST", "/visits/a")
+            for client in idle:
+                assert client.answer().status == 200
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+LOG_FORMAT = 'access_log_format = \'%(h)s "%(r)s" %(s)s %(b)s "%(f)s" "%(a)s" %({host}i)s %({content-type}o)s %(m)s %(U)s\'\n'
+
+
+@pytest.mark.parametrize("path", ["/visits/a%20b", "/visits/wait/a%20b", "/nothing"])
+def test_the_access_log_says_what_gthreads_says(tmp_path: Path, path: str) -> None:
+    lines = []
+    for worker in ("gthread", "visit_counter.worker.VisitWorker"):
+        log = tmp_path / "access"
+        log.unlink(missing_ok=True)
+        with Server(tmp_path, f"accesslog = {str(log)!r}\n" + LOG_FORMAT, worker=worker) as server:
+            server.client().ask("GET", path, "Referer: there", "User-Agent: test").answer()
+            wait_until(lambda file=log: file.exists() and file.read_text(), "the line is there")
+        lines.append(log.read_text())
+    assert lines[0] == lines[1]
+    assert "there" in lines[0]
+
+
+def test_request_hooks_are_called_for_hot_requests_too(tmp_path: Path) -> None:
+    hooks = """
+def pre_request(worker, request):
+    worker.log.info("before %s", request.path)
+def post_request(worker, request):
+    worker.log.info("after %s", request.path)
+"""
+    with Server(tmp_path, hooks) as server:
+        assert server.client().ask("POST", "/visits/hooked").answer().status == 200
+        wait_until(lambda: "after /visits/hooked" in server.text(), "the hook was called")
+        assert "before /visits/hooked" in server.text()
+
+
+def test_several_sockets_are_served(tmp_path: Path) -> None:
+    with Server(tmp_path, "bind = ['127.0.0.1:0', '127.0.0.1:0']\n") as server:
+        wait_until(lambda: "Listening at" in server.text(), "gunicorn listens")
+        ports = re.findall(r"http://127\.0\.0\.1:(\d+)", server.text())
+        assert len(ports) == 2
+        for port in ports:
+            server.address = ("127.0.0.1", int(port))
+            assert server.client().ask("GET", "/visits/a").answer().status == 200
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Return a file that is there; gunicorn does not look into it before the worker class says no."""
+    path = tmp_path_factory.mktemp("tls") / "certificate.pem"
+    path.touch()
+    yield path
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--certfile", "{}", "--keyfile", "{}"], "TLS"),
+        (["--proxy-protocol", "v1"], "proxy_protocol"),
+        (["--protocol", "uwsgi"], "protocol"),
+    ],
+)
+def test_what_the_worker_does_not_do_stops_the_start_with_one_line(
+    certificate: Path, arguments: list[str], named: str
+) -> None:
+    command = [sys.executable, "-m", "gunicorn", "-k", "visit_counter.worker.VisitWorker", "--no-control-socket"]
+    command += ["-b", "127.0.0.1:0", *(argument.format(certificate) for argument in arguments), STUB]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=30, check=False)
+    assert done.returncode != 0
+    assert f"VisitWorker does not support {named}" in done.stderr
+    assert "gthread" in done.stderr
+    assert "Traceback" not in done.stderr
+

@@ -1,0 +1,251 @@
+"""What the worker's loop must know of HTTP/1: where a request ends, and whether the loop may answer it itself.
+
+No I/O here. gunicorn's own parser, `gunicorn_h1c`, judges every request; this module asks two more questions.
+Is the request *ordinary*: one of the two hot calls, with nothing in its head that gunicorn or Flask would treat
+specially? Anything doubtful is not, and goes the long way through gunicorn and Flask, which then decide. And if
+it is not: is all of it here, so that a thread of the pool will not have to wait for a slow client?
+
+Most requests repeat a request line seen before (a page) and a block of header fields seen before (a client).
+The parser's verdict on each is kept, so that a request costs two look-ups. The memory this takes is bounded.
+"""
+
+from __future__ import annotations
+
+import re
+from enum import Enum
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any, NamedTuple
+from urllib.parse import unquote_to_bytes
+
+import gunicorn_h1c
+
+from visit_counter import answers
+from visit_counter.errors import PageError
+from visit_counter.pages import decode_page
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+# Beacons send small bodies. A larger one is left to gunicorn, which reads it in a thread.
+BODY_BYTES = 32 * 1024
+# Entries of each memory. At most this many times MEMO_BYTES: 16 MB in the worst case, under 2 MB as a rule.
+MEMO_ENTRIES = 8192
+MEMO_BYTES = 1024
+
+# Any character not named here makes gunicorn, werkzeug or the blueprint look closer; so must we, and do not.
+_LINE = re.compile(rb"(GET|POST) /visits/((?:[A-Za-z0-9._~!$&'()*+,;=:@/-]|%[0-9A-Fa-f]{2})+) HTTP/1\.([01])")
+_HOST = re.compile(rb"(?:[A-Za-z0-9_-]{1,63}(?:\.[A-Za-z0-9_-]{1,63})*|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?")
+# Fields that ask for something the loop does not do.
+_SPECIAL = frozenset((b"transfer-encoding", b"expect", b"upgrade", b"http2-settings", b"content-encoding"))
+
+
+_TIMEOUT_BODY = b'{"type": "about:blank", "title": "Request Timeout", "status": 408}'
+# What a client is told that did not send all of its request in time.
+TIMEOUT_RESPONSE = (
+    b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Type: application/problem+json\r\n"
+    b"Content-Length: %d\r\n\r\n%b" % (len(_TIMEOUT_BODY), _TIMEOUT_BODY)
+)
+
+
+class Verdict(Enum):
+    """Why the loop does not answer what is in the buffer now."""
+
+    INCOMPLETE = "the request is not all here: wait for the rest"
+    UNUSUAL = "the request is gunicorn's and Flask's to judge, and all of it that is worth waiting for is here"
+
+
+class Target(NamedTuple):
+    """An ordinary request line: `ask` is what `VisitCounter.answer_ready` takes, (is it a visit, page)."""
+
+    ask: tuple[bool, str]
+    http10: bool
+
+
+class Framing(NamedTuple):
+    """An ordinary block of header fields: the body's length in bytes, and what `Connection` said, if anything."""
+
+    body_bytes: int
+    close: bool | None
+
+
+class Limits(NamedTuple):
+    """gunicorn's limits on a head, as its parser takes them."""
+
+    line: int
+    fields: int
+    field_size: int
+    scheme_fields: frozenset[bytes]
+
+
+Taken = tuple[Target, Framing, int]
+
+
+class RequestReader:
+    """Takes one request after another off a connection's buffer."""
+
+    def __init__(self, limits: Limits, *, hot: bool = True) -> None:
+        """Judge by these limits; with `hot` False no request is ordinary."""
+        self._limits = limits
+        self._hot = hot
+        self._targets: dict[bytes, Target] = {}
+        self._framings: dict[bytes, Framing] = {}
+
+    def take(self, data: bytes) -> Taken | Verdict:
+        """Return the ordinary request that `data` begins with and where it ends, or why there is none."""
+        head_end = data.find(b"\r\n\r\n") + 4
+        if head_end > 3:
+            line_end = data.find(b"\r\n")
+            target = self._targets.get(data[:line_end])
+            framing = self._framings.get(data[line_end:head_end])
+            if target is None or framing is None:
+                return self._judge(data, line_end, head_end)
+            end = head_end + framing.body_bytes
+            if end <= len(data):
+                return target, framing, end
+            return Verdict.INCOMPLETE
+        return self._judge_part(data)
+
+    def _judge(self, data: bytes, line_end: int, head_end: int) -> Taken | Verdict:
+        """Do as `take` for a complete head with a part not seen before."""
+        try:
+            fields = self._parse(data[:head_end])
+        except (gunicorn_h1c.ParseError, gunicorn_h1c.IncompleteError):
+            return Verdict.UNUSUAL
+        line, block = data[:line_end], data[line_end:head_end]
+        target = parse_line(line) if self._hot else None
+        framing = parse_fields(fields, self._limits.scheme_fields)
+        if target is None or framing is None:
+            return Verdict.UNUSUAL if is_whole(fields, data, head_end) else Verdict.INCOMPLETE
+        _remember(self._targets, line, target)
+        _remember(self._framings, block, framing)
+        end = head_end + framing.body_bytes
+        return (target, framing, end) if end <= len(data) else Verdict.INCOMPLETE
+
+    def _judge_part(self, data: bytes) -> Verdict:
+        """Tell whether an incomplete head may still become a good one within gunicorn's limits."""
+        limits = self._limits
+        if len(data) > limits.line + limits.fields * (limits.field_size + 2) + 4:
+            return Verdict.UNUSUAL
+        try:
+            self._parse(data)
+        except gunicorn_h1c.IncompleteError:
+            return Verdict.INCOMPLETE
+        except gunicorn_h1c.ParseError:
+            pass
+        return Verdict.UNUSUAL
+
+    def _parse(self, data: bytes) -> Sequence[tuple[bytes, bytes]]:
+        """Return the header fields; raise the parser's errors for what gunicorn would refuse."""
+        limits = self._limits
+        parsed = gunicorn_h1c.parse_request(
+            data,
+            limit_request_line=limits.line,
+            limit_request_fields=limits.fields,
+            limit_request_field_size=limits.field_size,
+        )
+        return [(name.lower(), value) for name, value in parsed["headers"]]
+
+
+def _remember(memory: dict[bytes, Any], key: bytes, value: Target | Framing) -> None:
+    if len(key) > MEMO_BYTES:
+        return
+    if len(memory) >= MEMO_ENTRIES:
+        # Starting again costs each key one parse; evicting one by one would cost every request something.
+        memory.clear()
+    memory[key] = value
+
+
+def parse_line(line: bytes) -> Target | None:
+    """Return what an ordinary request line asks for, or None if it is not ordinary."""
+    found = _LINE.fullmatch(line)
+    if not found:
+        return None
+    try:
+        page = decode_page(unquote_to_bytes(found[2]))
+    except PageError:
+        return None
+    if page.startswith("/") or "//" in page:
+        return None  # werkzeug redirects these to a path with single slashes
+    return Target((found[1] == b"POST", page), found[3] == b"0")
+
+
+def parse_fields(
+    fields: Sequence[tuple[bytes, bytes]], scheme_fields: frozenset[bytes] = frozenset()
+) -> Framing | None:
+    """Return the framing that these fields (lower-case names) say, or None if any of them is not ordinary."""
+    body_bytes, close, hosts, schemes = 0, None, 0, 0
+    for name, value in fields:
+        if name in _SPECIAL or b"_" in name:
+            return None
+        if name == b"host":
+            hosts += 1 if _HOST.fullmatch(value) else 2
+        elif name == b"content-length":
+            body_bytes = int(value)
+        elif name == b"connection":
+            option = value.lower()
+            if close is not None or option not in (b"close", b"keep-alive"):
+                return None
+            close = option == b"close"
+        elif name in scheme_fields:
+            schemes += 1
+    if hosts != 1 or schemes > 1 or body_bytes > BODY_BYTES:
+        return None
+    return Framing(body_bytes, close)
+
+
+def is_whole(fields: Sequence[tuple[bytes, bytes]], data: bytes, head_end: int) -> bool:
+    """Tell whether waiting for more of this request's body in the loop would serve nothing."""
+    here = len(data) - head_end
+    named = dict(fields)
+    if b"expect" in named:
+        return True  # the client waits for 100 Continue before it sends the body
+    if coding := named.get(b"transfer-encoding"):
+        # Any coding but a last `chunked` is refused, whatever follows.
+        return not coding.lower().endswith(b"chunked") or here > BODY_BYTES or _chunks_end(data, head_end)
+    length = int(named.get(b"content-length", 0))
+    return length > BODY_BYTES or length <= here
+
+
+def _chunks_end(data: bytes, position: int) -> bool:
+    """Tell whether the chunked body that starts at `position` ends in `data`, or is broken."""
+    while (line_end := data.find(b"\r\n", position)) >= 0:
+        try:
+            size = int(data[position:line_end].partition(b";")[0], 16)
+        except ValueError:
+            return True
+        if size <= 0:
+            # RFC 9112 section 7.1: last-chunk, a trailer section that may be empty, and an empty line.
+            return size < 0 or data.find(b"\r\n\r\n", line_end) >= 0
+        position = line_end + 2 + size + 2
+        if data[position - 2 : position] not in (b"\r\n", b"\r", b""):
+            return True
+    return len(data) - position > MEMO_BYTES
+
+
+def status_line(status: int) -> str:
+    """Return the status as Flask words it."""
+    return f"{status} {HTTPStatus(status).phrase.upper()}"
+
+
+def response_fields(body_bytes: int) -> list[tuple[str, str]]:
+    """Return the header fields of an answer, but those gunicorn adds."""
+    return [
+        ("Content-Type", answers.CONTENT_TYPE),
+        ("Cache-Control", answers.CACHE_CONTROL),
+        ("Content-Length", str(body_bytes)),
+    ]
+
+
+def response_heads(server: str, date: str) -> dict[tuple[int, bool, bool], bytes]:
+    """Return the heads of answers up to the value of Content-Length, by status, is it HTTP/1.0, does it close."""
+    fields = "".join(f"{name}: {value}\r\n" for name, value in response_fields(0)[:-1])
+    return {
+        (status, http10, close): (
+            f"HTTP/1.{0 if http10 else 1} {status_line(status)}\r\n"
+            f"Server: {server}\r\nDate: {date}\r\nConnection: {'close' if close else 'keep-alive'}\r\n"
+            f"{fields}Content-Length: "
+        ).encode()
+        for status in (200, 202)
+        for http10 in (False, True)
+        for close in (False, True)
+    }

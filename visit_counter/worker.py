@@ -1,0 +1,492 @@
+"""A gunicorn worker whose loop answers the two hot calls itself; gunicorn and Flask answer everything else.
+
+One thread runs an epoll loop. A turn of it:
+
+1. wait until connections have something to read;
+2. read from all of them, and take an ordinary request (`visit_counter.http1`) off each;
+3. ask `VisitCounter.answer_ready` for all of them at once: one journal append for the whole turn;
+4. send the answers.
+
+A request that is not ordinary, or that `answer_ready` would have to wait for, goes with its connection to a thread
+of a small pool, where gunicorn's `gthread` handles it unchanged: header policy, limits, refusals, chunked bodies,
+100 Continue, hooks and errors are gunicorn's own. The connection then comes back to the loop. It goes there only
+once the request is all here, so a slow client never holds a thread. While it is there the loop does not read from
+it, so that pipelined requests are answered in order.
+
+    accept -> reading <-> (sending) -> lingering -> closed
+                 |  ^
+                 v  |
+               in a thread
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+import sys
+import time
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+from gunicorn import SERVER, config, glogging, util
+from gunicorn.http import Request, wsgi
+from gunicorn.http.unreader import IterUnreader
+from gunicorn.workers.gthread import DEFAULT_WORKER_DATA_TIMEOUT, STOP_KEEPALIVE_LINGER, TConn, ThreadWorker
+
+from visit_counter.http1 import (
+    TIMEOUT_RESPONSE,
+    Limits,
+    RequestReader,
+    Taken,
+    Verdict,
+    response_fields,
+    response_heads,
+    status_line,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from concurrent.futures import Future
+
+    from visit_counter.answers import Answer
+
+    AnswerReady = Callable[[Sequence[tuple[bool, str]]], Sequence[Answer | None]]
+
+READ_BYTES = 8192
+# How long, and for how much, a closing connection is read from (RFC 9112 section 9.6): closing at once
+# would reset it, and the client could lose the answer.
+LINGER_SECONDS = 2.0
+LINGER_BYTES = 64 * 1024
+
+
+class Connection:
+    """One client's connection, as the loop sees it. Times are `time.monotonic()` seconds."""
+
+    __slots__ = (
+        "blocked",
+        "buffer",
+        "client",
+        "closing",
+        "deadline",
+        "fd",
+        "handing",
+        "lingered",
+        "out",
+        "partial",
+        "server",
+        "sock",
+    )
+
+    def __init__(self, sock: socket.socket, client: Any, server: Any, deadline: float) -> None:
+        self.sock = sock
+        self.fd = sock.fileno()
+        self.client = client
+        self.server = server
+        self.buffer = b""  # read, and not yet answered
+        self.out = b""  # to be sent before anything else happens
+        self.deadline = deadline
+        self.partial = False  # the buffer holds a part of a request, for which `deadline` was set
+        self.closing = False  # close once `out` is sent
+        self.handing = False  # hand to a thread once `out` is sent
+        self.blocked = False  # the socket would not take all of `out`: waiting until it does
+        self.lingered = -1  # bytes thrown away since the last answer; -1 while not lingering
+
+
+class HandedConnection(TConn):  # type: ignore[misc]  # gunicorn has no types
+    """A connection in a thread: gunicorn's own, except that some of it has been read and that no wait is endless."""
+
+    def __init__(self, cfg: Any, connection: Connection, wait_seconds: float) -> None:
+        super().__init__(cfg, connection.sock, connection.client, connection.server)
+        self.data_ready = True
+        self._buffer = connection.buffer
+        self._wait_seconds = wait_seconds
+
+    def init(self) -> None:
+        """Make the parser, and give it what was read."""
+        super().init()
+        self.sock.settimeout(self._wait_seconds)
+        self.parser.unreader.unread(self._buffer)
+
+
+class VisitWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
+    """`worker_class = "visit_counter.worker.VisitWorker"`."""
+
+    # How long a client may take to send one request or to take its answer; gunicorn has no setting for it.
+    request_seconds = 30.0
+
+    alive: bool
+    _accepting: bool
+
+    @classmethod
+    def check_config(cls, cfg: Any, log: Any) -> None:
+        """Exit with one clear line where the configuration asks for what this worker does not do."""
+        super().check_config(cfg, log)
+        wrong = [
+            name
+            for name, is_wrong in (
+                ("TLS (certfile)", cfg.is_ssl),
+                ("http2_cleartext", cfg.http2_cleartext != "off"),
+                ("proxy_protocol", cfg.proxy_protocol != "off"),
+                ("protocol", cfg.protocol != "http"),
+                ("a system without epoll", not hasattr(select, "epoll")),
+            )
+            if is_wrong
+        ]
+        if wrong:
+            log.error("VisitWorker does not support %s; use worker_class = 'gthread'", ", ".join(wrong))
+            sys.exit(1)
+
+    # -- the loop ------------------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Serve until told to stop, then finish what is under way."""
+        self._prepare()
+        self.set_accept_enabled(True)
+        while self.alive:
+            self._turn(1.0)
+        self.set_accept_enabled(False)
+        self._cap_idle(time.monotonic() + STOP_KEEPALIVE_LINGER)
+        give_up = time.monotonic() + self.cfg.graceful_timeout
+        while self.nr_conns and time.monotonic() < give_up:
+            self._turn(0.1)
+        self.tpool.shutdown(wait=False)
+        self.poller.close()
+        self.method_queue.close()
+        for listener in self.sockets:
+            listener.close()
+
+    def _prepare(self) -> None:
+        # gthread's selector makes several objects per event; epoll itself makes one pair.
+        self.poller.close()
+        self.poller: select.epoll = select.epoll()
+        self.poller.register(self.method_queue.fileno(), select.EPOLLIN)
+        self._connections: dict[int, Connection] = {}  # those the loop has; a thread may have others
+        # gthread's `handle_request` compares the length of this with `max_keepalived`.
+        self.keepalived_conns = self._connections
+        self._keepalive = float(self.cfg.keepalive)
+        self._listeners = {listener.fileno(): listener for listener in self.sockets}
+        self._next_check = 0.0
+        self._resumed: list[Connection] = []
+        answer_ready = self._find_counter()
+        self._reader = RequestReader(limits_of(self.cfg), hot=answer_ready is not None)
+        # Without a counter no request is ordinary, so that nobody is asked.
+        self._answer_ready: AnswerReady = answer_ready or (lambda asks: [None] * len(asks))
+        self._logs_access = self.log.access_log_enabled or type(self.log).access is not glogging.Logger.access
+
+    def _find_counter(self) -> AnswerReady | None:
+        """Return what answers hot requests, or None where each must go the long way."""
+        service = getattr(self.wsgi, "extensions", {}).get("visit_counter")
+        hooks = self.cfg.pre_request is not config.PreRequest.default or (
+            self.cfg.settings["post_request"].get() is not config.PostRequest.default
+        )
+        if service is None or hooks or os.environ.get("SCRIPT_NAME"):
+            self.log.info("Every request goes through the WSGI application")
+            return None
+        service.start()
+        return service.counter.answer_ready  # type: ignore[no-any-return]  # the service comes from a dict
+
+    def _turn(self, timeout_seconds: float) -> None:
+        """Wait for events, and do all that they allow without waiting."""
+        events = self.poller.poll(timeout_seconds)
+        now = time.monotonic()
+        if now >= self._next_check:
+            self._check(now)
+            self._next_check = now + timeout_seconds
+        connections = self._connections
+        ready: list[Connection] = []
+        others: list[int] = []
+        for fd, _ in events:
+            connection = connections.get(fd)
+            if connection is None:
+                others.append(fd)
+            elif connection.out:
+                if self._send(connection, now) and connection.buffer:
+                    ready.append(connection)
+            elif self._receive(connection):
+                ready.append(connection)
+        # New connections come last: one may be given the number of a connection closed above, and would then be
+        # taken for it by an event that is still in the list.
+        for fd in others:
+            if fd in self._listeners:
+                self._accept(self._listeners[fd], now)
+            else:
+                self.method_queue.run_callbacks(None)
+        ready += self._resumed
+        self._resumed.clear()
+        if ready:
+            self._serve(ready, now)
+
+    def _serve(self, ready: list[Connection], now: float) -> None:
+        """Answer what the connections have read, the first request of each, then the second of each, and so on.
+
+        One at a time per connection, because a request that must wait for a thread holds up those behind it.
+        """
+        wave = ready
+        while wave:
+            wave = self._answer(wave, now)
+        for connection in ready:
+            if connection.out:
+                self._send(connection, now)
+
+    def _answer(self, wave: list[Connection], now: float) -> list[Connection]:
+        """Answer the first request of each connection; return the connections that have read more than that."""
+        take = self._reader.take
+        asks: list[tuple[bool, str]] = []
+        asking: list[tuple[Connection, Taken]] = []
+        for connection in wave:
+            taken = take(connection.buffer)
+            if isinstance(taken, Verdict):
+                self._wait_or_hand(connection, taken, now)
+            else:
+                asks.append(taken[0].ask)
+                asking.append((connection, taken))
+        if not asks:
+            return []
+        found = self._ask(asks)
+        if found is None:
+            for connection, _ in asking:
+                self._drop(connection)
+            return []
+        self._count_requests(len(asks))
+        return self._write_answers(asking, found, now)
+
+    def _write_answers(
+        self, asking: list[tuple[Connection, Taken]], found: Sequence[Answer | None], now: float
+    ) -> list[Connection]:
+        must_close = not self.alive or not self._keepalive or len(self._connections) > self.max_keepalived
+        idle_until = now + self._keepalive
+        heads = self._heads
+        more = []
+        for (connection, (target, framing, end)), answer in zip(asking, found, strict=True):
+            if answer is None:
+                self._hand(connection)
+                continue
+            close = must_close or (target.http10 if framing.close is None else framing.close)
+            body = answer.to_json()
+            if self._logs_access:
+                self._log_access(connection, end, answer, body, now)
+            connection.out += b"%b%d\r\n\r\n%b" % (heads[answer.status, target.http10, close], len(body), body)
+            connection.buffer = connection.buffer[end:]
+            connection.deadline = idle_until
+            connection.partial = False
+            if close:
+                connection.closing = True
+            elif connection.buffer:
+                more.append(connection)
+        return more
+
+    def _ask(self, asks: list[tuple[bool, str]]) -> Sequence[Answer | None] | None:
+        """Return the counter's answers; None if nobody can say what was counted, so that nothing can be said."""
+        try:
+            return self._answer_ready(asks)
+        except Exception:
+            self.log.exception("Error in answer_ready")
+            return None
+
+    def _count_requests(self, number: int) -> None:
+        self.nr += number
+        if self.nr >= self.max_requests and self.alive:
+            self.log.info("Autorestarting worker after current request.")
+            self.alive = False
+
+    def _wait_or_hand(self, connection: Connection, verdict: Verdict, now: float) -> None:
+        if verdict is Verdict.UNUSUAL:
+            self._hand(connection)
+        elif not connection.partial:
+            connection.partial = True
+            connection.deadline = now + self.request_seconds
+
+    def _check(self, now: float) -> None:
+        """Do what is due about once a second."""
+        self.notify()
+        self._heads = response_heads(SERVER, util.http_date())
+        if self.alive and not self.is_parent_alive():
+            self.alive = False
+        if self.alive:
+            self.set_accept_enabled(self.nr_conns < self.worker_connections)
+        for connection in list(self._connections.values()):
+            if connection.deadline <= now:
+                self._expire(connection, now)
+
+    # -- connections ---------------------------------------------------------------------------------------------
+
+    def set_accept_enabled(self, enabled: bool) -> None:
+        """Listen, or do not."""
+        if enabled == self._accepting:
+            return
+        self._accepting = enabled
+        for fd, listener in self._listeners.items():
+            listener.setblocking(False)
+            if enabled:
+                self.poller.register(fd, select.EPOLLIN)
+            else:
+                self.poller.unregister(fd)
+
+    def _accept(self, listener: Any, now: float) -> None:
+        """Accept one connection; the other workers are awake too, and get the next."""
+        try:
+            sock, client = listener.accept()
+        except (BlockingIOError, ConnectionAbortedError):
+            return
+        except OSError as error:
+            # Out of file descriptors or memory: the next check listens again.
+            self.log.error("Cannot accept a connection: %s", error)  # noqa: TRY400  # a traceback would say no more
+            self.set_accept_enabled(False)
+            return
+        self.nr_conns += 1
+        deadline = now + DEFAULT_WORKER_DATA_TIMEOUT + self._keepalive
+        self._adopt(Connection(sock, client, listener.getsockname(), deadline))
+        if self.nr_conns >= self.worker_connections:
+            self.set_accept_enabled(False)
+
+    def _adopt(self, connection: Connection) -> None:
+        """Let the loop have the connection."""
+        connection.sock.setblocking(False)
+        self._connections[connection.fd] = connection
+        self.poller.register(connection.fd, select.EPOLLIN)
+
+    def _receive(self, connection: Connection) -> bool:
+        """Read what there is; return whether it is to be looked at."""
+        try:
+            data = connection.sock.recv(READ_BYTES)
+        except BlockingIOError:
+            return False
+        except OSError:
+            self._drop(connection)
+            return False
+        if connection.lingered >= 0:
+            connection.lingered += len(data)
+            if not data or connection.lingered > LINGER_BYTES:
+                self._drop(connection)
+            return False
+        if not data:
+            if connection.buffer:
+                self._hand(connection)  # gunicorn decides what half a request deserves
+            else:
+                self._drop(connection)
+            return False
+        connection.buffer += data
+        return True
+
+    def _send(self, connection: Connection, now: float) -> bool:
+        """Send what the socket takes; return whether that was all and the loop may go on with the connection."""
+        out = connection.out
+        try:
+            sent = connection.sock.send(out)
+        except BlockingIOError:
+            sent = 0
+        except OSError:
+            self._drop(connection)
+            return False
+        if sent < len(out):
+            connection.out = out[sent:]
+            if not connection.blocked:
+                connection.blocked = True
+                connection.deadline = now + self.request_seconds
+                self.poller.modify(connection.fd, select.EPOLLOUT)
+            return False
+        connection.out = b""
+        if connection.blocked:
+            connection.blocked = False
+            connection.deadline = now + self._keepalive
+            self.poller.modify(connection.fd, select.EPOLLIN)
+        if connection.closing:
+            self._linger(connection, now)
+            return False
+        if connection.handing:
+            self._hand(connection)
+            return False
+        return True
+
+    def _linger(self, connection: Connection, now: float) -> None:
+        """Say that no more is sent, and let the client close."""
+        try:
+            connection.sock.shutdown(socket.SHUT_WR)
+        except OSError:
+            self._drop(connection)
+            return
+        connection.lingered = 0
+        connection.buffer = b""
+        connection.deadline = now + LINGER_SECONDS
+
+    def _drop(self, connection: Connection) -> None:
+        del self._connections[connection.fd]
+        connection.out = connection.buffer = b""
+        connection.sock.close()
+        self.nr_conns -= 1
+
+    def _expire(self, connection: Connection, now: float) -> None:
+        """Close a connection whose time is up; say so to one that sent a part of a request."""
+        if connection.partial and not connection.out:
+            connection.out = TIMEOUT_RESPONSE
+            connection.closing = True
+            self._send(connection, now)
+        else:
+            self._drop(connection)
+
+    def _cap_idle(self, deadline: float) -> None:
+        for connection in self._connections.values():
+            if not connection.partial and not connection.out:
+                connection.deadline = min(connection.deadline, deadline)
+
+    # -- requests for gunicorn and Flask -------------------------------------------------------------------------
+
+    def _hand(self, connection: Connection) -> None:
+        """Give the connection to a thread, once what is to be sent before is sent."""
+        if connection.out:
+            connection.handing = True
+            return
+        connection.handing = connection.partial = False
+        # A thread may close the socket, and its number may be used again before the connection comes back.
+        del self._connections[connection.fd]
+        self.poller.unregister(connection.fd)
+        handed = HandedConnection(self.cfg, connection, self.request_seconds)
+        connection.buffer = b""
+        future = self.tpool.submit(self.handle, handed)
+        future.add_done_callback(lambda done: self.method_queue.defer(self._take_back, connection, handed, done))
+
+    def _take_back(self, connection: Connection, handed: HandedConnection, done: Future[bool]) -> None:
+        """Go on with a connection that a thread has finished with."""
+        now = time.monotonic()
+        keep = not done.cancelled() and done.exception() is None and done.result()
+        if connection.sock.fileno() < 0:
+            self.nr_conns -= 1
+            return
+        self._adopt(connection)
+        if not keep:
+            self._linger(connection, now)
+            return
+        connection.deadline = now + (self._keepalive if self.alive else min(self._keepalive, STOP_KEEPALIVE_LINGER))
+        connection.buffer = handed.parser.unreader.take_buffered()
+        if connection.buffer:
+            self._resumed.append(connection)
+
+    def handle_request(self, req: Any, conn: Any) -> Any:
+        """Do as gthread does, but let a client that stalls in the middle of a body or an answer go quietly."""
+        try:
+            return super().handle_request(req, conn)
+        except TimeoutError as error:
+            raise StopIteration from error
+
+    def _log_access(self, connection: Connection, end: int, answer: Answer, body: bytes, since: float) -> None:
+        """Log a request that the loop answered, from the same objects gunicorn makes for any other."""
+        try:
+            request = Request(self.cfg, IterUnreader([connection.buffer[:end]]), connection.client)
+            response, environ = wsgi.create(request, connection.sock, connection.client, connection.server, self.cfg)
+            response.start_response(status_line(answer.status), response_fields(len(body)))
+            response.sent = len(body)
+            self.log.access(response, request, environ, timedelta(seconds=time.monotonic() - since))
+        except Exception:
+            self.log.exception("Error in the access log")
+
+
+def limits_of(cfg: Any) -> Limits:
+    """Return gunicorn's limits as its own request object works them out of the settings."""
+    probe = Request(cfg, IterUnreader([b"GET / HTTP/1.1\r\n\r\n"]), ("127.0.0.1", 0))
+    return Limits(
+        line=probe._fast_limit_request_line,  # noqa: SLF001  # what gunicorn passes to the same parser
+        fields=probe.limit_request_fields,
+        field_size=probe.limit_request_field_size,
+        scheme_fields=frozenset(name.lower().encode() for name in cfg.secure_scheme_headers),
+    )
