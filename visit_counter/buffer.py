@@ -34,6 +34,8 @@ Visits = dict[str, int]
 Rebase = Callable[[str, int, int], None]
 # How many pages one call of `tidy` handles under the lock: a few hundred microseconds.
 _TIDY_PAGES = 256
+# The longest line of a visit.
+_LINE_BYTES = 300
 # After a failed append, the disk has room again when it has this much.
 _ROOM_BYTES = 1 << 16
 
@@ -188,7 +190,7 @@ class WriteBuffer:
     def refusal(self) -> str | None:
         """Tell why a visit could not be accepted now, or None."""
         try:
-            self._check_limits(0)
+            self._check_limits(_LINE_BYTES)
         except JournalFullError as error:
             return str(error)
         if (
@@ -269,7 +271,10 @@ class WriteBuffer:
             self._rebase(
                 table, lambda page, visits, last: rebase(page, visits, last) if self._included(page, last) else None
             )
-        folded = self.journal.read(whole)
+        try:
+            folded = self.journal.read(whole)
+        except FileNotFoundError:
+            return  # merged again or forgotten meanwhile, which is told too; the parts' own tables are as right
         with self.lock:
             if parts and parts[0] in self._sealed:
                 at = self._sealed.index(parts[0])
