@@ -36,7 +36,8 @@ class State:
     """`floor`: every partition includes the segments up to it. `confirmed`: watermark token by partition.
 
     `attempted`: by shard, segment numbers that its partitions may or may not have as their watermark, because batches
-    were sent and not all were answered; no merge crosses one of them. `damage`: what was found that only a person can explain, oldest first.
+    were sent and not all were answered; no merge crosses one of them. `damage`: what was found that only a person can
+    explain, oldest first.
     """
 
     writer: str = ""

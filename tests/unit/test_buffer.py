@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.unit.core import Host
-from visit_counter.buffer import WriteBuffer
 from visit_counter.errors import JournalError, JournalFullError
 from visit_counter.records import encode, visit_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+    from visit_counter.buffer import WriteBuffer
 
 
 @pytest.fixture

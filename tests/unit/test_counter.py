@@ -227,8 +227,7 @@ def test_concurrent_visits_and_reads_of_two_workers_with_flushes_add_up(host: Ho
     low: list[tuple[int, int]] = []
 
     def visit(worker: BufferedCounter) -> None:
-        for _ in range(200):
-            told.append(worker.record("a").visits)
+        told.extend(worker.record("a").visits for _ in range(200))
 
     def watch(worker: BufferedCounter) -> None:
         last = 0
