@@ -87,8 +87,10 @@ class BufferedCounter:
             [current] = self.buffer.append([(page, visits)])
             known: Known | None = self.cache.peek(page)
             if known is None:
-                return Answer(self.buffer.pending(page, self.buffer.included_to), self._post_via(page), 202)
-            return Answer(known.stored + current + self.buffer.sealed(page, known.segment), self._post_via(page))
+                return Answer(self.buffer.tables.pending(page, self.buffer.included_to), self._post_via(page), 202)
+            return Answer(
+                known.stored + current + self.buffer.tables.pending_sealed(page, known.segment), self._post_via(page)
+            )
 
     def count(self, page: str) -> Answer:
         """Read the count of a page."""
@@ -104,7 +106,7 @@ class BufferedCounter:
             known: Known | None = self.cache.peek(page)
             if known is None:
                 raise CountUnknownError("the cache is too small for the pages being read; raise VISITS_CACHE_PAGES")
-            pending = self.buffer.pending(page, known.segment)
+            pending = self.buffer.tables.pending(page, known.segment)
         if cached:
             via = IN_MEMORY
         elif pending and self._pending_via:
@@ -138,10 +140,13 @@ class BufferedCounter:
                     answers.append(
                         None
                         if current is None
-                        else Answer(known.stored + current + buffer.sealed(page, known.segment), self._post_via(page))
+                        else Answer(
+                            known.stored + current + buffer.tables.pending_sealed(page, known.segment),
+                            self._post_via(page),
+                        )
                     )
                 else:
-                    answers.append(Answer(known.stored + buffer.pending(page, known.segment), IN_MEMORY))
+                    answers.append(Answer(known.stored + buffer.tables.pending(page, known.segment), IN_MEMORY))
             return answers
 
     def rebase(self, page: str, visits: int, last: int) -> None:
