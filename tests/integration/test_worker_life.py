@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
@@ -18,6 +19,10 @@ from tests.integration.gunicorn_server import ROOT, STUB, Server, wait_until
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+
+def written(file: Path) -> bool:
+    return file.exists() and bool(file.read_text())
 
 
 def is_gone(pid: int) -> bool:
@@ -172,7 +177,9 @@ def test_thousands_of_idle_connections_are_kept_and_served(tmp_path: Path) -> No
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
-LOG_FORMAT = 'access_log_format = \'%(h)s "%(r)s" %(s)s %(b)s "%(f)s" "%(a)s" %({host}i)s %({content-type}o)s %(m)s %(U)s\'\n'
+LOG_FORMAT = (
+    'access_log_format = \'%(h)s "%(r)s" %(s)s %(b)s "%(f)s" "%(a)s" %({host}i)s %({content-type}o)s %(m)s %(U)s\'\n'
+)
 
 
 @pytest.mark.parametrize("path", ["/visits/a%20b", "/visits/wait/a%20b", "/nothing"])
@@ -183,7 +190,7 @@ def test_the_access_log_says_what_gthreads_says(tmp_path: Path, path: str) -> No
         log.unlink(missing_ok=True)
         with Server(tmp_path, f"accesslog = {str(log)!r}\n" + LOG_FORMAT, worker=worker) as server:
             server.client().ask("GET", path, "Referer: there", "User-Agent: test").answer()
-            wait_until(lambda file=log: file.exists() and file.read_text(), "the line is there")
+            wait_until(partial(written, log), "the line is there")
         lines.append(log.read_text())
     assert lines[0] == lines[1]
     assert "there" in lines[0]
@@ -238,4 +245,3 @@ def test_what_the_worker_does_not_do_stops_the_start_with_one_line(
     assert f"VisitWorker does not support {named}" in done.stderr
     assert "gthread" in done.stderr
     assert "Traceback" not in done.stderr
-

@@ -7,7 +7,9 @@ import pytest
 from visit_counter import http1
 from visit_counter.http1 import Framing, Limits, RequestReader, Target, Verdict
 
-LIMITS = Limits(line=8190, fields=100, field_size=8190, scheme_fields=frozenset((b"x-forwarded-proto", b"x-forwarded-ssl")))
+LIMITS = Limits(
+    line=8190, fields=100, field_size=8190, scheme_fields=frozenset((b"x-forwarded-proto", b"x-forwarded-ssl"))
+)
 FIELDS = b"Host: counter.example\r\nUser-Agent: test\r\n\r\n"
 
 
@@ -45,6 +47,9 @@ def test_what_follows_a_request_is_left_for_later() -> None:
         (b"home", "home"),
         (b"a/b/c", "a/b/c"),
         (b"a/", "a/"),
+        (b"/a", "/a"),
+        (b"a//b", "a//b"),
+        (b"%2Fa", "/a"),
         (b"a+b", "a+b"),
         (b"caf%C3%A9", "café"),
         (b"a%2Fb", "a/b"),
@@ -64,10 +69,6 @@ def test_a_page_is_what_follows_visits_percent_decoded(path: bytes, page: str) -
         b"post /visits/a HTTP/1.1",
         b"GET /visits/ HTTP/1.1",
         b"GET /visits HTTP/1.1",
-        b"GET /visits//a HTTP/1.1",
-        b"GET /visits/a//b HTTP/1.1",
-        b"GET /visits/a%2F%2Fb HTTP/1.1",
-        b"GET /visits/%2Fa HTTP/1.1",
         b"GET //visits/a HTTP/1.1",
         b"GET /visits/a?b HTTP/1.1",
         b"GET /visits/a#b HTTP/1.1",
