@@ -6,6 +6,7 @@ import json
 import signal
 import socket
 from os import kill
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -14,7 +15,6 @@ from tests.integration.gunicorn_server import Client, Server, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 HOST = b"Host: counter.example\r\n"
 
@@ -202,7 +202,9 @@ def test_requests_of_one_turn_are_counted_with_one_call(server: Server) -> None:
         assert visits(client.ask("GET", "/visits/turn")) == 0
     before = int(clients[0].ask("GET", "/calls").answer().body)
     kill(pid, signal.SIGSTOP)
+    stat = Path(f"/proc/{pid}/stat")
     try:
+        wait_until(lambda: stat.read_text().rpartition(")")[2].split()[0] == "T", "the worker is stopped")
         for client in clients:
             client.ask("POST", "/visits/turn")
     finally:

@@ -238,7 +238,7 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def test_what_the_worker_does_not_do_stops_the_start_with_one_line(
     certificate: Path, arguments: list[str], named: str
 ) -> None:
-    command = [sys.executable, "-m", "gunicorn", "-k", "visit_counter.worker.VisitWorker", "--no-control-socket"]
+    command = [sys.executable, "-m", "gunicorn", "-k", "visit_counter.worker.VisitWorker", "-c", "/dev/null"]
     command += ["-b", "127.0.0.1:0", *(argument.format(certificate) for argument in arguments), STUB]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=30, check=False)
     assert done.returncode != 0
