@@ -17,7 +17,6 @@ import pytest
 from tests.integration.gunicorn_server import ROOT, STUB, Server, wait_until
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
 
@@ -220,11 +219,11 @@ def test_several_sockets_are_served(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a file that is there; gunicorn does not look into it before the worker class says no."""
     path = tmp_path_factory.mktemp("tls") / "certificate.pem"
     path.touch()
-    yield path
+    return path
 
 
 @pytest.mark.parametrize(
