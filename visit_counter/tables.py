@@ -59,7 +59,7 @@ class Tables:
         return sum(table.total for table in tables), sum(len(table.visits) for table in tables)
 
     def seal(self) -> None:
-        """The current segment is sealed; the next one has an empty table."""
+        """Go on with an empty table: the current segment is sealed."""
         self.sealed.append(self.current)
         self.start(self.current.last + 1)
         self._count()
