@@ -266,7 +266,7 @@ class VisitWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
         more = []
         for (connection, (target, framing, end)), answer in zip(asking, found, strict=True):
             if answer is None:
-                self._learn_or_hand(connection, target.ask[1])
+                self._learn_or_hand(connection, *target.ask)
                 continue
             close = must_close or (target.http10 if framing.close is None else framing.close)
             body = answer.to_json()
@@ -284,9 +284,12 @@ class VisitWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
             self._learn_pages()
         return more
 
-    def _learn_or_hand(self, connection: Connection, page: str) -> None:
-        """Let a request wait until its page is known, with others; if that was not why, it is Flask's."""
-        if self._learn is None or connection.learned or connection.out:
+    def _learn_or_hand(self, connection: Connection, is_visit: bool, page: str) -> None:
+        """Let a visit wait until its page is known, with others; if that was not why, it is Flask's.
+
+        So is a read: its answer says that it came from the shard, and asking again would say that it came from here.
+        """
+        if not is_visit or self._learn is None or connection.learned or connection.out:
             self._hand(connection)
             return
         connection.learned = True
