@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 
 from flask import Flask
@@ -20,7 +21,9 @@ class StubService:
         sys.stderr.write(f"started in {os.getpid()}\n")
 
     def stop(self) -> None:
-        """Say it."""
+        """Say it, whatever signals come meanwhile: the terminal's and the master's for one Ctrl-C."""
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGQUIT)
         sys.stderr.write(f"stopped in {os.getpid()}\n")
 
 

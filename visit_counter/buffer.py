@@ -34,6 +34,8 @@ Visits = dict[str, int]
 Rebase = Callable[[str, int, int], None]
 # How many pages one call of `tidy` handles under the lock: a few hundred microseconds.
 _TIDY_PAGES = 256
+# The longest line of a visit.
+_LINE_BYTES = 300
 # After a failed append, the disk has room again when it has this much.
 _ROOM_BYTES = 1 << 16
 
@@ -128,7 +130,8 @@ class WriteBuffer:
         JournalError, or JournalFullError at a limit, when nothing was counted.
         """
         data = b"".join([visit_line(page, visits) for page, visits in run])
-        self._check_limits(len(data))
+        if limit := self._limit_reached(len(data)):
+            raise JournalFullError(limit)
         while True:
             try:
                 written = os.write(self._descriptor, data)
@@ -187,10 +190,8 @@ class WriteBuffer:
 
     def refusal(self) -> str | None:
         """Tell why a visit could not be accepted now, or None."""
-        try:
-            self._check_limits(0)
-        except JournalFullError as error:
-            return str(error)
+        if limit := self._limit_reached(_LINE_BYTES):
+            return limit
         if (
             self._failed
             and os.statvfs(self.journal.path).f_bavail * os.statvfs(self.journal.path).f_frsize < _ROOM_BYTES
@@ -269,7 +270,10 @@ class WriteBuffer:
             self._rebase(
                 table, lambda page, visits, last: rebase(page, visits, last) if self._included(page, last) else None
             )
-        folded = self.journal.read(whole)
+        try:
+            folded = self.journal.read(whole)
+        except FileNotFoundError:
+            return  # merged again or forgotten meanwhile, which is told too; the parts' own tables are as right
         with self.lock:
             if parts and parts[0] in self._sealed:
                 at = self._sealed.index(parts[0])
@@ -325,11 +329,13 @@ class WriteBuffer:
 
     # -- limits and failures -------------------------------------------------------------------------------------
 
-    def _check_limits(self, size: int) -> None:
+    def _limit_reached(self, size: int) -> str | None:
+        """Tell which limit `size` more bytes would break, or None."""
         if self._offset + self._other_bytes + size > self._max_bytes:
-            raise JournalFullError(f"the journal has reached its limit of {self._max_bytes} bytes")
+            return f"the journal has reached its limit of {self._max_bytes} bytes"
         if len(self._table.visits) + self._sealed_pages >= self._max_pages:
-            raise JournalFullError(f"{self._max_pages} pages are pending, which is the limit")
+            return f"{self._max_pages} pages are pending, which is the limit"
+        return None
 
     def _whole_part(self, run: Sequence[tuple[str, int]], written: int) -> Sequence[tuple[str, int]]:
         """Return the visits whose lines are whole in the first `written` bytes; raise JournalError for none."""

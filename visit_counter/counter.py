@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 IN_MEMORY = "in_memory"
 # How often a read is made again because a flush was confirmed while it was under way. Each needs a flush of its own.
 _READ_TRIES = 5
+_LAST_KNOWN_SECONDS = 1.0
 
 
 class VisitCounter(Protocol):
@@ -152,9 +153,21 @@ class BufferedCounter:
     # -- the stored part -------------------------------------------------------------------------------------------
 
     def _learn(self, page: str) -> None:
-        """Have the page in the cache, read less than the cache time ago. Raises StoreError."""
-        if self.cache.get(page) is None:
+        """Have the page in the cache, read less than the cache time ago. Raises StoreError.
+
+        If the shard cannot be asked, a last known count is good for a moment more, so that the next visitors of the
+        page do not ask again, each in turn.
+        """
+        if self.cache.get(page) is not None:
+            return
+        try:
             self._reads.do(page, lambda: self._read(page))
+        except StoreError:
+            with self.buffer.lock:
+                known: Known | None = self.cache.peek(page)
+                if known is not None:
+                    self.cache.set(page, known, timeout=_LAST_KNOWN_SECONDS)
+            raise
 
     def _read(self, page: str) -> None:
         for _ in range(_READ_TRIES):

@@ -195,16 +195,18 @@ class Round:
 
     def _apply(self, batches: list[Batch]) -> set[str]:
         """Send the batches; record which are confirmed; return what failed."""
-        target = segment_of(batches[0].watermark)
-        if target not in self.state.attempted:
-            # Durable before anything is sent: no merge may cross a number that a partition may have got.
-            self.state.attempted.append(target)
-            self.state.save(self.journal.state_path)
+        shards = {self.store.ring.shard_of(batch.partition) for batch in batches}
+        for shard in shards:
+            self.state.attempted.setdefault(shard, []).append(segment_of(batches[0].watermark))
+        # Durable before anything is sent: no merge may cross a number that a partition may have got.
+        self.state.save(self.journal.state_path)
         steps.step("send")
         applied = self.store.apply(self.state.writer, batches)
         steps.step("reply")
         failures = set()
         for batch, answer in zip(batches, applied, strict=True):
+            if answer.watermark != batch.watermark or answer.error is not None:
+                shards.discard(self.store.ring.shard_of(batch.partition))
             if answer.error is not None:
                 failures.add(answer.error)
             elif answer.watermark != batch.watermark:
@@ -216,8 +218,8 @@ class Round:
                 self.state.confirmed[batch.partition] = batch.watermark
                 self.visits += sum(batch.visits.values())
                 self.pages += len(batch.visits)
-        if not failures:
-            self.state.attempted = []
+        for shard in shards:
+            del self.state.attempted[shard]
         return failures
 
     def _move_floor(self) -> None:

@@ -30,7 +30,7 @@ def merge_waiting(flushed: Round, keep: int) -> None:
     state = flushed.state
     waiting = [segment for segment in flushed.sealed if segment.last > state.floor]
     waiting = waiting[: max(0, len(waiting) - keep)]
-    boundaries = set(state.attempted)
+    boundaries = {number for numbers in state.attempted.values() for number in numbers}
     for segment in waiting:
         for partition in flushed.content_of(segment):
             confirmed = _confirmed(flushed, partition)

@@ -2,10 +2,10 @@
 
 A segment is text, three fields to a line, with tabs between::
 
-    5d1c9f0e<TAB>1<TAB>blog/hello
-    0b7c3d55<TAB>25<TAB>about
-    c2f4a1de<TAB>flushed<TAB>7
-    91ab77c0<TAB>seal<TAB>8:6f1d2c3b9a04
+    a1430278<TAB>1<TAB>blog/hello
+    0c4885aa<TAB>25<TAB>about
+    fec99f90<TAB>flushed<TAB>7
+    58ff32bc<TAB>seal<TAB>8:6f1d2c3b9a04
 
 1. the CRC-32 of the rest of the line, eight hexadecimal digits;
 2. a number of visits, or what happened: `seal` (nothing behind this line counts; the segment's token follows),

@@ -35,14 +35,15 @@ class LastFlush:
 class State:
     """`floor`: every partition includes the segments up to it. `confirmed`: watermark token by partition.
 
-    `attempted`: segment numbers that some partition may or may not have as its watermark, because a batch was sent and
-    no answer came; no merge crosses one of them. `damage`: what was found that only a person can explain, oldest first.
+    `attempted`: by shard, segment numbers that its partitions may or may not have as their watermark, because batches
+    were sent and not all were answered; no merge crosses one of them. `damage`: what was found that only a person can
+    explain, oldest first.
     """
 
     writer: str = ""
     floor: int = 0
     confirmed: dict[int, str] = field(default_factory=dict)
-    attempted: list[int] = field(default_factory=list)
+    attempted: dict[str, list[int]] = field(default_factory=dict)
     damage: list[str] = field(default_factory=list)
     last_flush: LastFlush | None = None
 

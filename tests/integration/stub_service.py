@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class StubCounter:
-    """Counts in memory. 
+    """Counts in memory.
 
     Pages under `wait/` are never ready, so that they go through Flask; the page `break` breaks `answer_ready`.
     """

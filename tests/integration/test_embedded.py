@@ -92,6 +92,12 @@ def test_what_was_counted_is_there_at_the_next_start(embedded: Settings, shards:
     assert [add(port, 1) for port in embedded.embedded_ports] == [4, 4]
 
 
+def test_ctrl_c_does_not_reach_the_shards(embedded: Settings, shards: EmbeddedShards) -> None:
+    shards.start()
+    assert shards._process
+    assert not {os.getpgid(pid) for pid in (shards._process.pid, *pids(embedded))} & {os.getpgid(0)}
+
+
 @pytest.fixture
 def holder(embedded: Settings) -> Iterator[Callable[[], subprocess.Popen[str]]]:
     """Start other processes that hold the embedded shards until their standard input closes."""

@@ -255,15 +255,10 @@ def test_a_server_without_an_append_only_file_cannot_tell(own_server: Callable[.
 
 
 def test_a_connected_replica_has_to_have_it_on_disk_too(own_server: Callable[..., Server]) -> None:
-    primary = own_server()
+    primary = own_server("--repl-diskless-sync-delay", "0")
     replica = own_server("--replicaof", f"127.0.0.1 {primary.port}")
-    wait_until(
-        lambda: (
-            "master_link_status:up" in str(replica.call("INFO", "replication"))
-            or dict(replica.client().info("replication")).get("master_link_status") == "up"
-        ),
-        "the replica to connect",
-    )
+    linked = "'master_link_status': 'up'"
+    wait_until(lambda: linked in str(replica.call("INFO", "replication")), "the replica to connect")
     with closing(patient(primary.shard)) as store:
         store.apply("writer", [home_batch(1)])
         assert store.persist(10) is True
@@ -434,3 +429,45 @@ def test_of_several_shards_one_that_is_away_fails_its_own_pages_alone(server: Se
         assert [stored[0] for stored in store.read("writer", there)] == [0] * len(there)
         assert store.ping() is False
         assert store.persist(1) is False
+
+
+# What a server says about itself
+
+
+def test_a_server_that_keeps_our_promises_is_described_without_a_warning(store: RedisStore) -> None:
+    said = store.describe()
+    assert (said.server, said.role, said.appendonly, said.appendfsync) == ("valkey", "master", "yes", "always")
+    assert said.maxmemory_policy == "noeviction"
+    assert said.version[0].isdigit()
+    assert said.memory_bytes > 0
+    assert said.warnings == ()
+
+
+@pytest.mark.parametrize(
+    ("options", "warning"),
+    [
+        (("--appendonly", "no"), "appendonly is no"),
+        (("--appendfsync", "no"), "appendfsync is no"),
+        (("--maxmemory-policy", "allkeys-lru"), "maxmemory-policy is allkeys-lru"),
+        (("--replicaof", "127.0.0.1 1"), "it is a replica"),
+    ],
+)
+def test_a_setting_that_breaks_our_promises_is_warned_of(
+    own_server: Callable[..., Server], options: tuple[str, ...], warning: str
+) -> None:
+    with closing(patient(own_server(*options).shard)) as store:
+        (said,) = store.describe().warnings
+    assert said.startswith(warning)
+
+
+def test_a_user_who_may_not_read_the_settings_is_told_what_else_there_is(server: Server) -> None:
+    server.call("ACL", "SETUSER", "narrow", "on", ">secret", "~visits:*", "+info")
+    with closing(patient(Shard(name="shard", url=f"redis://narrow:secret@127.0.0.1:{server.port}"))) as store:
+        said = store.describe()
+    assert (said.appendonly, said.appendfsync, said.warnings) == ("yes", "unknown", ())
+
+
+def test_a_server_that_is_away_cannot_be_described() -> None:
+    store = RedisStore(Shard(name="gone", url=f"redis://127.0.0.1:{free_port()}"))
+    with closing(store), pytest.raises(StoreUnavailableError, match="gone"):
+        store.describe()

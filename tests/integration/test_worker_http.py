@@ -244,7 +244,9 @@ class worker_class(VisitWorker):
 """
 
 
-@pytest.mark.parametrize("beginning", [b"POST /vis", b"POST /visits/a HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\nhal"])
+@pytest.mark.parametrize(
+    "beginning", [b"POST /vis", b"POST /visits/a HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\nhal"]
+)
 def test_half_a_request_is_answered_408_when_its_time_is_up(tmp_path: Path, beginning: bytes) -> None:
     with Server(tmp_path, IMPATIENT, worker="") as server:
         client = server.client().send(beginning)
@@ -262,7 +264,9 @@ def test_a_client_that_does_not_take_its_answer_loses_its_connection_not_the_thr
 
 def test_a_beacon_behind_a_unix_socket_is_counted(tmp_path: Path) -> None:
     path = tmp_path / "counter.sock"
-    with Server(tmp_path, f"bind = ['unix:{path}', '127.0.0.1:0']\n", worker="visit_counter.worker.VisitWorker") as server:
+    with Server(
+        tmp_path, f"bind = ['unix:{path}', '127.0.0.1:0']\n", worker="visit_counter.worker.VisitWorker"
+    ) as server:
         wait_until(lambda: "Booting worker" in server.text(), "a worker boots")
         sock = socket.socket(socket.AF_UNIX)
         sock.connect(str(path))

@@ -172,7 +172,9 @@ def test_thousands_of_idle_connections_are_kept_and_served(tmp_path: Path) -> No
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
-LOG_FORMAT = 'access_log_format = \'%(h)s "%(r)s" %(s)s %(b)s "%(f)s" "%(a)s" %({host}i)s %({content-type}o)s %(m)s %(U)s\'\n'
+LOG_FORMAT = (
+    'access_log_format = \'%(h)s "%(r)s" %(s)s %(b)s "%(f)s" "%(a)s" %({host}i)s %({content-type}o)s %(m)s %(U)s\'\n'
+)
 
 
 @pytest.mark.parametrize("path", ["/visits/a%20b", "/visits/wait/a%20b", "/nothing"])
@@ -238,4 +240,3 @@ def test_what_the_worker_does_not_do_stops_the_start_with_one_line(
     assert f"VisitWorker does not support {named}" in done.stderr
     assert "gthread" in done.stderr
     assert "Traceback" not in done.stderr
-

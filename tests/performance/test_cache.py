@@ -10,6 +10,8 @@ from flask_caching.backends.simplecache import SimpleCache
 
 from visit_counter.cache import LocalCache
 
+pytestmark = pytest.mark.no_cover  # tracing would be most of what is measured
+
 ENTRIES = 1000
 CALLS = 20_000
 

@@ -7,7 +7,9 @@ import pytest
 from visit_counter import http1
 from visit_counter.http1 import Framing, Limits, RequestReader, Target, Verdict
 
-LIMITS = Limits(line=8190, fields=100, field_size=8190, scheme_fields=frozenset((b"x-forwarded-proto", b"x-forwarded-ssl")))
+LIMITS = Limits(
+    line=8190, fields=100, field_size=8190, scheme_fields=frozenset((b"x-forwarded-proto", b"x-forwarded-ssl"))
+)
 FIELDS = b"Host: counter.example\r\nUser-Agent: test\r\n\r\n"
 
 

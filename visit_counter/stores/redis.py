@@ -11,6 +11,7 @@ from visit_counter.ring import partition_of
 from visit_counter.stores.applying import Applier, partition_key, watermark_field
 from visit_counter.stores.base import Applied, Batch, Store, Stored
 from visit_counter.stores.breaker import Breaker
+from visit_counter.stores.describe import Description, describe, read_info
 from visit_counter.stores.wire import Wire, explain, is_away, pack
 
 if TYPE_CHECKING:
@@ -85,6 +86,14 @@ class RedisStore(Store):
         (reply,) = self._reads.ask([pack(b"PING")])
         self._report([reply])
         return bool(reply == b"PONG")
+
+    def describe(self) -> Description:
+        """Return what the server is and how it is set up; raises StoreError. Waits up to `apply_seconds`."""
+        replies = self._flushes.ask([pack(b"INFO"), pack(b"CONFIG", b"GET", b"appendfsync")])
+        self._report(replies)
+        if isinstance(replies[0], RedisError):
+            raise explain(self.name, replies[0])
+        return describe(read_info(replies))
 
     def close(self) -> None:
         """Close all connections."""

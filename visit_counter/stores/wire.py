@@ -1,8 +1,8 @@
 """Asking a shard: connections of redis-py, commands packed by hand, every reply or error in its place.
 
-redis-py opens, authenticates, pools and parses. Its command methods are not used: they pack an argument at a time,
-which costs more than the rest of a flush (measured: benchmark of `apply`), and retry on their own, which would count
-visits twice. Nothing here sends anything a second time.
+redis-py opens, authenticates, pools and parses. Its command methods are not used: they retry on their own, which would
+count visits twice, and pack argument by argument, which takes five times as long as here (a flush of 100,000 pages:
+0.8 s against 0.15 s, more than the servers need for it). Nothing here sends anything a second time.
 """
 
 from __future__ import annotations

@@ -1,0 +1,78 @@
+"""Applying a flush against the least that could be sent: a pipelined HINCRBY for each page, without a watermark."""
+
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
+from threading import Thread
+from time import perf_counter
+
+import pytest
+
+from tests.redis_servers import Server
+from visit_counter.ring import partition_of
+from visit_counter.stores.applying import partition_key
+from visit_counter.stores.base import Batch
+from visit_counter.stores.redis import RedisStore
+from visit_counter.stores.sharded import ShardedStore
+from visit_counter.stores.wire import pack
+
+PAGES = [f"blog/2026/article-{number}" for number in range(100_000)]
+pytestmark = pytest.mark.no_cover  # tracing is Python time, of which the stream has none
+
+ROUNDS = 4
+
+
+@pytest.fixture
+def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Server]]:
+    """Two servers that sync every write, as the embedded shards do."""
+    with ExitStack() as stack:
+        folders = [tmp_path_factory.mktemp(name) for name in ("one", "two")]
+        yield [stack.enter_context(closing(Server(folder))) for folder in folders]
+
+
+def stream(port: int, commands: list[bytes]) -> None:
+    """Send commands a thousand at a time and wait for their replies."""
+    with socket.create_connection(("127.0.0.1", port)) as connection, connection.makefile("rb") as replies:
+        for first in range(0, len(commands), 1000):
+            chunk = commands[first : first + 1000]
+            connection.sendall(b"".join(chunk))
+            for _ in chunk:
+                assert replies.readline().startswith(b":")
+
+
+def pages_per_second(run: Callable[[], object]) -> float:
+    """Return how many of PAGES a run gets through in a second."""
+    start = perf_counter()
+    run()
+    return len(PAGES) / (perf_counter() - start)
+
+
+def test_apply_is_at_least_half_as_fast_as_a_stream_of_hincrby(servers: list[Server]) -> None:
+    ports = {server.shard.name: server.port for server in servers}
+    visits: dict[int, dict[str, int]] = {}
+    for page in PAGES:
+        visits.setdefault(partition_of(page), {})[page] = 3
+    with closing(ShardedStore([RedisStore(server.shard, apply_seconds=60) for server in servers])) as store:
+        # Packed beforehand: the stream is to be as fast as the servers take it.
+        commands: dict[str, list[bytes]] = {name: [] for name in ports}
+        for page in PAGES:
+            command = pack(b"HINCRBY", partition_key(partition_of(page)), page.encode(), b"3")
+            commands[store.shard_name(page)].append(command)
+
+        def hincrby() -> None:
+            threads = [Thread(target=stream, args=(port, commands[name])) for name, port in ports.items()]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+
+        def apply(number: int) -> None:
+            old, new = (f"{number}:a" if number else "", f"{number + 1}:a")
+            results = store.apply("writer", [Batch(partition, old, new, pages) for partition, pages in visits.items()])
+            assert {result.watermark for result in results} == {new}
+
+        rows = [(pages_per_second(hincrby), pages_per_second(lambda n=n: apply(n))) for n in range(ROUNDS)]  # type: ignore[misc]
+        assert {stored[0] for stored in store.read("writer", PAGES[::1000])} == {2 * 3 * ROUNDS}
+    stock, ours = max(row[0] for row in rows), max(row[1] for row in rows)
+    print(f"pages per second: HINCRBY {stock:,.0f}   apply {ours:,.0f}   {ours / stock:.2f} times")
+    assert ours >= stock / 2

@@ -1,0 +1,75 @@
+"""A host in one process: a journal, its write buffers ("processes"), a flusher and shards in memory."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from visit_counter.buffer import WriteBuffer
+from visit_counter.cache import LocalCache
+from visit_counter.counter import BufferedCounter
+from visit_counter.flusher import Flusher
+from visit_counter.journal import Journal
+from visit_counter.ring import PARTITIONS
+from visit_counter.stores.memory import MemoryStore
+from visit_counter.stores.sharded import ShardedStore
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from visit_counter.stores.base import Store
+
+NAMES = ("redis_7070", "redis_7071")
+
+
+class Clock:
+    """A clock that stands still until it is moved. Seconds."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Host:
+    """One data directory and what works on it."""
+
+    def __init__(self, path: Path, stores: list[Store] | None = None, **flusher: int) -> None:
+        self.journal = Journal(path / "journal")
+        self.store = ShardedStore(stores or [MemoryStore(name) for name in NAMES])
+        self.flusher = Flusher(self.journal, self.store, **flusher)
+        self.clock = Clock()
+        self.counters: list[BufferedCounter] = []
+
+    def process(self, **options: object) -> BufferedCounter:
+        """Start another process: a counter with a buffer and a cache of its own."""
+        buffer = WriteBuffer(self.journal, **options)  # type: ignore[arg-type]  # passed on as they are
+        buffer.open()
+        counter = BufferedCounter(
+            buffer,
+            self.store,
+            LocalCache(threshold=10_000, ttl_seconds=5.0, clock=self.clock),
+            post_via=self.store.shard_name,
+            stored_via=self.store.shard_name,
+        )
+        self.counters.append(counter)
+        return counter
+
+    def tick(self) -> None:
+        """Let every process do what it does once a second."""
+        for counter in self.counters:
+            counter.buffer.tick(counter.rebase)
+
+    def stored(self, page: str) -> int:
+        """Return what the shards hold of a page."""
+        [stored] = self.store.read(self.journal.writer, [page])
+        return stored.visits
+
+    def watermarks(self) -> list[str]:
+        """Return the watermarks that partitions have."""
+        return [found for found in self.store.watermarks(self.journal.writer, range(PARTITIONS)) if found]
+
+    def close(self) -> None:
+        """Close the buffers' files."""
+        for counter in self.counters:
+            counter.buffer.close()

@@ -1,0 +1,328 @@
+"""The flush: exactly once, whatever the shards answer."""
+
+from __future__ import annotations
+
+import fcntl
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.unit.core import NAMES, Host
+from visit_counter.errors import StoreUnavailableError
+from visit_counter.flusher import FlushBusyError
+from visit_counter.ring import partition_of
+from visit_counter.state import State
+from visit_counter.stores.base import Applied, Batch, Stored
+from visit_counter.stores.memory import MemoryStore
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+    from pathlib import Path
+
+PAGES = [f"page/{number}" for number in range(40)]
+
+
+class Shard(MemoryStore):
+    """A shard in memory that can be away, hang, lose its reply after the work, or be put back to older data."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.away = self.loses_replies = self.hangs = False
+        self.taken: list[Batch] = []
+        self.applied: list[Batch] = []
+
+    def apply(self, writer: str, batches: Iterable[Batch]) -> list[Applied]:
+        batches = list(batches)
+        if self.away:
+            return [Applied(batch.partition, "", f"{self.name}: away") for batch in batches]
+        if self.hangs:
+            self.taken += batches
+            return [Applied(batch.partition, "", f"{self.name}: no reply") for batch in batches]
+        self.applied += batches
+        answers = super().apply(writer, batches)
+        if self.loses_replies:
+            return [Applied(batch.partition, "", f"{self.name}: no reply") for batch in batches]
+        return answers
+
+    def watermarks(self, writer: str, partitions: Sequence[int]) -> list[str]:
+        if self.away:
+            raise StoreUnavailableError(self.name, "away")
+        return super().watermarks(writer, partitions)
+
+    def read(self, writer: str, pages: Sequence[str]) -> list[Stored]:
+        if self.away:
+            raise StoreUnavailableError(self.name, "away")
+        return super().read(writer, pages)
+
+    def wake_up(self, writer: str) -> None:
+        """Execute what was taken while it hung."""
+        super().apply(writer, self.taken)
+
+    def save(self) -> tuple[dict[str, int], dict[tuple[str, int], str]]:
+        """Return its data, to be put back later."""
+        return dict(self._counts), dict(self._watermarks)
+
+    def put_back(self, data: tuple[dict[str, int], dict[tuple[str, int], str]]) -> None:
+        """Come back with older data."""
+        self._counts.clear()
+        self._counts.update(data[0])
+        self._watermarks = dict(data[1])
+
+
+@pytest.fixture
+def shards() -> list[Shard]:
+    return [Shard(name) for name in NAMES]
+
+
+@pytest.fixture
+def host(tmp_path: Path, shards: list[Shard]) -> Iterator[Host]:
+    host = Host(tmp_path, list(shards), retain_segments=3)
+    yield host
+    host.close()
+
+
+def visit_all(host: Host) -> None:
+    for page in PAGES:
+        host.counters[0].record(page)
+
+
+def stored(host: Host) -> set[int]:
+    return {host.stored(page) for page in PAGES}
+
+
+def damage(host: Host) -> list[str]:
+    return State.load(host.journal.state_path).damage
+
+
+def test_a_flush_brings_every_pending_visit_into_its_shard_once(host: Host, shards: list[Shard]) -> None:
+    host.process()
+    visit_all(host)
+    result = host.flusher.flush()
+    assert (result.visits, result.pages, result.error) == (40, 40, "")
+    assert stored(host) == {1}
+    assert all(shard.applied for shard in shards)
+    assert host.flusher.flush().visits == 0
+    assert stored(host) == {1}
+
+
+def test_a_flush_with_nothing_pending_makes_no_segment(host: Host) -> None:
+    host.process()
+    host.flusher.flush()
+    host.flusher.flush()
+    assert len(host.journal.segments()) == 1
+
+
+def test_the_count_is_right_before_during_and_after_a_flush(host: Host) -> None:
+    first, second = host.process(), host.process()
+    for round_ in range(1, 8):
+        first.record("a")
+        assert second.count("a").visits == round_
+        host.flusher.flush()
+        assert [first.count("a").visits, second.count("a").visits] == [round_, round_]
+        host.tick()
+        host.clock.now += round_ % 3 * 4
+        assert [first.count("a").visits, second.count("a").visits] == [round_, round_]
+
+
+def test_a_lost_reply_does_not_double(host: Host, shards: list[Shard]) -> None:
+    host.process()
+    visit_all(host)
+    for shard in shards:
+        shard.loses_replies = True
+    assert host.flusher.flush().error
+    assert host.counters[0].count("page/1").visits == 1
+    for shard in shards:
+        shard.loses_replies = False
+    visit_all(host)
+    assert host.flusher.flush().error == ""
+    assert stored(host) == {2}
+
+
+def test_a_shard_that_is_away_keeps_its_visits_pending_and_the_other_gets_its_own(
+    host: Host, shards: list[Shard]
+) -> None:
+    counter = host.process()
+    visit_all(host)
+    shards[0].away = True
+    assert "away" in host.flusher.flush().error
+    here = [page for page in PAGES if host.store.shard_name(page) == NAMES[1]]
+    assert {host.stored(page) for page in here} == {1}
+    assert {counter.count(page).visits for page in PAGES} == {1}
+    shards[0].away = False
+    assert host.flusher.flush().error == ""
+    assert stored(host) == {1}
+
+
+def test_a_shard_that_comes_back_with_older_data_is_made_whole(host: Host, shards: list[Shard]) -> None:
+    counter = host.process()
+    visit_all(host)
+    host.flusher.flush()
+    older = [shard.save() for shard in shards]
+    for _ in range(2):
+        visit_all(host)
+        host.flusher.flush()
+    host.tick()
+    for shard, data in zip(shards, older, strict=True):
+        shard.put_back(data)
+    host.clock.now += 10
+    # Readers see no count go down meanwhile, whether they knew the page or not.
+    assert {counter.count(page).visits for page in PAGES} == {3}
+    assert {host.process().count(page).visits for page in PAGES[:3]} == {3}
+    host.flusher.flush()
+    assert stored(host) == {3}
+    assert damage(host) == []
+
+
+def test_a_shard_that_lost_more_than_is_retained_is_told_once_and_counting_goes_on(
+    host: Host, shards: list[Shard]
+) -> None:
+    host.process()
+    for _ in range(6):
+        visit_all(host)
+        host.flusher.flush()
+    shards[0].put_back(({}, {}))
+    visit_all(host)
+    host.flusher.flush()
+    assert any("has lost visits" in note for note in damage(host))
+    told = len(damage(host))
+    lost = [page for page in PAGES if host.store.shard_name(page) == NAMES[0]]
+    # The retained segments (three) and the new visit are there.
+    assert {host.stored(page) for page in lost} == {4}
+    visit_all(host)
+    host.flusher.flush()
+    assert {host.stored(page) for page in lost} == {5}
+    assert len(damage(host)) == told
+
+
+def test_segments_are_retained_and_then_forgotten(host: Host) -> None:
+    host.process()
+    for _ in range(6):
+        host.counters[0].record("a")
+        host.flusher.flush()
+    assert [segment.last for segment in host.journal.segments()] == [4, 5, 6, 7]
+
+
+def test_two_hosts_share_the_shards_without_knowing_of_each_other(tmp_path: Path, shards: list[Shard]) -> None:
+    hosts = [Host(tmp_path / name, list(shards)) for name in ("one", "two")]
+    for host in hosts:
+        host.process()
+        for _ in range(3):
+            host.counters[0].record("a", 5)
+            host.flusher.flush()
+    assert hosts[0].stored("a") == 30
+    for host in hosts:
+        host.clock.now += 10
+        assert host.counters[0].count("a").visits == 30
+        host.close()
+
+
+def test_a_copied_data_directory_is_found_out_and_no_acknowledged_visit_is_lost(
+    tmp_path: Path, shards: list[Shard]
+) -> None:
+    original = Host(tmp_path / "one", list(shards))
+    original.process().record("a")
+    original.flusher.flush()
+    copy = Host(tmp_path / "two", list(shards))
+    copy.journal.path.mkdir(parents=True)
+    for file in original.journal.path.iterdir():
+        (copy.journal.path / file.name).write_bytes(file.read_bytes())
+    copy.process()
+    for _ in range(3):
+        for host in (original, copy):
+            host.counters[0].record("a")
+            host.flusher.flush()
+            host.tick()
+    assert original.stored("a") == 7
+    assert any("another journal uses this writer's id" in note for note in damage(copy) + damage(original))
+    assert original.journal.writer != copy.journal.writer
+    for host in (original, copy):
+        host.clock.now += 10
+        assert host.counters[0].count("a").visits == 7
+        host.close()
+
+
+def test_only_one_process_flushes_at_a_time(host: Host) -> None:
+    host.process().record("a")
+    with (host.journal.path / "flush.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(FlushBusyError):
+            host.flusher.flush(wait=False)
+    assert host.flusher.flush(wait=False).visits == 1
+
+
+def test_without_its_state_the_flush_asks_the_shards_and_doubles_nothing(host: Host) -> None:
+    host.process()
+    for _ in range(3):
+        visit_all(host)
+        host.flusher.flush()
+    host.journal.state_path.write_bytes(b"{")
+    visit_all(host)
+    host.flusher.flush()
+    assert stored(host) == {4}
+    assert any("state.json" in note for note in damage(host))
+    late = host.process()
+    assert {late.count(page).visits for page in PAGES} == {4}
+
+
+def test_a_segment_of_many_lines_is_rewritten_with_a_line_a_page(host: Host) -> None:
+    counter = host.process()
+    for _ in range(500):
+        counter.record("a")
+    host.flusher.flush()
+    first = host.journal.segments()[0]
+    assert host.journal.read(first).visits == {"a": 500}
+    assert host.journal.read(first).lines == 2
+
+
+def test_while_a_shard_is_away_segments_merge_and_nothing_is_lost_or_doubled(host: Host, shards: list[Shard]) -> None:
+    counter, other = host.process(), host.process()
+    visit_all(host)
+    host.flusher.flush()
+    shards[0].away = True
+    for round_ in range(2, 42):
+        visit_all(host)
+        host.flusher.flush()
+        host.tick()
+        host.clock.now += 3
+        if round_ % 7 == 0:
+            here = [page for page in PAGES if host.store.shard_name(page) == NAMES[1]]
+            assert {other.count(page).visits for page in here} == {round_}
+            assert {counter.count(page).visits for page in PAGES} == {round_}
+    assert len(host.journal.segments()) < 20
+    late = host.process()
+    shards[0].away = False
+    assert {late.count(page).visits for page in PAGES} == {41}
+    host.flusher.flush()
+    assert stored(host) == {41}
+    host.tick()
+    host.clock.now += 10
+    assert {process.count(page).visits for process in (counter, other, late) for page in PAGES} == {41}
+    assert damage(host) == []
+
+
+def test_a_batch_executed_long_after_it_was_sent_does_no_harm_to_merged_segments(
+    host: Host, shards: list[Shard]
+) -> None:
+    host.process()
+    visit_all(host)
+    host.flusher.flush()
+    visit_all(host)
+    shards[0].hangs = True
+    host.flusher.flush()
+    shards[0].hangs, shards[0].away = False, True
+    for _ in range(30):
+        visit_all(host)
+        host.flusher.flush()
+        host.tick()
+    shards[0].away = False
+    shards[0].wake_up(host.journal.writer)
+    host.flusher.flush()
+    assert stored(host) == {32}
+
+
+def test_partitions_without_visits_get_no_watermark(host: Host) -> None:
+    host.process().record("a")
+    host.flusher.flush()
+    watermarks = host.store.watermarks(host.journal.writer, [partition_of("a"), (partition_of("a") + 1) % 4096])
+    assert watermarks[0].startswith("1:")
+    assert watermarks[1] == ""
