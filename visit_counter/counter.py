@@ -87,8 +87,9 @@ class BufferedCounter:
             [current] = self.buffer.append([(page, visits)])
             known: Known | None = self.cache.peek(page)
             if known is None:
-                return Answer(self.buffer.pending(page, self.buffer.included_to), self._post_via(page), 202)
-            return Answer(known.stored + current + self.buffer.sealed(page, known.segment), self._post_via(page))
+                return Answer(self.buffer.tables.pending(page, self.buffer.included_to), self._post_via(page), 202)
+            pending = current + self.buffer.tables.pending_sealed(page, known.segment)
+            return Answer(known.stored + pending, self._post_via(page))
 
     def count(self, page: str) -> Answer:
         """Read the count of a page."""
@@ -104,7 +105,7 @@ class BufferedCounter:
             known: Known | None = self.cache.peek(page)
             if known is None:
                 raise CountUnknownError("the cache is too small for the pages being read; raise VISITS_CACHE_PAGES")
-            pending = self.buffer.pending(page, known.segment)
+            pending = self.buffer.tables.pending(page, known.segment)
         if cached:
             via = IN_MEMORY
         elif pending and self._pending_via:
@@ -115,7 +116,7 @@ class BufferedCounter:
 
     def answer_ready(self, requests: Sequence[tuple[bool, str]]) -> list[Answer | None]:
         """See VisitCounter.answer_ready: all visits go into the journal with one append."""
-        cache, buffer = self.cache, self.buffer
+        cache, buffer, tables = self.cache, self.buffer, self.buffer.tables
         with buffer.lock:
             # Before the entries are looked at: what others sealed and flushed is in a table or in an entry.
             buffer.catch_up()
@@ -135,13 +136,13 @@ class BufferedCounter:
                     answers.append(None)
                 elif is_visit:
                     current = next(currents, None)
-                    answers.append(
-                        None
-                        if current is None
-                        else Answer(known.stored + current + buffer.sealed(page, known.segment), self._post_via(page))
-                    )
+                    if current is None:
+                        answers.append(None)
+                        continue
+                    count = known.stored + current + tables.pending_sealed(page, known.segment)
+                    answers.append(Answer(count, self._post_via(page)))
                 else:
-                    answers.append(Answer(known.stored + buffer.pending(page, known.segment), IN_MEMORY))
+                    answers.append(Answer(known.stored + tables.pending(page, known.segment), IN_MEMORY))
             return answers
 
     def rebase(self, page: str, visits: int, last: int) -> None:

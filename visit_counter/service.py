@@ -16,6 +16,7 @@ from visit_counter.direct import DirectCounter
 from visit_counter.flusher import FlushBusyError, Flusher
 from visit_counter.journal import Journal
 from visit_counter.scheduler import Job, Leader, Scheduler
+from visit_counter.state import State
 from visit_counter.stores.memory import MemoryStore
 from visit_counter.stores.redis import RedisStore
 from visit_counter.stores.sharded import ShardedStore
@@ -182,11 +183,11 @@ class Service:
             with self.buffer.lock:
                 self.buffer.catch_up()
                 body["pending_visits"], _ = self.buffer.pending_totals()
-                state = self.buffer.state
-                body["last_flush_age_seconds"] = (
-                    max(0, round(time.time() - state.last_flush.at)) if state.last_flush else None
-                )
-                body["damage"] = state.damage
+            # From the file: a flush with nothing to tell does not announce itself.
+            state = State.load(self.buffer.journal.state_path)
+            last = state.last_flush
+            body["last_flush_age_seconds"] = max(0, round(time.time() - last.at)) if last else None
+            body["damage"] = state.damage
         return body, 503 if refusal else 200
 
     def _refusal(self, shards: dict[str, bool]) -> str | None:

@@ -331,7 +331,7 @@ class VisitWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
             return
         except OSError as error:
             # Out of file descriptors or memory: the next check listens again.
-            self.log.error("Cannot accept a connection: %s", error)  # a traceback would say no more
+            self.log.error("Cannot accept a connection: %s", error)
             self.set_accept_enabled(False)
             return
         self.nr_conns += 1

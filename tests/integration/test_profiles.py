@@ -97,7 +97,10 @@ def cases(table: dict[str, tuple[str, ...]], **settings: str) -> Any:
     """Return parameters from a table by profile, each with its settings."""
     return pytest.mark.parametrize(
         "said",
-        [pytest.param(said, marks=pytest.mark.visits(PROFILE=name, **settings), id=name) for name, said in table.items()],
+        [
+            pytest.param(said, marks=pytest.mark.visits(PROFILE=name, **settings), id=name)
+            for name, said in table.items()
+        ],
         indirect=True,
     )
 
@@ -123,7 +126,12 @@ def test_served_via_of_a_post_of_a_first_read_and_of_a_read_from_the_cache(
 
 
 @cases(
-    {"redis": ("redis", "redis"), "cached": ("redis", "redis"), "batched": ("batch", "redis"), "sharded": ("shard", "shard")},
+    {
+        "redis": ("redis", "redis"),
+        "cached": ("redis", "redis"),
+        "batched": ("batch", "redis"),
+        "sharded": ("shard", "shard"),
+    },
     CACHE_SECONDS="0",
 )
 def test_served_via_without_a_fresh_cache_before_and_after_a_flush(
