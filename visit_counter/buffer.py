@@ -34,6 +34,8 @@ Visits = dict[str, int]
 Rebase = Callable[[str, int, int], None]
 # How many pages one call of `tidy` handles under the lock: a few hundred microseconds.
 _TIDY_PAGES = 256
+# Each needs a flush that forgets or merges while this process reads its journal.
+_LOAD_TRIES = 20
 # The longest line of a visit.
 _LINE_BYTES = 300
 # After a failed append, the disk has room again when it has this much.
@@ -74,6 +76,9 @@ class WriteBuffer:
         # Every partition includes the segments up to this one; their tables are dropped once they are rebased.
         self.included_to = 0
         self.unreadable_lines = 0
+        # How often the journal was read from the start. What was cached before the last time is void: the tables that
+        # it relied on may be gone.
+        self.loads = 0
         self._always_sync = fsync == "always"
         self._every_second = fsync == "everysec"
         self._max_bytes, self._max_pages = max_bytes, max_pages
@@ -85,6 +90,7 @@ class WriteBuffer:
         self._offset = 0
         self._dirty = False
         self._failed = ""  # why the last append failed
+        self._state_version = (0, 0)
         self._retained: dict[Segment, Visits] = {}
         self._news = False  # the flush has told of a new state; `tick` acts on it
         self._merged: list[Segment] = []  # segments that are one file now; `tick` acts on it
@@ -93,24 +99,42 @@ class WriteBuffer:
         """Take over the journal as it is on disk: fold every segment that is not wholly included yet."""
         with self.lock:
             self.journal.prepare()
-            self._reload_state()
-            self._sealed = []
-            number = self.included_to + 1
-            for segment in self.journal.segments():
-                if segment.last < number:
-                    continue
-                if segment.first > number > 1:
-                    log.error("journal segments %d to %d are missing", number, segment.first - 1)
-                number = segment.first
-                folded = self.journal.read(segment)
-                if not folded.sealed_as:
-                    break  # the current segment: followed line by line from here on
-                self._note(folded)
-                self._sealed.append(Table(segment.first, segment.last, folded.visits))
-                number = segment.last + 1
-            self._count_sealed_pages()
-            self._follow_segment(number)
+            self._load()
+
+    def _load(self) -> None:
+        for _ in range(_LOAD_TRIES):
+            try:
+                self._fold_all()
+            except FileNotFoundError:
+                continue  # forgotten or merged while it was read
+            self.loads += 1
             self.catch_up()
+            return
+        raise JournalError("the journal changes faster than it can be read")
+
+    def _fold_all(self) -> None:
+        self._reload_state()
+        self._sealed = []
+        self._merged.clear()
+        number = self.included_to + 1
+        for segment in self.journal.segments():
+            if segment.last < number:
+                continue
+            if segment.first > number > 1:
+                log.error("journal segments %d to %d are missing", number, segment.first - 1)
+            number = segment.first
+            folded = self.journal.read(segment)
+            if not folded.sealed_as:
+                if not self.journal.is_followed(segment):
+                    break  # the current segment: followed line by line from here on
+                # A power loss took the seal, and not the visits behind it.
+                folded = self.journal.seal(segment)
+            self._note(folded)
+            self._sealed.append(Table(segment.first, segment.last, folded.visits))
+            number = segment.last + 1
+        self._count_sealed_pages()
+        self.journal.begin(number)
+        self._follow_segment(number)
 
     def close(self) -> None:
         """Put the last lines on the disk (not with `os`) and close the file."""
@@ -240,7 +264,8 @@ class WriteBuffer:
 
     def _tidy(self, rebase: Rebase) -> None:
         with self.lock:
-            if self._news:
+            # Looked at, and not only waited for the event: that one is lost if the flush dies in between, or on a full disk.
+            if self._news or self.journal.state_version() != self._state_version:
                 self._news = False
                 self._retained.clear()
                 self._reload_state()
@@ -264,27 +289,23 @@ class WriteBuffer:
 
     def _merge(self, whole: Segment, rebase: Rebase) -> None:
         """Put one table in the place of those of a merged file, which leaves out what its partition includes."""
-        with self.lock:
-            parts = [table for table in self._sealed if whole.first <= table.first and table.last <= whole.last]
-        for table in parts:
-            self._rebase(
-                table, lambda page, visits, last: rebase(page, visits, last) if self._included(page, last) else None
-            )
         try:
-            folded = self.journal.read(whole)
+            kept = self.journal.read(whole).visits
         except FileNotFoundError:
             return  # merged again or forgotten meanwhile, which is told too; the parts' own tables are as right
         with self.lock:
+            parts = [table for table in self._sealed if whole.first <= table.first and table.last <= whole.last]
+        for table in parts:
+            # What was left out is what the merge knew to be included, not what is known to be included now.
+            self._rebase(table, lambda page, visits, last: None if page in kept else rebase(page, visits, last))
+        with self.lock:
             if parts and parts[0] in self._sealed:
                 at = self._sealed.index(parts[0])
-                self._sealed[at : at + len(parts)] = [Table(whole.first, whole.last, folded.visits)]
+                self._sealed[at : at + len(parts)] = [Table(whole.first, whole.last, kept)]
                 self._count_sealed_pages()
 
-    def _included(self, page: str, last: int) -> bool:
-        """Tell whether the page's partition is confirmed to include segment `last`."""
-        return segment_of(self.state.confirmed.get(partition_of(page), NO_WATERMARK)) >= last
-
     def _reload_state(self) -> None:
+        self._state_version = self.journal.state_version()
         self.state = State.load(self.journal.state_path)
         self.included_to = max(self.included_to, self.state.floor)
         self.writer = self.journal.writer
@@ -304,7 +325,12 @@ class WriteBuffer:
             return False
         self._sealed.append(self._table)
         self._count_sealed_pages()
-        self._follow_segment(self._table.last + 1)
+        try:
+            self._follow_segment(self._table.last + 1)
+        except FileNotFoundError:
+            # This process rested while the segment was flushed and forgotten, or merged. Made again, it would be taken
+            # for the old one, and its visits for included.
+            self._load()
         return True
 
     def _follow_segment(self, number: int) -> None:

@@ -76,6 +76,7 @@ class BufferedCounter:
         self.buffer, self.store, self.cache = buffer, store, cache
         self._post_via, self._stored_via, self._pending_via = post_via, stored_via, pending_via
         self._reads: SingleFlight[None] = SingleFlight()
+        self._loads = 0
 
     def record(self, page: str, visits: int = 1) -> Answer:
         """Count visits of a page: 200 with the count, or 202 with the pending part alone if the rest is unknown."""
@@ -85,6 +86,7 @@ class BufferedCounter:
             log.debug("counting %s without its stored part: %s", page, error)
         with self.buffer.lock:
             [current] = self.buffer.append([(page, visits)])
+            self._drop_void()
             known: Known | None = self.cache.peek(page)
             if known is None:
                 return Answer(self.buffer.pending(page, self.buffer.included_to), self._post_via(page), 202)
@@ -101,6 +103,7 @@ class BufferedCounter:
                     raise CountUnknownError(f"the stored count of this page cannot be read now: {error}") from None
         with self.buffer.lock:
             self.buffer.catch_up()
+            self._drop_void()
             known: Known | None = self.cache.peek(page)
             if known is None:
                 raise CountUnknownError("the cache is too small for the pages being read; raise VISITS_CACHE_PAGES")
@@ -119,30 +122,31 @@ class BufferedCounter:
         with buffer.lock:
             # Before the entries are looked at: what others sealed and flushed is in a table or in an entry.
             buffer.catch_up()
-            entries: list[Known | None] = [cache.get(page) for _, page in requests]
-            run = [
-                (page, 1)
-                for (is_visit, page), known in zip(requests, entries, strict=True)
-                if is_visit and known is not None
-            ]
+            self._drop_void()
+            ready = [cache.get(page) is not None for _, page in requests]
+            run = [(page, 1) for (is_visit, page), known in zip(requests, ready, strict=True) if is_visit and known]
             try:
                 currents = iter(buffer.append(run) if run else ())
             except JournalError:
                 currents = iter(())
+            self._drop_void()
             answers: list[Answer | None] = []
-            for (is_visit, page), known in zip(requests, entries, strict=True):
-                if known is None:
+            for (is_visit, page), known in zip(requests, ready, strict=True):
+                current = next(currents, None) if is_visit and known else None
+                if not known or (is_visit and current is None):
                     answers.append(None)
-                elif is_visit:
-                    current = next(currents, None)
-                    answers.append(
-                        None
-                        if current is None
-                        else Answer(known.stored + current + buffer.sealed(page, known.segment), self._post_via(page))
-                    )
                 else:
-                    answers.append(Answer(known.stored + buffer.pending(page, known.segment), IN_MEMORY))
+                    answers.append(self._answer_ready(page, current))
             return answers
+
+    def _answer_ready(self, page: str, current: int | None) -> Answer | None:
+        """Answer a read, or a visit that is recorded: `current` is then what the page has in the current segment."""
+        known: Known | None = self.cache.peek(page)
+        if current is None:
+            return Answer(known.stored + self.buffer.pending(page, known.segment), IN_MEMORY) if known else None
+        if known is None:
+            return Answer(self.buffer.pending(page, self.buffer.included_to), self._post_via(page), 202)
+        return Answer(known.stored + current + self.buffer.sealed(page, known.segment), self._post_via(page))
 
     def rebase(self, page: str, visits: int, last: int) -> None:
         """Raise a cached count by the visits of a table that is about to be dropped. The lock is held."""
@@ -173,33 +177,39 @@ class BufferedCounter:
         for _ in range(_READ_TRIES):
             with self.buffer.lock:
                 self.buffer.catch_up()
-                included, writer = self.buffer.included_to, self.buffer.writer
-            [stored] = self.store.read(writer, [page])
+                self._drop_void()
+                state, loads = self.buffer.state, self.buffer.loads
+            [stored] = self.store.read(self.buffer.writer, [page])
             with self.buffer.lock:
-                if self._take_over(page, stored, included):
+                # With another state nobody could tell a shard that lost something from a read before its flush.
+                if state is self.buffer.state and loads == self.buffer.loads and self._take_over(page, stored):
                     return
         raise StoreError(self._stored_via(page), "a flush was confirmed during every read")
 
-    def _take_over(self, page: str, stored: Stored, included: int) -> bool:
-        """Put a read into the cache; False if it must be made again. `included`: `included_to` when it began."""
+    def _drop_void(self) -> None:
+        """Drop the cache if the buffer has started anew since; see `WriteBuffer.loads`. The lock is held."""
+        if self._loads != self.buffer.loads:
+            self._loads = self.buffer.loads
+            self.cache.clear()
+
+    def _take_over(self, page: str, stored: Stored) -> bool:
+        """Put a read into the cache; False if it must be made again."""
         confirmed = self.buffer.state.confirmed.get(partition_of(page), NO_WATERMARK)
         has_base = stored.watermark == NO_WATERMARK and is_base(confirmed)
         segment = segment_of(confirmed if has_base else stored.watermark)
         known: Known | None = self.cache.peek(page)
         if segment < segment_of(confirmed):
-            # Less than the partition is known to have had: the read began before the flush, or the shard came back
-            # with older data and is being made whole.
-            if included != self.buffer.included_to:
-                return False
+            # Less than the partition is known to have had: the shard came back with older data.
             if known is None:
-                known = Known(stored.visits + self.buffer.retained(page, segment), self.buffer.included_to)
+                try:
+                    visits = stored.visits + self.buffer.retained(page, segment)
+                except FileNotFoundError:
+                    return False  # the flush has made the shard whole, and forgotten a segment
+                known = Known(visits, max(segment, self.buffer.included_to))
             self.cache.set(page, known)
             return True
-        if segment < self.buffer.included_to:
-            if included != self.buffer.included_to:
-                return False
-            # Nothing between the watermark and `included_to` was for this partition.
-            segment = included
+        # Nothing between the watermark and `included_to` was for this partition.
+        segment = max(segment, self.buffer.included_to)
         if known is None or known.segment <= segment:
             known = Known(stored.visits, segment)
         self.cache.set(page, known)

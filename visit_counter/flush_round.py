@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from visit_counter import steps
@@ -39,7 +40,6 @@ class Round:
     def __init__(self, journal: Journal, store: ShardedStore, state: State) -> None:
         self.journal, self.store, self.state = journal, store, state
         self.visits = self.pages = 0
-        self.persisted = True
         self.news = False  # the processes of this host should read the state again
         self.sealed: dict[Segment, str] = {}  # sealed segments, oldest first, and their tokens
         self.content: dict[Segment, ByPartition] = {}
@@ -56,7 +56,7 @@ class Round:
         if plan:
             failures |= self._apply(plan)
         self._move_floor()
-        self.persisted = self.store.persist(_PERSIST_SECONDS) is not False
+        self._persist()
         return "; ".join(sorted(failures))
 
     # -- seal ----------------------------------------------------------------------------------------------------
@@ -74,7 +74,7 @@ class Round:
             folded = self.journal.read(segment)
             if not folded.sealed_as:
                 number = segment.last
-                if not folded.visits:
+                if not folded.visits and not self.journal.is_followed(segment):
                     break
                 folded = self.journal.seal(segment)
                 steps.step("seal")
@@ -126,12 +126,15 @@ class Round:
             # What is at or below the floor and not above our watermark was never for this partition.
             have = max(have, self.state.floor)
             if watermark:
-                self.state.confirmed[partition] = watermark
+                self._confirm(partition, watermark)
         visits: dict[str, int] = {}
         for segment in self.sealed:
             if segment.last > have:
                 for page, number in self.content_of(segment).get(partition, {}).items():
                     visits[page] = visits.get(page, 0) + number
+        if not visits and have < segment_of(confirmed):
+            # Nothing is left to send. Counting goes on from what the shard has.
+            self.state.confirmed[partition] = watermark or f"{have}:"
         return Batch(partition, watermark, target, visits)
 
     def content_of(self, segment: Segment) -> ByPartition:
@@ -140,16 +143,23 @@ class Round:
             self.content[segment] = by_partition(self.journal.read(segment).visits)
         return self.content[segment]
 
+    def _confirm(self, partition: int, watermark: str) -> None:
+        """Record what a partition includes; it may fall back to what it had until its shard has it on disk."""
+        before = self.state.confirmed.get(partition, NO_WATERMARK)
+        if watermark != before:
+            self.state.confirmed[partition] = watermark
+            number = segment_of(before)
+            self.state.unpersisted.setdefault(partition, (number, max(number, self.state.floor)))
+
     def _note_rollback(self, partition: int, have: int, confirmed: str) -> None:
         shard = self.store.ring.shard_of(partition)
         oldest = min(self.sealed).first
-        if have + 1 < oldest:
+        fallback, reached = self.state.unpersisted.setdefault(partition, (have, have))
+        if (reached if have >= fallback else have) + 1 < oldest or any(segment.first <= have < segment.last for segment in self.sealed):
             self._damage(
                 f"{shard} has lost visits of partition {partition}: it includes segments up to {have}, included "
                 f"them up to {segment_of(confirmed)}, and the oldest retained segment is {oldest}"
             )
-            # Counting goes on from what the shard has.
-            self.state.confirmed[partition] = f"{have}:"
         else:
             log.warning("%s has older data; partition %d is sent again from segment %d", shard, partition, have + 1)
 
@@ -215,12 +225,36 @@ class Round:
                     "the next flush starts from there"
                 )
             else:
-                self.state.confirmed[batch.partition] = batch.watermark
+                self._confirm(batch.partition, batch.watermark)
                 self.visits += sum(batch.visits.values())
                 self.pages += len(batch.visits)
         for shard in shards:
             del self.state.attempted[shard]
         return failures
+
+    def _persist(self) -> None:
+        """Ask the shards whether what they confirmed is on their disks; clear `state.unpersisted` where it is."""
+        for partition in [p for p in self.state.unpersisted if is_base(self.state.confirmed.get(p, ":"))]:
+            del self.state.unpersisted[partition]  # it has no watermark that could be asked for
+        owned = self.store.by_store(self.state.unpersisted)
+        mine = {store.name: partitions for store, partitions in owned}
+        # A shard vouches for what came over this process's connection, and for all that was written before it: so
+        # each is written to, even if what is unpersisted was sent by another process.
+        marks = [Batch(p, self.state.confirmed[p], self.state.confirmed[p], {}) for p, *_ in mine.values()]
+        self.store.apply(self.state.writer, marks)
+        answers = self.store.persist_each(_PERSIST_SECONDS)
+        for name, partitions in mine.items():
+            if answers[name] is not False and self._all_there(name, partitions):
+                for partition in partitions:
+                    del self.state.unpersisted[partition]
+
+    def _all_there(self, shard: str, partitions: list[int]) -> bool:
+        """Tell whether a shard still includes all it confirmed: it may have come back with less just before."""
+        try:
+            found = self.store.stores[shard].watermarks(self.state.writer, partitions)
+        except StoreError:
+            return False
+        return found == [self.state.confirmed[partition] for partition in partitions]
 
     def _move_floor(self) -> None:
         """Raise the floor to the last segment whose visits all partitions include."""
@@ -242,11 +276,12 @@ class Round:
 
     def announce(self, kind: bytes, argument: str) -> None:
         """Append an event that every process of the host folds; a lost one is made up for by the next."""
-        descriptor = self.journal.open(self.current)
-        try:
-            os.write(descriptor, encode(kind, argument.encode("ascii")))
-        finally:
-            os.close(descriptor)
+        with suppress(OSError):
+            descriptor = self.journal.open(self.current)
+            try:
+                os.write(descriptor, encode(kind, argument.encode("ascii")))
+            finally:
+                os.close(descriptor)
 
     def _damage(self, text: str) -> None:
         log.error("%s", text)

@@ -9,10 +9,8 @@ have now; what this host remembers of them (`state.confirmed`) only tells whethe
 
 from __future__ import annotations
 
-import fcntl
-import os
 import time
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 from visit_counter import steps
@@ -26,6 +24,11 @@ if TYPE_CHECKING:
 
     from visit_counter.journal import Journal
     from visit_counter.stores.sharded import ShardedStore
+
+
+# Segments that are not known to be on a shard's disk are kept up to this number: a shard that never confirms must not
+# make the journal grow for ever.
+_RETAIN_UNPERSISTED = 1000
 
 
 class FlushBusyError(Exception):
@@ -55,6 +58,7 @@ class Flusher:
         self.journal.prepare()
         with self._only_one(wait=wait):
             started = time.monotonic()
+            self.journal.remove_leftovers()
             state = State.load(self.journal.state_path)
             round_ = Round(self.journal, self.store, state)
             error = round_.run()
@@ -64,28 +68,26 @@ class Flusher:
             steps.step("confirm")
             if round_.news:
                 round_.announce(FLUSHED, str(state.floor))
-            self._forget(state, persisted=round_.persisted)
+            self._forget(state)
             if error:
                 merge_waiting(round_, keep=self._retain)
             return result
 
     @contextmanager
     def _only_one(self, *, wait: bool) -> Iterator[None]:
-        descriptor = os.open(self.journal.path / "flush.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
+        with ExitStack() as stack:
             try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+                stack.enter_context(self.journal.flush_lock(wait=wait))
             except BlockingIOError:
                 raise FlushBusyError from None
             yield
-        finally:
-            os.close(descriptor)
 
-    def _forget(self, state: State, *, persisted: bool) -> None:
+    def _forget(self, state: State) -> None:
         included = [segment for segment in self.journal.segments() if segment.last <= state.floor]
-        retain = self._retain if persisted else max(self._retain, 1000)
-        if self.journal.size_bytes() > self._max_bytes // 2 and persisted:
-            retain = 0
-        for segment in included[: max(0, len(included) - retain)]:
-            steps.step("forget")
-            self.journal.forget(segment)
+        on_disk = min((reached for _, reached in state.unpersisted.values()), default=state.floor)
+        retain = 0 if self.journal.size_bytes() > self._max_bytes // 2 else self._retain
+        for place, segment in enumerate(included):
+            newer = len(included) - place - 1
+            if newer >= _RETAIN_UNPERSISTED or (newer >= retain and segment.last <= on_disk):
+                steps.step("forget")
+                self.journal.forget(segment)

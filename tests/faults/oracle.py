@@ -47,15 +47,19 @@ class Oracle:
         if surely:
             self._uncertain[page] -= visits
 
-    def saw(self, page: str, visits: int, lowest: int, *, strict: bool = True, monotonic: bool = True) -> None:
-        """A reader was answered; `lowest`: what was acknowledged when it asked. Raises Broken."""
+    def saw(self, page: str, visits: int, lowest: int, *, strict: bool = True, seen: Counter[str] | None = None) -> None:
+        """A reader was answered; `lowest`: what was acknowledged when it asked. Raises Broken.
+
+        Not `strict` where others count the page too; `seen` is then what this reader alone saw before.
+        """
+        seen = self._seen if seen is None else seen
         if visits < lowest:
             raise Broken(f"{page}: {visits} answered where {lowest} were acknowledged")
         if strict and visits > self.highest(page):
             raise Broken(f"{page}: {visits} answered where {self.highest(page)} are possible")
-        if monotonic and visits < self._seen[page]:
-            raise Broken(f"{page}: {visits} answered where {self._seen[page]} was answered before")
-        self._seen[page] = max(self._seen[page], visits)
+        if visits < seen[page]:
+            raise Broken(f"{page}: {visits} answered where {seen[page]} was answered before")
+        seen[page] = visits
 
     def check_at_most(self, page: str, visits: int) -> None:
         """A part of the count was answered. Raises Broken."""

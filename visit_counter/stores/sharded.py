@@ -54,10 +54,15 @@ class ShardedStore(Store):
 
     def persist(self, timeout_seconds: float) -> bool | None:
         """Wait for all shards at once: False if any is late, else None if any cannot tell, else True."""
-        answers = _in_parallel([partial(store.persist, timeout_seconds) for store in self.stores.values()])
+        answers = self.persist_each(timeout_seconds).values()
         if False in answers:
             return False
         return None if None in answers else True
+
+    def persist_each(self, timeout_seconds: float) -> dict[str, bool | None]:
+        """Wait for all shards at once; return what each of them answers."""
+        answers = _in_parallel([partial(store.persist, timeout_seconds) for store in self.stores.values()])
+        return dict(zip(self.stores, answers, strict=True))
 
     def ping(self) -> bool:
         """Tell whether all shards answer; ask `stores` for each."""
