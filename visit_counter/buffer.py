@@ -24,39 +24,21 @@ from visit_counter.records import MERGED, Folded, visit_line
 from visit_counter.ring import partition_of
 from visit_counter.state import State
 from visit_counter.stores.base import NO_WATERMARK, segment_of
+from visit_counter.tables import Table, Tables, Visits
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 log = logging.getLogger(__name__)
 
-Visits = dict[str, int]
 Rebase = Callable[[str, int, int], None]
 # How many pages one call of `tidy` handles under the lock: a few hundred microseconds.
 _TIDY_PAGES = 256
-# Each needs a flush that forgets or merges while this process reads its journal.
-_LOAD_TRIES = 20
+_OPEN_TRIES = 100
 # The longest line of a visit.
 _LINE_BYTES = 300
 # After a failed append, the disk has room again when it has this much.
 _ROOM_BYTES = 1 << 16
-
-
-class Table:
-    """The visits per page of one segment (or of several merged ones)."""
-
-    __slots__ = ("first", "last", "total", "visits")
-
-    def __init__(self, first: int, last: int, visits: Visits) -> None:
-        self.first, self.last, self.visits = first, last, visits
-        self.total = sum(visits.values())
-
-    def add(self, visits: Visits) -> None:
-        """Add the visits of each page."""
-        mine = self.visits
-        for page, number in visits.items():
-            mine[page] = mine.get(page, 0) + number
-            self.total += number
 
 
 class WriteBuffer:
@@ -82,9 +64,7 @@ class WriteBuffer:
         self._always_sync = fsync == "always"
         self._every_second = fsync == "everysec"
         self._max_bytes, self._max_pages = max_bytes, max_pages
-        self._sealed: list[Table] = []
-        self._table = Table(0, 0, {})
-        self._sealed_pages = 0
+        self.tables = Tables()
         self._other_bytes = 0  # what the journal takes besides the current segment
         self._descriptor = -1
         self._offset = 0
@@ -102,39 +82,42 @@ class WriteBuffer:
             self._load()
 
     def _load(self) -> None:
-        for _ in range(_LOAD_TRIES):
+        for _ in range(_OPEN_TRIES):
             try:
-                self._fold_all()
+                self._merged.clear()
+                self._reload_state()
+                number = self._fold_sealed()
+                self.journal.begin(number)
+                self._follow(self.journal.open(number))
             except FileNotFoundError:
-                continue  # forgotten or merged while it was read
-            self.loads += 1
-            self.catch_up()
-            return
-        raise JournalError("the journal changes faster than it can be read")
+                continue  # a flush has just merged or forgotten a segment
+            break
+        else:
+            raise JournalError("segments of the journal vanish while they are read")
+        self.loads += 1
+        self.tables.start(number)
+        self.catch_up()
 
-    def _fold_all(self) -> None:
-        self._reload_state()
-        self._sealed = []
-        self._merged.clear()
+    def _fold_sealed(self) -> int:
+        """Fold the sealed segments that are not wholly included; return the number of the current one."""
+        sealed = []
         number = self.included_to + 1
-        for segment in self.journal.segments():
-            if segment.last < number:
-                continue
+        segments = [segment for segment in self.journal.segments() if segment.last >= number]
+        for segment in segments:
             if segment.first > number > 1:
                 log.error("journal segments %d to %d are missing", number, segment.first - 1)
             number = segment.first
             folded = self.journal.read(segment)
             if not folded.sealed_as:
                 if not self.journal.is_followed(segment):
-                    break  # the current segment: followed line by line from here on
-                # A power loss took the seal, and not the visits behind it.
+                    break
+                # The power failed after the next segment was in use and before this one's seal was on the disk.
                 folded = self.journal.seal(segment)
-            self._note(folded)
-            self._sealed.append(Table(segment.first, segment.last, folded.visits))
+            self._note(folded, segment.last)
+            sealed.append(Table(segment.first, segment.last, folded.visits))
             number = segment.last + 1
-        self._count_sealed_pages()
-        self.journal.begin(number)
-        self._follow_segment(number)
+        self.tables.reset(sealed)
+        return number
 
     def close(self) -> None:
         """Put the last lines on the disk (not with `os`) and close the file."""
@@ -159,14 +142,14 @@ class WriteBuffer:
         while True:
             try:
                 written = os.write(self._descriptor, data)
+                end = os.lseek(self._descriptor, 0, os.SEEK_CUR)
+                if steps.hook is not None:
+                    steps.hook("append")
+                if end - written == self._offset or not self._fold_others(end - written):
+                    break
             except OSError as error:
                 self._failed = f"the journal cannot be written: {error.strerror}"
                 raise JournalError(self._failed) from None
-            end = os.lseek(self._descriptor, 0, os.SEEK_CUR)
-            if steps.hook is not None:
-                steps.hook("append")
-            if end - written == self._offset or not self._fold_others(end - written):
-                break
         if written < len(data):
             run = self._whole_part(run, written)
         elif self._failed:
@@ -175,7 +158,7 @@ class WriteBuffer:
             self._sync()
         else:
             self._dirty = True
-        table = self._table
+        table = self.tables.current
         visits = table.visits
         counts = []
         for page, number in run:
@@ -185,21 +168,11 @@ class WriteBuffer:
         self._offset = end
         return counts
 
-    def pending(self, page: str, after: int) -> int:
-        """Return the visits of a page in the segments after number `after`."""
-        count = self._table.visits.get(page, 0)
-        return count + self.sealed(page, after) if self._sealed else count
-
-    def sealed(self, page: str, after: int) -> int:
-        """Return the visits of a page in the sealed segments after number `after`: pending but for the current one."""
-        count = 0
-        for table in self._sealed:
-            if table.last > after:
-                count += table.visits.get(page, 0)
-        return count
-
     def retained(self, page: str, after: int) -> int:
-        """Return the visits of a page in the retained segments after `after`, which a shard has lost. Reads files."""
+        """Return the visits of a page in the retained segments after `after`, which a shard has lost.
+
+        Reads files; raises FileNotFoundError if one is forgotten meanwhile.
+        """
         count = 0
         for segment in self.journal.segments():
             if after < segment.last <= self.included_to:
@@ -210,7 +183,7 @@ class WriteBuffer:
 
     def is_sealed(self, segment: Segment) -> bool:
         """Tell whether a segment is sealed, as far as this process has followed the journal."""
-        return segment.last < self._table.last
+        return segment.last < self.tables.current.last
 
     def refusal(self) -> str | None:
         """Tell why a visit could not be accepted now, or None."""
@@ -235,9 +208,7 @@ class WriteBuffer:
 
     def pending_totals(self) -> tuple[int, int]:
         """Return (visits, pages) in all tables; a page in several segments is counted in each."""
-        tables = [table for table in self._sealed if table.last > self.included_to]
-        tables.append(self._table)
-        return sum(table.total for table in tables), sum(len(table.visits) for table in tables)
+        return self.tables.totals(self.included_to)
 
     # -- once a second -------------------------------------------------------------------------------------------
 
@@ -270,13 +241,12 @@ class WriteBuffer:
                 self._retained.clear()
                 self._reload_state()
             merged, self._merged = self._merged, []
-            done = [table for table in self._sealed if table.last <= self.included_to]
+            done = [table for table in self.tables.sealed if table.last <= self.included_to]
         for table in done:
             self._rebase(table, rebase)
         if done:
             with self.lock:
-                self._sealed = [table for table in self._sealed if table not in done]
-                self._count_sealed_pages()
+                self.tables.drop(done)
         for segment in merged:
             self._merge(segment, rebase)
 
@@ -294,15 +264,12 @@ class WriteBuffer:
         except FileNotFoundError:
             return  # merged again or forgotten meanwhile, which is told too; the parts' own tables are as right
         with self.lock:
-            parts = [table for table in self._sealed if whole.first <= table.first and table.last <= whole.last]
+            parts = [table for table in self.tables.sealed if whole.first <= table.first and table.last <= whole.last]
         for table in parts:
             # What was left out is what the merge knew to be included, not what is known to be included now.
             self._rebase(table, lambda page, visits, last: None if page in kept else rebase(page, visits, last))
         with self.lock:
-            if parts and parts[0] in self._sealed:
-                at = self._sealed.index(parts[0])
-                self._sealed[at : at + len(parts)] = [Table(whole.first, whole.last, kept)]
-                self._count_sealed_pages()
+            self.tables.replace(parts, Table(whole.first, whole.last, kept))
 
     def _reload_state(self) -> None:
         self._state_version = self.journal.state_version()
@@ -318,40 +285,38 @@ class WriteBuffer:
         folded = Folded()
         data = os.pread(self._descriptor, end - self._offset, self._offset)
         folded.add(data)
-        self._offset += folded.consumed
-        self._note(folded)
-        self._table.add(folded.visits)
-        if not folded.sealed_as:
-            return False
-        self._sealed.append(self._table)
-        self._count_sealed_pages()
+        # First: if it fails, nothing of this has happened, and the next call meets the seal again.
         try:
-            self._follow_segment(self._table.last + 1)
+            following = self.journal.open(self.tables.current.last + 1) if folded.sealed_as else -1
         except FileNotFoundError:
             # This process rested while the segment was flushed and forgotten, or merged. Made again, it would be taken
             # for the old one, and its visits for included.
             self._load()
+            return True
+        self._offset += folded.consumed
+        self._note(folded, self.tables.current.last)
+        self.tables.current.add(folded.visits)
+        if not folded.sealed_as:
+            return False
+        self.tables.seal()
+        self._follow(following)
         return True
 
-    def _follow_segment(self, number: int) -> None:
-        descriptor = self.journal.open(number)
+    def _follow(self, descriptor: int) -> None:
+        """Go on in another segment, from its start."""
         if self._descriptor >= 0:
             os.close(self._descriptor)
         self._descriptor, self._offset = descriptor, 0
-        self._table = Table(number, number, {})
 
-    def _note(self, folded: Folded) -> None:
+    def _note(self, folded: Folded, number: int) -> None:
         if folded.unreadable:
             self.unreadable_lines += folded.unreadable
-            log.warning("journal segment %d: %d unreadable lines are skipped", self._table.last, folded.unreadable)
+            log.warning("journal segment %d: %d unreadable lines are skipped", number, folded.unreadable)
         for event in folded.events:
             self._news = True
             if event.kind == MERGED:
                 first, _, last = event.argument.partition(b"-")
                 self._merged.append(Segment(int(first), int(last)))
-
-    def _count_sealed_pages(self) -> None:
-        self._sealed_pages = sum(len(table.visits) for table in self._sealed)
 
     # -- limits and failures -------------------------------------------------------------------------------------
 
@@ -359,7 +324,7 @@ class WriteBuffer:
         """Tell which limit `size` more bytes would break, or None."""
         if self._offset + self._other_bytes + size > self._max_bytes:
             return f"the journal has reached its limit of {self._max_bytes} bytes"
-        if len(self._table.visits) + self._sealed_pages >= self._max_pages:
+        if self.tables.pages >= self._max_pages:
             return f"{self._max_pages} pages are pending, which is the limit"
         return None
 

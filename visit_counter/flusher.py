@@ -60,6 +60,7 @@ class Flusher:
             started = time.monotonic()
             self.journal.remove_leftovers()
             state = State.load(self.journal.state_path)
+            self.journal.remove_covered()
             round_ = Round(self.journal, self.store, state)
             error = round_.run()
             result = LastFlush(time.time(), round(time.monotonic() - started, 3), round_.visits, round_.pages, error)

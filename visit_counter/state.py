@@ -45,9 +45,9 @@ class State:
     floor: int = 0
     confirmed: dict[int, str] = field(default_factory=dict)
     attempted: dict[str, list[int]] = field(default_factory=dict)
-    unpersisted: dict[int, tuple[int, int]] = field(default_factory=dict)
     damage: list[str] = field(default_factory=list)
     last_flush: LastFlush | None = None
+    unpersisted: dict[int, tuple[int, int]] = field(default_factory=dict)
 
     def note_damage(self, text: str) -> None:
         """Remember one finding, once, with the time it was found at."""

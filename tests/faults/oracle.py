@@ -23,7 +23,7 @@ class Oracle:
         self._acknowledged: Counter[str] = Counter()
         self._uncertain: Counter[str] = Counter()
         self._safe: Counter[str] = Counter()
-        self._seen: Counter[str] = Counter()
+        self.seen: Counter[str] = Counter()
 
     def acknowledged(self, page: str) -> int:
         """Return the visits that must be counted."""
@@ -47,19 +47,16 @@ class Oracle:
         if surely:
             self._uncertain[page] -= visits
 
-    def saw(self, page: str, visits: int, lowest: int, *, strict: bool = True, seen: Counter[str] | None = None) -> None:
-        """A reader was answered; `lowest`: what was acknowledged when it asked. Raises Broken.
+    def saw(self, page: str, visits: int, lowest: int, *, strict: bool = True) -> None:
+        """A reader was answered; `lowest`: what it had to see when it asked. Raises Broken.
 
-        Not `strict` where others count the page too; `seen` is then what this reader alone saw before.
+        Not `strict` where others count the page too.
         """
-        seen = self._seen if seen is None else seen
         if visits < lowest:
-            raise Broken(f"{page}: {visits} answered where {lowest} were acknowledged")
+            raise Broken(f"{page}: {visits} answered where {lowest} were acknowledged or answered before")
         if strict and visits > self.highest(page):
             raise Broken(f"{page}: {visits} answered where {self.highest(page)} are possible")
-        if visits < seen[page]:
-            raise Broken(f"{page}: {visits} answered where {seen[page]} was answered before")
-        seen[page] = visits
+        self.seen[page] = max(self.seen[page], visits)
 
     def check_at_most(self, page: str, visits: int) -> None:
         """A part of the count was answered. Raises Broken."""
@@ -69,7 +66,7 @@ class Oracle:
     def power_lost(self) -> None:
         """What was not durable may be gone; readers start anew."""
         self.lost_power = True
-        self._seen.clear()
+        self.seen.clear()
         if not self._durable:
             for page, visits in self._acknowledged.items():
                 self._uncertain[page] += visits

@@ -248,7 +248,7 @@ class World:
     def _record(self, process: Process) -> None:
         page, visits = self.random.choice(PAGES), self.random.choice((1, 1, 3))
         oracle = process.host.oracle
-        lowest = oracle.acknowledged(page)
+        lowest = max(self._lowest(process, page), oracle.acknowledged(page) + visits)
         oracle.begin(page, visits)
         try:
             answer = process.counter.record(page, visits)
@@ -260,24 +260,24 @@ class World:
         if answer.status == 202:
             oracle.check_at_most(page, answer.visits)
         else:
-            self._see(process.host, page, answer, lowest + visits)
+            self._see(process, page, answer, lowest)
 
     def _count(self, process: Process) -> None:
         page = self.random.choice(PAGES)
-        lowest = process.host.oracle.acknowledged(page)
+        lowest = self._lowest(process, page)
         try:
             answer = process.counter.count(page)
         except (CountUnknownError, StoreError) as error:
             self.note(f"   count {page}: {error}")
             return
         self.note(f"   count {page} {answer}")
-        self._see(process.host, page, answer, lowest)
+        self._see(process, page, answer, lowest)
 
     def _answer_ready(self, process: Process) -> None:
         requests = [(self.random.random() < 0.5, self.random.choice(PAGES)) for _ in range(self.random.randint(1, 5))]
         oracle = process.host.oracle
-        before = {page: oracle.acknowledged(page) for _, page in requests}
-        lowest = dict(before)
+        before = {page: self._lowest(process, page) for _, page in requests}
+        lowest = {page: oracle.acknowledged(page) for page in before}
         for is_visit, page in requests:
             if is_visit:
                 oracle.begin(page, 1)
@@ -297,28 +297,26 @@ class World:
             if answer is not None:
                 seen.setdefault(page, []).append(answer)
         for page, found in seen.items():
-            self._see(process.host, page, min(found), before[page])
-            self._see(process.host, page, max(found), lowest[page])
+            self._see(process, page, min(found), before[page])
+            self._see(process, page, max(found), max(before[page], lowest[page]))
 
-    def _see(self, host: Host, page: str, answer: Answer, lowest: int) -> None:
+    def _lowest(self, process: Process, page: str) -> int:
+        """Return what a reader who asks now must see: what is acknowledged, and what was answered before."""
+        oracle = process.host.oracle
         if len(self.hosts) == 1:
-            host.oracle.saw(page, answer.visits, lowest)
-        else:
-            # What other hosts count shows in each process in its own time, and a rollback hides it for a while.
-            process = self._running[-1]
-            host.oracle.saw(
-                page, answer.visits, lowest, strict=False, seen=Counter() if self.rolled_back else process.seen
-            )
-            total = sum(one.oracle.highest(page) for one in self.hosts)
-            if answer.visits > total:
-                raise Broken(f"{page}: {answer.visits} answered where {total} are possible")
+            return max(oracle.acknowledged(page), oracle.seen[page])
+        # What other hosts count shows in each process in its own time, and a rollback hides it for a while.
+        return max(oracle.acknowledged(page), 0 if self.rolled_back else process.seen[page])
+
+    def _see(self, process: Process, page: str, answer: Answer, lowest: int) -> None:
+        process.host.oracle.saw(page, answer.visits, lowest, strict=len(self.hosts) == 1)
+        process.seen[page] = max(process.seen[page], answer.visits)
+        total = sum(one.oracle.highest(page) for one in self.hosts)
+        if answer.visits > total:
+            raise Broken(f"{page}: {answer.visits} answered where {total} are possible")
 
     def _tick(self, process: Process) -> None:
-        process.counter.buffer.tick(process.counter.rebase)
-        self._note_synced(process.host)
-
-    def _note_synced(self, host: Host) -> None:
-        del host
+        process.counter.tick()
 
     def _flush(self, process: Process) -> None:
         try:
