@@ -92,7 +92,8 @@ class BufferedCounter:
 
     def count(self, page: str) -> Answer:
         """Read the count of a page."""
-        cached = self.cache.get(page) is not None
+        with self.buffer.lock:
+            cached = self._known(page) is not None
         if not cached:
             try:
                 self._learn(page)
@@ -119,7 +120,7 @@ class BufferedCounter:
         with buffer.lock:
             # Before the entries are looked at: what others sealed and flushed is in a table or in an entry.
             buffer.catch_up()
-            entries: list[Known | None] = [cache.get(page) for _, page in requests]
+            entries = [cache.get(page) or self._known(page) for _, page in requests]
             run = [
                 (page, 1)
                 for (is_visit, page), known in zip(requests, entries, strict=True)
@@ -152,14 +153,29 @@ class BufferedCounter:
 
     # -- the stored part -------------------------------------------------------------------------------------------
 
+    def _known(self, page: str) -> Known | None:
+        """Return what is cached of a page, or its last known count while its shard is away. The lock is held.
+
+        Nobody waits for a shard that is known to be away, in a thread or in line for one: visits of the other shards'
+        pages would wait behind them. The service's probes find out when it is back.
+        """
+        known: Known | None = self.cache.get(page)
+        if known is None and self.store.is_away(page):
+            known = self.cache.peek(page)
+            if known is not None:
+                # Not evicted either, as long as it is asked for.
+                self.cache.set(page, known, timeout=_LAST_KNOWN_SECONDS)
+        return known
+
     def _learn(self, page: str) -> None:
         """Have the page in the cache, read less than the cache time ago. Raises StoreError.
 
         If the shard cannot be asked, a last known count is good for a moment more, so that the next visitors of the
         page do not ask again, each in turn.
         """
-        if self.cache.get(page) is not None:
-            return
+        with self.buffer.lock:
+            if self._known(page) is not None:
+                return
         try:
             self._reads.do(page, lambda: self._read(page))
         except StoreError:
