@@ -153,6 +153,10 @@ class BufferedCounter:
 
     # -- the stored part -------------------------------------------------------------------------------------------
 
+    def learn(self, pages: Sequence[str]) -> None:
+        """Have these pages in the cache, with one call of the store. Raises StoreError, which may have spared some."""
+        self._read([page for page in pages if self.cache.get(page) is None])
+
     def _learn(self, page: str) -> None:
         """Have the page in the cache, read less than the cache time ago. Raises StoreError.
 
@@ -162,7 +166,7 @@ class BufferedCounter:
         if self.cache.get(page) is not None:
             return
         try:
-            self._reads.do(page, lambda: self._read(page))
+            self._reads.do(page, lambda: self._read([page]))
         except StoreError:
             with self.buffer.lock:
                 known: Known | None = self.cache.peek(page)
@@ -170,16 +174,22 @@ class BufferedCounter:
                     self.cache.set(page, known, timeout=_LAST_KNOWN_SECONDS)
             raise
 
-    def _read(self, page: str) -> None:
+    def _read(self, pages: Sequence[str]) -> None:
         for _ in range(_READ_TRIES):
+            if not pages:
+                return
             with self.buffer.lock:
                 self.buffer.catch_up()
                 included, writer = self.buffer.included_to, self.buffer.writer
-            [stored] = self.store.read(writer, [page])
+            found = self.store.read(writer, pages)
             with self.buffer.lock:
-                if self._take_over(page, stored, included):
-                    return
-        raise StoreError(self._stored_via(page), "a flush was confirmed during every read")
+                pages = [
+                    page
+                    for page, stored in zip(pages, found, strict=True)
+                    if not self._take_over(page, stored, included)
+                ]
+        if pages:
+            raise StoreError(self._stored_via(pages[0]), "a flush was confirmed during every read")
 
     def _take_over(self, page: str, stored: Stored, included: int) -> bool:
         """Put a read into the cache; False if it must be made again. `included`: `included_to` when it began."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import subprocess
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from visit_counter.buffer import WriteBuffer
 from visit_counter.counter import BufferedCounter, VisitCounter
 from visit_counter.direct import DirectCounter
+from visit_counter.embedded import EmbeddedShards
 from visit_counter.flusher import FlushBusyError, Flusher
 from visit_counter.journal import Journal
 from visit_counter.scheduler import Job, Leader, Scheduler
@@ -43,7 +45,7 @@ class Service:
         self.buffer: WriteBuffer | None = None
         self.flusher: Flusher | None = None
         self.counter: VisitCounter
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._opened_by = 0  # process id: a forked child opens its own
         self._scheduler: Scheduler | None = None
         if settings.profile == "basic":
@@ -96,9 +98,20 @@ class Service:
                 self._scheduler.start()
 
     def start_once(self) -> None:
-        """Start in a process that no server hook has started: `flask run`, tests, other WSGI servers."""
-        if self._opened_by != os.getpid():
-            self.start()
+        """Start in a process that no server hook has started: `flask run`, tests, other WSGI servers.
+
+        Such a process has no master that runs the embedded shards, so they begin and end with it.
+        """
+        if self._opened_by == os.getpid():
+            return
+        with self._lock:
+            if self._opened_by != os.getpid():
+                if self.settings.embedded:
+                    shards = EmbeddedShards(self.settings)
+                    shards.start()
+                    atexit.register(shards.stop)
+                atexit.register(self.stop)  # runs before: what is registered last is called first
+                self.start()
 
     def stop(self) -> None:
         """End the background jobs, flush what is pending, and close everything."""

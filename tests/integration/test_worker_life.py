@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import pytest
 
@@ -44,7 +44,7 @@ class Load:
         paths = ("/visits/load", "/visits/wait/load", "/visits/load", "/calls")
         self._threads = [threading.Thread(target=self._visit, args=(path,)) for path in paths]
 
-    def __enter__(self) -> Load:
+    def __enter__(self) -> Self:
         for thread in self._threads:
             thread.start()
         return self

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from flask import Blueprint, Response, current_app, request
-
 from werkzeug.exceptions import RequestEntityTooLarge
 
 from visit_counter.answers import CACHE_CONTROL, CONTENT_TYPE, Answer
