@@ -237,7 +237,7 @@ def test_a_cached_count_stays_right_when_its_pending_visits_are_dropped(host: Ho
     host.flusher.flush()
     host.tick()
     with counter.buffer.lock:
-        assert counter.buffer.pending("a", 0) == 0
+        assert counter.buffer.tables.pending("a", 0) == 0
     assert counter.count("a") == Answer(3, "in_memory")
 
 

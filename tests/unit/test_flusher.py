@@ -10,6 +10,7 @@ import pytest
 from tests.unit.core import NAMES, Host
 from visit_counter.errors import StoreUnavailableError
 from visit_counter.flusher import FlushBusyError
+from visit_counter.journal import Segment
 from visit_counter.ring import partition_of
 from visit_counter.state import State
 from visit_counter.stores.base import Applied, Batch, Stored
@@ -183,8 +184,9 @@ def test_a_shard_that_lost_more_than_is_retained_is_told_once_and_counting_goes_
     shards[0].put_back(({}, {}))
     visit_all(host)
     host.flusher.flush()
-    assert any("has lost visits" in note for note in damage(host))
+    assert [note for note in damage(host) if "visits are lost" in note and NAMES[0] in note]
     told = len(damage(host))
+    assert told == 1
     lost = [page for page in PAGES if host.store.shard_name(page) == NAMES[0]]
     # The retained segments (three) and the new visit are there.
     assert {host.stored(page) for page in lost} == {4}
@@ -326,3 +328,31 @@ def test_partitions_without_visits_get_no_watermark(host: Host) -> None:
     watermarks = host.store.watermarks(host.journal.writer, [partition_of("a"), (partition_of("a") + 1) % 4096])
     assert watermarks[0].startswith("1:")
     assert watermarks[1] == ""
+
+
+def test_parts_that_a_killed_merge_left_behind_are_removed_and_not_counted(host: Host) -> None:
+    host.process()
+    for _ in range(3):
+        visit_all(host)
+        host.journal.seal(host.journal.segments()[-1])
+    visits = dict.fromkeys(PAGES, 2)
+    first, second, *_ = host.journal.segments()
+    host.journal.write_segment(Segment(1, 2), visits, host.journal.token_of(second))
+    assert (host.journal.path / first.name).exists()
+    host.flusher.flush()
+    assert not (host.journal.path / first.name).exists()
+    assert stored(host) == {3}
+
+
+def test_a_loss_of_visits_that_a_merge_left_out_is_told(host: Host, shards: list[Shard]) -> None:
+    host.process()
+    visit_all(host)
+    host.flusher.flush()
+    older = shards[1].save()
+    shards[0].away = True
+    for _ in range(20):
+        visit_all(host)
+        host.flusher.flush()
+    shards[1].put_back(older)
+    host.flusher.flush()
+    assert any(NAMES[1] in note and "visits are lost" in note for note in damage(host))
