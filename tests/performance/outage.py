@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import signal
 import sys
 import tempfile
 import time
@@ -133,6 +134,7 @@ def run(service: Service, load: Load, seconds: float, around_seconds: float) -> 
 def main() -> int:
     """Run it; return the exit status."""
     logging.basicConfig(level=logging.WARNING)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the servers end too
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=3600, help="of the outage")
     parser.add_argument("--around-seconds", type=float, default=90, help="before it and after it")
