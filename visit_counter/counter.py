@@ -20,7 +20,7 @@ from visit_counter.singleflight import SingleFlight
 from visit_counter.stores.base import NO_WATERMARK, Stored, is_base, segment_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from visit_counter.buffer import WriteBuffer
     from visit_counter.cache import LocalCache
@@ -167,12 +167,6 @@ class BufferedCounter:
 
     # -- the stored part -------------------------------------------------------------------------------------------
 
-    def learn(self, pages: Sequence[str]) -> None:
-        """Have these pages in the cache, with one call of the store. Raises StoreError, which may have spared some."""
-        with self.buffer.lock:
-            missing = [page for page in pages if self._known(page) is None]
-        self._read(missing)
-
     def _known(self, page: str) -> Known | None:
         """Return what is cached of a page, or its last known count while its shard is away. The lock is held.
 
@@ -186,6 +180,19 @@ class BufferedCounter:
                 # Not evicted either, as long as it is asked for.
                 self.cache.set(page, known, timeout=_LAST_KNOWN_SECONDS)
         return known
+
+    def by_shard(self, pages: Iterable[str]) -> list[list[str]]:
+        """Return the pages in groups, one for each shard, so that `learn` need not wait for one to read another's."""
+        groups: dict[str, list[str]] = {}
+        for page in pages:
+            groups.setdefault(self.store.owner(page), []).append(page)
+        return list(groups.values())
+
+    def learn(self, pages: Sequence[str]) -> None:
+        """Have these pages in the cache, with one call of the store. Raises StoreError, which may have spared some."""
+        with self.buffer.lock:
+            unknown = [page for page in pages if self._known(page) is None]
+        self._read(unknown)
 
     def _learn(self, page: str) -> None:
         """Have the page in the cache, read less than the cache time ago. Raises StoreError.

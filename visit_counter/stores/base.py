@@ -101,6 +101,10 @@ class Store(ABC):
     def ping(self) -> bool:
         """Tell whether the store answers now; never raises."""
 
+    def owner(self, page: str) -> str:  # noqa: ARG002 - of several stores, it is the one that keeps the page
+        """Return the name of the store that keeps a page."""
+        return self.name
+
     def is_away(self, page: str) -> bool:  # noqa: ARG002 - of several stores, it is the one that keeps the page
         """Tell, without asking, whether the store of a page is known not to answer now."""
         return False

@@ -88,6 +88,10 @@ class ShardedStore(Store):
         """Tell for each shard, by name, whether it answers."""
         return dict(zip(self.stores, _in_parallel([store.ping for store in self.stores.values()]), strict=True))
 
+    def owner(self, page: str) -> str:
+        """Return the name of the shard that owns a page."""
+        return self.shard_name(page)
+
     def is_away(self, page: str) -> bool:
         """Tell whether the shard of a page is known not to answer now."""
         return self.stores[self.shard_name(page)].is_away(page)
