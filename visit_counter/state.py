@@ -36,9 +36,10 @@ class State:
     """`floor`: every partition includes the segments up to it. `confirmed`: watermark token by partition.
 
     `attempted`: by shard, segment numbers that its partitions may or may not have as their watermark, because batches
-    were sent and not all were answered; no merge crosses one of them. `unpersisted`: of the partitions
-    that are not known to be on their shard's disk, the segment number that each may fall back to, and the last segment
-    that this includes. `damage`: what was found that only a person can explain, oldest first.
+    were sent and not all were answered; no merge crosses one of them. `damage`: what was found that only a person can
+    explain, oldest first. `losses`: how often a shard was found to have lost visits for good. `unpersisted`: of the
+    partitions that are not known to be on their shard's disk, the segment number that each may fall back to, and the
+    last segment that this includes.
     """
 
     writer: str = ""
@@ -46,6 +47,7 @@ class State:
     confirmed: dict[int, str] = field(default_factory=dict)
     attempted: dict[str, list[int]] = field(default_factory=dict)
     damage: list[str] = field(default_factory=list)
+    losses: int = 0
     last_flush: LastFlush | None = None
     unpersisted: dict[int, tuple[int, int]] = field(default_factory=dict)
 
