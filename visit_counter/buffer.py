@@ -267,9 +267,15 @@ class WriteBuffer:
             parts = [table for table in self.tables.sealed if whole.first <= table.first and table.last <= whole.last]
         for table in parts:
             # What was left out is what the merge knew to be included, not what is known to be included now.
-            self._rebase(table, lambda page, visits, last: None if page in kept else rebase(page, visits, last))
+            self._rebase(table, lambda page, _, last: None if page in kept else self._rebase_to(page, last, rebase))
         with self.lock:
             self.tables.replace(parts, Table(whole.first, whole.last, kept))
+
+    def _rebase_to(self, page: str, last: int, rebase: Rebase) -> None:
+        """Rebase one page from all tables up to segment `last`: its partition includes them, though others may not."""
+        for table in self.tables.sealed:
+            if table.last <= last and page in table.visits:
+                rebase(page, table.visits[page], table.last)
 
     def _reload_state(self) -> None:
         self._state_version = self.journal.state_version()

@@ -19,6 +19,7 @@ class Oracle:
 
     def __init__(self, durable: bool = True) -> None:
         self.lost_power = False
+        self.refusals = 0
         self._durable = durable
         self._acknowledged: Counter[str] = Counter()
         self._uncertain: Counter[str] = Counter()
@@ -44,6 +45,7 @@ class Oracle:
 
     def refused(self, page: str, visits: int, *, surely: bool = True) -> None:
         """They were refused; not `surely` where the disk took them and then failed to sync."""
+        self.refusals += 1
         if surely:
             self._uncertain[page] -= visits
 
@@ -62,6 +64,14 @@ class Oracle:
         """A part of the count was answered. Raises Broken."""
         if visits > self.highest(page):
             raise Broken(f"{page}: {visits} pending where {self.highest(page)} are possible")
+
+    def pages(self) -> list[str]:
+        """Return every page that was visited."""
+        return list(self._acknowledged.keys() | self._uncertain.keys())
+
+    def settle(self, page: str, visits: int) -> None:
+        """Nothing is under way any more: what is stored is the truth, and must stay it."""
+        self._acknowledged[page], self._uncertain[page] = visits, 0
 
     def power_lost(self) -> None:
         """What was not durable may be gone; readers start anew."""
