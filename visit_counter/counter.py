@@ -20,7 +20,7 @@ from visit_counter.singleflight import SingleFlight
 from visit_counter.stores.base import NO_WATERMARK, Stored, is_base, segment_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from visit_counter.buffer import WriteBuffer
     from visit_counter.cache import LocalCache
@@ -54,10 +54,13 @@ class VisitCounter(Protocol):
 
 
 class Known(NamedTuple):
-    """What is cached of a page: its stored count, which includes this host's segments up to number `segment`."""
+    """What is cached of a page: its stored count, which includes this host's segments up to number `segment`.
 
-    stored: int
+    The later of two is the greater: a segment is never taken back, and within one the count only grows.
+    """
+
     segment: int
+    stored: int
 
 
 class BufferedCounter:
@@ -76,6 +79,7 @@ class BufferedCounter:
         self.buffer, self.store, self.cache = buffer, store, cache
         self._post_via, self._stored_via, self._pending_via = post_via, stored_via, pending_via
         self._reads: SingleFlight[None] = SingleFlight()
+        self._losses = 0  # of the state when the cache was last cleared
 
     def record(self, page: str, visits: int = 1) -> Answer:
         """Count visits of a page: 200 with the count, or 202 with the pending part alone if the rest is unknown."""
@@ -93,7 +97,8 @@ class BufferedCounter:
 
     def count(self, page: str) -> Answer:
         """Read the count of a page."""
-        cached = self.cache.get(page) is not None
+        with self.buffer.lock:
+            cached = self._known(page) is not None
         if not cached:
             try:
                 self._learn(page)
@@ -120,7 +125,7 @@ class BufferedCounter:
         with buffer.lock:
             # Before the entries are looked at: what others sealed and flushed is in a table or in an entry.
             buffer.catch_up()
-            entries: list[Known | None] = [cache.get(page) for _, page in requests]
+            entries = [cache.get(page) or self._known(page) for _, page in requests]
             run = [
                 (page, 1)
                 for (is_visit, page), known in zip(requests, entries, strict=True)
@@ -145,17 +150,49 @@ class BufferedCounter:
                     answers.append(Answer(known.stored + tables.pending(page, known.segment), IN_MEMORY))
             return answers
 
+    def tick(self) -> None:
+        """Follow the journal; called once a second."""
+        self.buffer.tick(self.rebase)
+        with self.buffer.lock:
+            if self._losses != self.buffer.state.losses:
+                # A shard has lost visits for good: what was known before is more than there will be.
+                self._losses = self.buffer.state.losses
+                self.cache.clear()
+
     def rebase(self, page: str, visits: int, last: int) -> None:
         """Raise a cached count by the visits of a table that is about to be dropped. The lock is held."""
         known: Known | None = self.cache.peek(page)
         if known is not None and known.segment < last:
-            self.cache.amend(page, Known(known.stored + visits, last))
+            self.cache.amend(page, Known(last, known.stored + visits))
 
     # -- the stored part -------------------------------------------------------------------------------------------
 
+    def _known(self, page: str) -> Known | None:
+        """Return what is cached of a page, or its last known count while its shard is away. The lock is held.
+
+        Nobody waits for a shard that is known to be away, in a thread or in line for one: visits of the other shards'
+        pages would wait behind them. The service's probes find out when it is back.
+        """
+        known: Known | None = self.cache.get(page)
+        if known is None and self.store.is_away(page):
+            known = self.cache.peek(page)
+            if known is not None:
+                # Not evicted either, as long as it is asked for.
+                self.cache.set(page, known, timeout=_LAST_KNOWN_SECONDS)
+        return known
+
+    def by_shard(self, pages: Iterable[str]) -> list[list[str]]:
+        """Return the pages in groups, one for each shard, so that `learn` need not wait for one to read another's."""
+        groups: dict[str, list[str]] = {}
+        for page in pages:
+            groups.setdefault(self.store.owner(page), []).append(page)
+        return list(groups.values())
+
     def learn(self, pages: Sequence[str]) -> None:
         """Have these pages in the cache, with one call of the store. Raises StoreError, which may have spared some."""
-        self._read([page for page in pages if self.cache.get(page) is None])
+        with self.buffer.lock:
+            unknown = [page for page in pages if self._known(page) is None]
+        self._read(unknown)
 
     def _learn(self, page: str) -> None:
         """Have the page in the cache, read less than the cache time ago. Raises StoreError.
@@ -163,8 +200,9 @@ class BufferedCounter:
         If the shard cannot be asked, a last known count is good for a moment more, so that the next visitors of the
         page do not ask again, each in turn.
         """
-        if self.cache.get(page) is not None:
-            return
+        with self.buffer.lock:
+            if self._known(page) is not None:
+                return
         try:
             self._reads.do(page, lambda: self._read([page]))
         except StoreError:
@@ -203,7 +241,7 @@ class BufferedCounter:
             if included != self.buffer.included_to:
                 return False
             if known is None:
-                known = Known(stored.visits + self.buffer.retained(page, segment), self.buffer.included_to)
+                known = Known(self.buffer.included_to, stored.visits + self.buffer.retained(page, segment))
             self.cache.set(page, known)
             return True
         if segment < self.buffer.included_to:
@@ -211,7 +249,6 @@ class BufferedCounter:
                 return False
             # Nothing between the watermark and `included_to` was for this partition.
             segment = included
-        if known is None or known.segment <= segment:
-            known = Known(stored.visits, segment)
-        self.cache.set(page, known)
+        # Two reads of one page may overtake each other; counts only grow, so the larger is the later.
+        self.cache.set(page, max(Known(segment, stored.visits), known or Known(0, 0)))
         return True

@@ -8,7 +8,6 @@ import secrets
 from typing import TYPE_CHECKING, NamedTuple
 
 from visit_counter import steps
-from visit_counter.errors import StoreError
 from visit_counter.records import Folded, encode
 from visit_counter.ring import partition_of
 from visit_counter.stores.base import NO_WATERMARK, Batch, is_base, segment_of
@@ -109,13 +108,8 @@ class Round:
 
     def _plan(self, partitions: list[int]) -> tuple[list[Batch], set[str]]:
         """Return the batches that bring every reachable partition up to date, and what could not be reached."""
-        found: dict[int, str] = {}
-        failures: set[str] = set()
-        for store, mine in self.store.by_store(partitions):
-            try:
-                found.update(zip(mine, store.watermarks(self.state.writer, mine), strict=True))
-            except StoreError as error:
-                failures.add(str(error))
+        found, errors = self.store.watermarks_of_reachable(self.state.writer, partitions)
+        failures = {str(error) for error in errors}
         if any(self._is_foreign(partition, watermark) for partition, watermark in found.items()):
             self._become_another_writer(found)
             found = dict.fromkeys(found, NO_WATERMARK)
@@ -172,6 +166,7 @@ class Round:
                 f"after {max(one.had for one in found)}"
             )
             if lost:
+                self.state.losses += 1
                 oldest = min(self.sealed).first
                 self._damage(f"{what}: visits are lost, since the oldest segment retained whole is {oldest}")
             else:

@@ -98,7 +98,11 @@ def measure(services: dict[str, GunicornServer], effort: Effort) -> dict[str, di
                 for name in ("requests_per_second", "p50_ms", "p99_ms")
             }
             | {"answers": sum(sum(run["statuses"].values()) for run in runs[profile, method])}
-            | {"refused": sum(sum(run["statuses"].values()) - run["statuses"].get("200", 0) for run in runs[profile, method])}
+            | {
+                "refused": sum(
+                    sum(run["statuses"].values()) - run["statuses"].get("200", 0) for run in runs[profile, method]
+                )
+            }
             for method in METHODS
         }
         for profile in services

@@ -78,7 +78,12 @@ class RedisStore(Store):
         return [(reply or b"").decode() for reply in replies]
 
     def persist(self, timeout_seconds: float) -> bool | None:
-        """Wait until everything applied is on disk, for half of `apply_seconds` at most; None without WAITAOF."""
+        """Wait until everything applied is on disk, for half of `apply_seconds` at most; None without WAITAOF.
+
+        False at once while the shard is away: a flush has just found that out, and has other shards to see to.
+        """
+        if self.breaker.state != "closed":
+            return False
         return self._applier.persist(timeout_seconds)
 
     def ping(self) -> bool:
@@ -86,6 +91,15 @@ class RedisStore(Store):
         (reply,) = self._reads.ask([pack(b"PING")])
         self._report([reply])
         return bool(reply == b"PONG")
+
+    def is_away(self, page: str) -> bool:  # noqa: ARG002 - this store keeps every page it is asked for
+        """Tell whether the breaker is not closed."""
+        return self.breaker.state != "closed"
+
+    def probe(self) -> None:
+        """Ping the server if it is away and the breaker's time has come."""
+        if self.breaker.state != "closed" and self.breaker.allows():
+            self.ping()
 
     def describe(self) -> Description:
         """Return what the server is and how it is set up; raises StoreError. Waits up to `apply_seconds`."""
