@@ -1,4 +1,4 @@
-"""The documentation against the code: every route, setting and command is written down, and nothing that is not there."""
+"""The documentation against the code: every route, setting and command is written down, and nothing else is."""
 
 from __future__ import annotations
 

@@ -35,7 +35,13 @@ LAYERS = {
     "worker": [],
 }
 # Nothing of ours but these below it.
-PURE = {"ring.py": set(), "pages.py": {"errors"}, "answers.py": set(), "errors.py": set(), "records.py": {"errors", "pages"}}
+PURE = {
+    "ring.py": set(),
+    "pages.py": {"errors"},
+    "answers.py": set(),
+    "errors.py": set(),
+    "records.py": {"errors", "pages"},
+}
 
 
 def imports(path: Path) -> set[str]:
@@ -71,7 +77,9 @@ def test_a_library_is_imported_only_where_it_belongs(library: str) -> None:
 @pytest.mark.parametrize("layer", LAYERS)
 def test_no_layer_is_imported_from_below(layer: str) -> None:
     name = f"visit_counter.{layer}"
-    importers = [path for path in MODULES if any(found == name or found.startswith(f"{name}.") for found in imports(path))]
+    importers = [
+        path for path in MODULES if any(found == name or found.startswith(f"{name}.") for found in imports(path))
+    ]
     assert [path for path in importers if not is_allowed(path, LAYERS[layer])] == []
 
 
