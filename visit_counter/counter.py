@@ -54,10 +54,13 @@ class VisitCounter(Protocol):
 
 
 class Known(NamedTuple):
-    """What is cached of a page: its stored count, which includes this host's segments up to number `segment`."""
+    """What is cached of a page: its stored count, which includes this host's segments up to number `segment`.
 
-    stored: int
+    The later of two is the greater: a segment is never taken back, and within one the count only grows.
+    """
+
     segment: int
+    stored: int
 
 
 class BufferedCounter:
@@ -76,6 +79,7 @@ class BufferedCounter:
         self.buffer, self.store, self.cache = buffer, store, cache
         self._post_via, self._stored_via, self._pending_via = post_via, stored_via, pending_via
         self._reads: SingleFlight[None] = SingleFlight()
+        self._losses = 0  # of the state when the cache was last cleared
 
     def record(self, page: str, visits: int = 1) -> Answer:
         """Count visits of a page: 200 with the count, or 202 with the pending part alone if the rest is unknown."""
@@ -146,11 +150,20 @@ class BufferedCounter:
                     answers.append(Answer(known.stored + tables.pending(page, known.segment), IN_MEMORY))
             return answers
 
+    def tick(self) -> None:
+        """Follow the journal; called once a second."""
+        self.buffer.tick(self.rebase)
+        with self.buffer.lock:
+            if self._losses != self.buffer.state.losses:
+                # A shard has lost visits for good: what was known before is more than there will be.
+                self._losses = self.buffer.state.losses
+                self.cache.clear()
+
     def rebase(self, page: str, visits: int, last: int) -> None:
         """Raise a cached count by the visits of a table that is about to be dropped. The lock is held."""
         known: Known | None = self.cache.peek(page)
         if known is not None and known.segment < last:
-            self.cache.amend(page, Known(known.stored + visits, last))
+            self.cache.amend(page, Known(last, known.stored + visits))
 
     # -- the stored part -------------------------------------------------------------------------------------------
 
@@ -228,7 +241,7 @@ class BufferedCounter:
             if included != self.buffer.included_to:
                 return False
             if known is None:
-                known = Known(stored.visits + self.buffer.retained(page, segment), self.buffer.included_to)
+                known = Known(self.buffer.included_to, stored.visits + self.buffer.retained(page, segment))
             self.cache.set(page, known)
             return True
         if segment < self.buffer.included_to:
@@ -236,7 +249,6 @@ class BufferedCounter:
                 return False
             # Nothing between the watermark and `included_to` was for this partition.
             segment = included
-        if known is None or known.segment <= segment:
-            known = Known(stored.visits, segment)
-        self.cache.set(page, known)
+        # Two reads of one page may overtake each other; counts only grow, so the larger is the later.
+        self.cache.set(page, max(Known(segment, stored.visits), known or Known(0, 0)))
         return True

@@ -166,6 +166,7 @@ class Round:
                 f"after {max(one.had for one in found)}"
             )
             if lost:
+                self.state.losses += 1
                 oldest = min(self.sealed).first
                 self._damage(f"{what}: visits are lost, since the oldest segment retained whole is {oldest}")
             else:

@@ -37,7 +37,7 @@ class State:
 
     `attempted`: by shard, segment numbers that its partitions may or may not have as their watermark, because batches
     were sent and not all were answered; no merge crosses one of them. `damage`: what was found that only a person can
-    explain, oldest first.
+    explain, oldest first. `losses`: how often a shard was found to have lost visits for good.
     """
 
     writer: str = ""
@@ -45,6 +45,7 @@ class State:
     confirmed: dict[int, str] = field(default_factory=dict)
     attempted: dict[str, list[int]] = field(default_factory=dict)
     damage: list[str] = field(default_factory=list)
+    losses: int = 0
     last_flush: LastFlush | None = None
 
     def note_damage(self, text: str) -> None:
