@@ -72,7 +72,12 @@ class RedisStore(Store):
         return self._applier.apply(writer, list(batches))
 
     def watermarks(self, writer: str, partitions: Sequence[int]) -> list[str]:
-        """Return the writer's watermark token in each partition; waits up to `apply_seconds` for each reply."""
+        """Return the writer's watermark token in each partition; waits up to `apply_seconds` for each reply.
+
+        Of a shard that is away, a ping is awaited first: a flush comes back soon, and has other shards to see to.
+        """
+        if self.breaker.state != "closed" and not self.ping():
+            raise StoreUnavailableError(self.name, f"no answer for {self.breaker.since:.1f} s")
         field = watermark_field(writer)
         replies = self._ask(self._flushes, [pack(b"HGET", partition_key(at), field) for at in partitions])
         return [(reply or b"").decode() for reply in replies]
