@@ -39,6 +39,7 @@ class Server:
 
     def __init__(self, folder: Path, *options: str, port: int | None = None) -> None:
         self.port = port or free_port()
+        self.bus = 0
         self.folder = folder
         self.options = options
         self.process: subprocess.Popen[bytes] | None = None
@@ -79,6 +80,15 @@ class Server:
         """End it, whatever state it is in."""
         if self.process is not None and self.process.poll() is None:
             self.kill()
+
+    def runs(self) -> bool:
+        """Tell whether its process runs."""
+        return self.process is not None and self.process.poll() is None
+
+    def role(self) -> str:
+        """Return `master` or `slave`, or nothing where it does not say."""
+        reply = self.call("ROLE")
+        return str(reply[0]) if isinstance(reply, list) else ""
 
     @property
     def shard(self) -> Shard:

@@ -25,6 +25,7 @@ from visit_counter.ring import partition_of
 from visit_counter.settings import Shard
 from visit_counter.stores.applying import applied_of
 from visit_counter.stores.base import Applied, Batch, Store, Stored
+from visit_counter.stores.describe import Seen
 from visit_counter.stores.parallel import in_parallel
 from visit_counter.stores.pools import join_host, server_url, split_host, target_of
 from visit_counter.stores.redis import (
@@ -111,6 +112,23 @@ class ClusterStore(Store):
         self.topology.refresh(force=True)
         answers = in_parallel([node.ping for node in self.nodes()])
         return all(answers) and self.topology.covers_all()
+
+    def look(self, writer: str, partitions: Sequence[int]) -> list[Seen]:
+        """Return what each server is like that has any of the partitions, and last what has no server."""
+        self.topology.refresh(force=True)
+        by_address: dict[str, list[int]] = {}
+        for partition in partitions:
+            by_address.setdefault(self.topology.owner(partition), []).append(partition)
+        without = by_address.pop("", [])
+        rows = in_parallel(
+            [partial(self._node(address).look_at, writer, mine) for address, mine in sorted(by_address.items())]
+        )
+        if without:
+            addresses = ",".join(join_host(*host) for host in self._target.hosts)
+            why = "no server has these partitions"
+            error = explain(self.name, self.topology.error).reason if self.topology.error else why
+            rows.append(Seen(addresses, partitions=len(without), error=error))
+        return rows
 
     def close(self) -> None:
         """Close all connections."""
@@ -200,7 +218,8 @@ class ClusterStore(Store):
 
         def call(address: str, indexes: list[int], asking: bool) -> list[Any]:
             if not address:
-                return [ConnectionError("no server of the cluster is known to have this partition")] * len(indexes)
+                unknown = ConnectionError("no server of the cluster is known to have this partition")
+                return [self.topology.error or unknown] * len(indexes)
             return send(self._node(address), [items[index][1] for index in indexes], asking)
 
         answers = in_parallel([partial(call, address, mine, asking) for (address, asking), mine in groups.items()])

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any, TypedDict
 
 from redis.exceptions import ConnectionError, RedisError  # noqa: A004 - redis-py's name
 
-from visit_counter.errors import StoreRefusedError
-from visit_counter.ring import partition_of
+from visit_counter.errors import StoreError, StoreRefusedError
+from visit_counter.ring import PARTITIONS, partition_of
 from visit_counter.stores.applying import Applier, partition_key, watermark_field
 from visit_counter.stores.base import Applied, Batch, Store, Stored
 from visit_counter.stores.breaker import Breaker
-from visit_counter.stores.describe import Description, describe, read_info
+from visit_counter.stores.describe import Description, Seen, describe, read_info
 from visit_counter.stores.wire import Wire, explain, is_away, pack
 
 if TYPE_CHECKING:
@@ -35,6 +35,8 @@ class Patience(TypedDict, total=False):
 
 # Bounds what waits in the buffers of both sides in one round trip.
 CHUNK_READS = 1000
+# Where the writers are looked up, to tell watermarks from pages.
+_SAMPLE_PARTITIONS, _SAMPLE_FIELDS = 16, 1000
 
 
 class RedisStore(Store):
@@ -100,11 +102,54 @@ class RedisStore(Store):
 
     def describe(self) -> Description:
         """Return what the server is and how it is set up; raises StoreError. Waits up to `apply_seconds`."""
-        replies = self._flushes.ask([pack(b"INFO"), pack(b"CONFIG", b"GET", b"appendfsync")])
-        self._report(replies)
+        settings = (b"appendfsync", b"cluster-require-full-coverage")
+        # One by one: Redis 6 takes no more than one name.
+        replies = self.ask_flush([pack(b"INFO"), *(pack(b"CONFIG", b"GET", name) for name in settings)])
         if isinstance(replies[0], RedisError):
             raise explain(self.name, replies[0])
         return describe(read_info(replies))
+
+    def look(self, writer: str, partitions: Sequence[int]) -> list[Seen]:
+        """Return one row: what the server is like, and how many pages it has in these partitions."""
+        return [self.look_at(writer, partitions)]
+
+    def look_at(self, writer: str, partitions: Sequence[int]) -> Seen:
+        """Return what `look` does; a server that does not answer is down, with the reason."""
+        try:
+            said = self.describe()
+            pages = self._pages(writer, partitions)
+            strange = self._partitions_beyond()
+        except StoreError as error:
+            return Seen(self._flushes.address, partitions=len(partitions), error=error.reason)
+        warnings = (*said.warnings, *strange)
+        return Seen(
+            self._flushes.address, partitions=len(partitions), up=True, pages=pages, said=said, warnings=warnings
+        )
+
+    def _pages(self, writer: str, partitions: Sequence[int]) -> int:
+        """Return how many pages the partitions hold: their fields but for the watermarks.
+
+        Which writers there are is looked up in a few small partitions; a writer that has been nowhere but in others
+        makes the number too high by one for each of those.
+        """
+        sizes: list[int] = self._answers(self.ask_flush([pack(b"HLEN", partition_key(at)) for at in partitions]))
+        small = sorted((size, at) for size, at in zip(sizes, partitions, strict=True) if 0 < size <= _SAMPLE_FIELDS)
+        sample = [pack(b"HKEYS", partition_key(at)) for _, at in small[:_SAMPLE_PARTITIONS]]
+        writers = {watermark_field(writer)}
+        for fields in self._answers(self.ask_flush(sample)):
+            writers |= {field for field in fields if field.startswith(b"\t")}
+        marks = [pack(b"HMGET", partition_key(at), *sorted(writers)) for at in partitions]
+        found = self._answers(self.ask_flush(marks))
+        return sum(sizes) - sum(mark is not None for reply in found for mark in reply)
+
+    def _partitions_beyond(self) -> list[str]:
+        """Return a warning if the server holds partitions that there are not."""
+        beyond = range(PARTITIONS, 2 * PARTITIONS)
+        replies = self.ask_flush([pack(b"HLEN", partition_key(at)) for at in beyond])
+        known = [at for at, reply in zip(beyond, replies, strict=True) if isinstance(reply, int) and reply]
+        if not known:
+            return []
+        return [f"it holds partition {known[0]}, but pages are in {PARTITIONS} partitions: another version wrote it"]
 
     def close(self) -> None:
         """Close all connections."""

@@ -52,6 +52,8 @@ class Topology:
         # What servers have said with MOVED since.
         self._moved: dict[int, str] = {}
         self._asked_at = -REFRESH_SECONDS
+        # Why the cluster could not be asked the last time.
+        self.error: RedisError | None = None
 
     def owner(self, partition: int) -> str:
         """Return the address of the server that has a partition, as far as known; "" if unknown."""
@@ -84,8 +86,10 @@ class Topology:
             for address in dict.fromkeys(self._candidates()):
                 reply = self._ask(address, SLOTS_COMMAND)
                 if not isinstance(reply, RedisError) and reply:
-                    self._layout, self._moved = layout_of(reply, address), {}
+                    self._layout, self._moved, self.error = layout_of(reply, address), {}, None
                     return True
+                if isinstance(reply, RedisError):
+                    self.error = reply
                 if self._clock() - self._asked_at > _ASKING_SECONDS:
                     break
             return False

@@ -22,7 +22,7 @@ from redis.exceptions import (
 from redis.sentinel import MasterNotFoundError, SentinelConnectionPool
 
 from visit_counter.errors import StoreError, StoreRefusedError, StoreUnavailableError
-from visit_counter.stores.pools import make_pool
+from visit_counter.stores.pools import join_host, make_pool
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -64,6 +64,14 @@ class Wire:
                 return (exchange_asking if asking else exchange)(connection, commands)
         except RedisError as error:
             return [error] * len(commands)
+
+    @property
+    def address(self) -> str:
+        """The server as host:port, for people; with sentinels the primary they named last, or nothing."""
+        if isinstance(self._pool, SentinelConnectionPool):
+            return join_host(*self._pool.master_address) if self._pool.master_address else ""
+        known = self._pool.connection_kwargs
+        return join_host(known["host"], known["port"])
 
     def known_replicas(self) -> int:
         """Return how many replicas the sentinels may promote; 0 without sentinels. Asks them; never raises."""
