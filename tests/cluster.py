@@ -92,8 +92,21 @@ class Cluster:
         """Wait until nothing is left of a failover."""
         wait_until(self.is_whole, "the cluster to be whole again")
 
-    def fail_over(self, server: Server) -> None:
-        """End a primary as kill -9 does, and return when its replica has its slots."""
+    def replica_of(self, primary: Server) -> Server:
+        """Return the replica of a primary."""
+        for server in self._running():
+            role = server.call("ROLE")
+            if isinstance(role, list) and role[0] == "slave" and role[2] == primary.port:
+                return server
+        raise AssertionError("it has no replica")
+
+    def fail_over(self, server: Server, *, behind: bool = False) -> None:
+        """End a primary as kill -9 does, and return when its replica has its slots.
+
+        With `behind`, the replica has not received what the primary was told last.
+        """
+        if behind:
+            keep_behind(self.replica_of(server), server)
         server.kill()
         wait_until(lambda: len(self.primaries()) == 3, "a replica to be promoted")
 
@@ -106,7 +119,7 @@ class Cluster:
         bus = free_port()
         cluster = ["--cluster-enabled", "yes", "--cluster-port", str(bus), "--cluster-node-timeout", str(NODE_TIMEOUT)]
         cluster += ["--cluster-require-full-coverage", "no", "--repl-diskless-sync-delay", "0"]
-        server = Server(folder, *cluster, *user_options(), *options)
+        server = Server(folder, *cluster, *user_options(cluster=True), *options)
         server.bus = bus
         return server
 
@@ -126,6 +139,23 @@ class Cluster:
                 "a replica to take its place",
             )
         self.wait_until_whole()
+
+
+def keep_behind(replica: Server, primary: Server) -> None:
+    """Return when the primary has been told something, by others, that its replica will not have by now."""
+
+    def is_behind() -> bool:
+        # It connects again within a second, so it is cut off again and again.
+        replica.call("CLIENT", "KILL", "TYPE", "master")
+        return _offset(primary) > _offset(replica) + 2000
+
+    wait_until(is_behind, "the primary to be ahead of its replica")
+
+
+def _offset(server: Server) -> int:
+    replication = server.call("INFO", "replication")
+    assert isinstance(replication, dict), replication
+    return int(replication["slave_repl_offset" if replication["role"] == "slave" else "master_repl_offset"])
 
 
 def _known(server: Server) -> int:

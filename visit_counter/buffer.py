@@ -24,37 +24,21 @@ from visit_counter.records import MERGED, Folded, visit_line
 from visit_counter.ring import partition_of
 from visit_counter.state import State
 from visit_counter.stores.base import NO_WATERMARK, segment_of
+from visit_counter.tables import Table, Tables, Visits
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 log = logging.getLogger(__name__)
 
-Visits = dict[str, int]
 Rebase = Callable[[str, int, int], None]
 # How many pages one call of `tidy` handles under the lock: a few hundred microseconds.
 _TIDY_PAGES = 256
+_OPEN_TRIES = 100
 # The longest line of a visit.
 _LINE_BYTES = 300
 # After a failed append, the disk has room again when it has this much.
 _ROOM_BYTES = 1 << 16
-
-
-class Table:
-    """The visits per page of one segment (or of several merged ones)."""
-
-    __slots__ = ("first", "last", "total", "visits")
-
-    def __init__(self, first: int, last: int, visits: Visits) -> None:
-        self.first, self.last, self.visits = first, last, visits
-        self.total = sum(visits.values())
-
-    def add(self, visits: Visits) -> None:
-        """Add the visits of each page."""
-        mine = self.visits
-        for page, number in visits.items():
-            mine[page] = mine.get(page, 0) + number
-            self.total += number
 
 
 class WriteBuffer:
@@ -77,9 +61,7 @@ class WriteBuffer:
         self._always_sync = fsync == "always"
         self._every_second = fsync == "everysec"
         self._max_bytes, self._max_pages = max_bytes, max_pages
-        self._sealed: list[Table] = []
-        self._table = Table(0, 0, {})
-        self._sealed_pages = 0
+        self.tables = Tables()
         self._other_bytes = 0  # what the journal takes besides the current segment
         self._descriptor = -1
         self._offset = 0
@@ -93,24 +75,39 @@ class WriteBuffer:
         """Take over the journal as it is on disk: fold every segment that is not wholly included yet."""
         with self.lock:
             self.journal.prepare()
-            self._reload_state()
-            self._sealed = []
-            number = self.included_to + 1
-            for segment in self.journal.segments():
-                if segment.last < number:
-                    continue
-                if segment.first > number > 1:
-                    log.error("journal segments %d to %d are missing", number, segment.first - 1)
-                number = segment.first
-                folded = self.journal.read(segment)
-                if not folded.sealed_as:
-                    break  # the current segment: followed line by line from here on
-                self._note(folded)
-                self._sealed.append(Table(segment.first, segment.last, folded.visits))
-                number = segment.last + 1
-            self._count_sealed_pages()
-            self._follow_segment(number)
+            for _ in range(_OPEN_TRIES):
+                try:
+                    self._reload_state()
+                    number = self._fold_sealed()
+                except FileNotFoundError:
+                    continue  # a flush has just merged or forgotten a segment
+                break
+            else:
+                raise JournalError("segments of the journal vanish while they are read")
+            self._follow(self.journal.open(number))
+            self.tables.start(number)
             self.catch_up()
+
+    def _fold_sealed(self) -> int:
+        """Fold the sealed segments that are not wholly included; return the number of the current one."""
+        sealed = []
+        number = self.included_to + 1
+        segments = [segment for segment in self.journal.segments() if segment.last >= number]
+        for segment, following in zip(segments, [*segments[1:], None], strict=False):
+            if segment.first > number > 1:
+                log.error("journal segments %d to %d are missing", number, segment.first - 1)
+            number = segment.first
+            folded = self.journal.read(segment)
+            if not folded.sealed_as:
+                if following is None or not self.journal.size_of(following):
+                    break
+                # The power failed after the next segment was in use and before this one's seal was on the disk.
+                folded = self.journal.seal(segment)
+            self._note(folded, segment.last)
+            sealed.append(Table(segment.first, segment.last, folded.visits))
+            number = segment.last + 1
+        self.tables.reset(sealed)
+        return number
 
     def close(self) -> None:
         """Put the last lines on the disk (not with `os`) and close the file."""
@@ -130,18 +127,19 @@ class WriteBuffer:
         JournalError, or JournalFullError at a limit, when nothing was counted.
         """
         data = b"".join([visit_line(page, visits) for page, visits in run])
-        self._check_limits(len(data))
+        if limit := self._limit_reached(len(data)):
+            raise JournalFullError(limit)
         while True:
             try:
                 written = os.write(self._descriptor, data)
+                end = os.lseek(self._descriptor, 0, os.SEEK_CUR)
+                if steps.hook is not None:
+                    steps.hook("append")
+                if end - written == self._offset or not self._fold_others(end - written):
+                    break
             except OSError as error:
                 self._failed = f"the journal cannot be written: {error.strerror}"
                 raise JournalError(self._failed) from None
-            end = os.lseek(self._descriptor, 0, os.SEEK_CUR)
-            if steps.hook is not None:
-                steps.hook("append")
-            if end - written == self._offset or not self._fold_others(end - written):
-                break
         if written < len(data):
             run = self._whole_part(run, written)
         elif self._failed:
@@ -150,7 +148,7 @@ class WriteBuffer:
             self._sync()
         else:
             self._dirty = True
-        table = self._table
+        table = self.tables.current
         visits = table.visits
         counts = []
         for page, number in run:
@@ -160,39 +158,27 @@ class WriteBuffer:
         self._offset = end
         return counts
 
-    def pending(self, page: str, after: int) -> int:
-        """Return the visits of a page in the segments after number `after`."""
-        count = self._table.visits.get(page, 0)
-        return count + self.sealed(page, after) if self._sealed else count
-
-    def sealed(self, page: str, after: int) -> int:
-        """Return the visits of a page in the sealed segments after number `after`: pending but for the current one."""
-        count = 0
-        for table in self._sealed:
-            if table.last > after:
-                count += table.visits.get(page, 0)
-        return count
-
     def retained(self, page: str, after: int) -> int:
         """Return the visits of a page in the retained segments after `after`, which a shard has lost. Reads files."""
         count = 0
         for segment in self.journal.segments():
             if after < segment.last <= self.included_to:
                 if segment not in self._retained:
-                    self._retained[segment] = self.journal.read(segment).visits
+                    try:
+                        self._retained[segment] = self.journal.read(segment).visits
+                    except FileNotFoundError:
+                        continue  # forgotten meanwhile: its visits are on the shard's disk
                 count += self._retained[segment].get(page, 0)
         return count
 
     def is_sealed(self, segment: Segment) -> bool:
         """Tell whether a segment is sealed, as far as this process has followed the journal."""
-        return segment.last < self._table.last
+        return segment.last < self.tables.current.last
 
     def refusal(self) -> str | None:
         """Tell why a visit could not be accepted now, or None."""
-        try:
-            self._check_limits(_LINE_BYTES)
-        except JournalFullError as error:
-            return str(error)
+        if limit := self._limit_reached(_LINE_BYTES):
+            return limit
         if (
             self._failed
             and os.statvfs(self.journal.path).f_bavail * os.statvfs(self.journal.path).f_frsize < _ROOM_BYTES
@@ -212,9 +198,7 @@ class WriteBuffer:
 
     def pending_totals(self) -> tuple[int, int]:
         """Return (visits, pages) in all tables; a page in several segments is counted in each."""
-        tables = [table for table in self._sealed if table.last > self.included_to]
-        tables.append(self._table)
-        return sum(table.total for table in tables), sum(len(table.visits) for table in tables)
+        return self.tables.totals(self.included_to)
 
     # -- once a second -------------------------------------------------------------------------------------------
 
@@ -246,13 +230,12 @@ class WriteBuffer:
                 self._retained.clear()
                 self._reload_state()
             merged, self._merged = self._merged, []
-            done = [table for table in self._sealed if table.last <= self.included_to]
+            done = [table for table in self.tables.sealed if table.last <= self.included_to]
         for table in done:
             self._rebase(table, rebase)
         if done:
             with self.lock:
-                self._sealed = [table for table in self._sealed if table not in done]
-                self._count_sealed_pages()
+                self.tables.drop(done)
         for segment in merged:
             self._merge(segment, rebase)
 
@@ -266,7 +249,7 @@ class WriteBuffer:
     def _merge(self, whole: Segment, rebase: Rebase) -> None:
         """Put one table in the place of those of a merged file, which leaves out what its partition includes."""
         with self.lock:
-            parts = [table for table in self._sealed if whole.first <= table.first and table.last <= whole.last]
+            parts = [table for table in self.tables.sealed if whole.first <= table.first and table.last <= whole.last]
         for table in parts:
             self._rebase(
                 table, lambda page, visits, last: rebase(page, visits, last) if self._included(page, last) else None
@@ -276,10 +259,7 @@ class WriteBuffer:
         except FileNotFoundError:
             return  # merged again or forgotten meanwhile, which is told too; the parts' own tables are as right
         with self.lock:
-            if parts and parts[0] in self._sealed:
-                at = self._sealed.index(parts[0])
-                self._sealed[at : at + len(parts)] = [Table(whole.first, whole.last, folded.visits)]
-                self._count_sealed_pages()
+            self.tables.replace(parts, Table(whole.first, whole.last, folded.visits))
 
     def _included(self, page: str, last: int) -> bool:
         """Tell whether the page's partition is confirmed to include segment `last`."""
@@ -298,43 +278,42 @@ class WriteBuffer:
         folded = Folded()
         data = os.pread(self._descriptor, end - self._offset, self._offset)
         folded.add(data)
+        # First: if it fails, nothing of this has happened, and the next call meets the seal again.
+        following = self.journal.open(self.tables.current.last + 1) if folded.sealed_as else -1
         self._offset += folded.consumed
-        self._note(folded)
-        self._table.add(folded.visits)
+        self._note(folded, self.tables.current.last)
+        self.tables.current.add(folded.visits)
         if not folded.sealed_as:
             return False
-        self._sealed.append(self._table)
-        self._count_sealed_pages()
-        self._follow_segment(self._table.last + 1)
+        self.tables.seal()
+        self._follow(following)
         return True
 
-    def _follow_segment(self, number: int) -> None:
-        descriptor = self.journal.open(number)
+    def _follow(self, descriptor: int) -> None:
+        """Go on in another segment, from its start."""
         if self._descriptor >= 0:
             os.close(self._descriptor)
         self._descriptor, self._offset = descriptor, 0
-        self._table = Table(number, number, {})
 
-    def _note(self, folded: Folded) -> None:
+    def _note(self, folded: Folded, number: int) -> None:
         if folded.unreadable:
             self.unreadable_lines += folded.unreadable
-            log.warning("journal segment %d: %d unreadable lines are skipped", self._table.last, folded.unreadable)
+            log.warning("journal segment %d: %d unreadable lines are skipped", number, folded.unreadable)
         for event in folded.events:
             self._news = True
             if event.kind == MERGED:
                 first, _, last = event.argument.partition(b"-")
                 self._merged.append(Segment(int(first), int(last)))
 
-    def _count_sealed_pages(self) -> None:
-        self._sealed_pages = sum(len(table.visits) for table in self._sealed)
-
     # -- limits and failures -------------------------------------------------------------------------------------
 
-    def _check_limits(self, size: int) -> None:
+    def _limit_reached(self, size: int) -> str | None:
+        """Tell which limit `size` more bytes would break, or None."""
         if self._offset + self._other_bytes + size > self._max_bytes:
-            raise JournalFullError(f"the journal has reached its limit of {self._max_bytes} bytes")
-        if len(self._table.visits) + self._sealed_pages >= self._max_pages:
-            raise JournalFullError(f"{self._max_pages} pages are pending, which is the limit")
+            return f"the journal has reached its limit of {self._max_bytes} bytes"
+        if self.tables.pages >= self._max_pages:
+            return f"{self._max_pages} pages are pending, which is the limit"
+        return None
 
     def _whole_part(self, run: Sequence[tuple[str, int]], written: int) -> Sequence[tuple[str, int]]:
         """Return the visits whose lines are whole in the first `written` bytes; raise JournalError for none."""

@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 IN_MEMORY = "in_memory"
 # How often a read is made again because a flush was confirmed while it was under way. Each needs a flush of its own.
 _READ_TRIES = 5
+_LAST_KNOWN_SECONDS = 1.0
 
 
 class VisitCounter(Protocol):
@@ -86,8 +87,9 @@ class BufferedCounter:
             [current] = self.buffer.append([(page, visits)])
             known: Known | None = self.cache.peek(page)
             if known is None:
-                return Answer(self.buffer.pending(page, self.buffer.included_to), self._post_via(page), 202)
-            return Answer(known.stored + current + self.buffer.sealed(page, known.segment), self._post_via(page))
+                return Answer(self.buffer.tables.pending(page, self.buffer.included_to), self._post_via(page), 202)
+            pending = current + self.buffer.tables.pending_sealed(page, known.segment)
+            return Answer(known.stored + pending, self._post_via(page))
 
     def count(self, page: str) -> Answer:
         """Read the count of a page."""
@@ -103,7 +105,7 @@ class BufferedCounter:
             known: Known | None = self.cache.peek(page)
             if known is None:
                 raise CountUnknownError("the cache is too small for the pages being read; raise VISITS_CACHE_PAGES")
-            pending = self.buffer.pending(page, known.segment)
+            pending = self.buffer.tables.pending(page, known.segment)
         if cached:
             via = IN_MEMORY
         elif pending and self._pending_via:
@@ -114,7 +116,7 @@ class BufferedCounter:
 
     def answer_ready(self, requests: Sequence[tuple[bool, str]]) -> list[Answer | None]:
         """See VisitCounter.answer_ready: all visits go into the journal with one append."""
-        cache, buffer = self.cache, self.buffer
+        cache, buffer, tables = self.cache, self.buffer, self.buffer.tables
         with buffer.lock:
             # Before the entries are looked at: what others sealed and flushed is in a table or in an entry.
             buffer.catch_up()
@@ -134,13 +136,13 @@ class BufferedCounter:
                     answers.append(None)
                 elif is_visit:
                     current = next(currents, None)
-                    answers.append(
-                        None
-                        if current is None
-                        else Answer(known.stored + current + buffer.sealed(page, known.segment), self._post_via(page))
-                    )
+                    if current is None:
+                        answers.append(None)
+                        continue
+                    count = known.stored + current + tables.pending_sealed(page, known.segment)
+                    answers.append(Answer(count, self._post_via(page)))
                 else:
-                    answers.append(Answer(known.stored + buffer.pending(page, known.segment), IN_MEMORY))
+                    answers.append(Answer(known.stored + tables.pending(page, known.segment), IN_MEMORY))
             return answers
 
     def rebase(self, page: str, visits: int, last: int) -> None:
@@ -151,21 +153,43 @@ class BufferedCounter:
 
     # -- the stored part -------------------------------------------------------------------------------------------
 
-    def _learn(self, page: str) -> None:
-        """Have the page in the cache, read less than the cache time ago. Raises StoreError."""
-        if self.cache.get(page) is None:
-            self._reads.do(page, lambda: self._read(page))
+    def learn(self, pages: Sequence[str]) -> None:
+        """Have these pages in the cache, with one call of the store. Raises StoreError, which may have spared some."""
+        self._read([page for page in pages if self.cache.get(page) is None])
 
-    def _read(self, page: str) -> None:
+    def _learn(self, page: str) -> None:
+        """Have the page in the cache, read less than the cache time ago. Raises StoreError.
+
+        If the shard cannot be asked, a last known count is good for a moment more, so that the next visitors of the
+        page do not ask again, each in turn.
+        """
+        if self.cache.get(page) is not None:
+            return
+        try:
+            self._reads.do(page, lambda: self._read([page]))
+        except StoreError:
+            with self.buffer.lock:
+                known: Known | None = self.cache.peek(page)
+                if known is not None:
+                    self.cache.set(page, known, timeout=_LAST_KNOWN_SECONDS)
+            raise
+
+    def _read(self, pages: Sequence[str]) -> None:
         for _ in range(_READ_TRIES):
+            if not pages:
+                return
             with self.buffer.lock:
                 self.buffer.catch_up()
                 included, writer = self.buffer.included_to, self.buffer.writer
-            [stored] = self.store.read(writer, [page])
+            found = self.store.read(writer, pages)
             with self.buffer.lock:
-                if self._take_over(page, stored, included):
-                    return
-        raise StoreError(self._stored_via(page), "a flush was confirmed during every read")
+                pages = [
+                    page
+                    for page, stored in zip(pages, found, strict=True)
+                    if not self._take_over(page, stored, included)
+                ]
+        if pages:
+            raise StoreError(self._stored_via(pages[0]), "a flush was confirmed during every read")
 
     def _take_over(self, page: str, stored: Stored, included: int) -> bool:
         """Put a read into the cache; False if it must be made again. `included`: `included_to` when it began."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from visit_counter.answers import Answer
 from visit_counter.counter import IN_MEMORY
 from visit_counter.errors import CountUnknownError, StoreError
+from visit_counter.ring import PARTITIONS, partition_of
 from visit_counter.singleflight import SingleFlight
 
 if TYPE_CHECKING:
@@ -28,17 +29,27 @@ class DirectCounter:
         self._via, self._waits = via, waits
         self._lock = threading.Lock()
         self._reads: SingleFlight[int] = SingleFlight()
+        # How many visits of a partition's pages this process has answered. A read that began before the last of them
+        # may be too old for that visitor: nobody joins it any more, and it is not cached.
+        self._answered = [0] * PARTITIONS
 
     def record(self, page: str, visits: int = 1) -> Answer:
         """Count visits of a page. Raises StoreError; after StoreUnavailableError they may have been counted."""
-        return Answer(self._remember(page, self.store.add(page, visits)), self._via)
+        count = self.store.add(page, visits)
+        with self._lock:
+            self._answered[partition_of(page)] += 1
+            if self.cache is not None:
+                # Of two visits at once the one with the lower count may come here last.
+                self.cache.set(page, max(count, self.cache.peek(page) or 0))
+        return Answer(count, self._via)
 
     def count(self, page: str) -> Answer:
         """Read the count of a page. Raises CountUnknownError."""
         if self.cache is not None and (cached := self.cache.get(page)) is not None:
             return Answer(cached, IN_MEMORY)
+        answered = self._answered[partition_of(page)]
         try:
-            return Answer(self._reads.do(page, lambda: self._read(page)), self._via)
+            return Answer(self._reads.do((page, answered), lambda: self._read(page, answered)), self._via)
         except StoreError as error:
             known = None if self.cache is None else self.cache.peek(page)
             if known is None:
@@ -55,17 +66,11 @@ class DirectCounter:
         cached = None if self.cache is None else self.cache.get(page)
         return None if cached is None else Answer(cached, IN_MEMORY)
 
-    def _read(self, page: str) -> int:
+    def _read(self, page: str, answered: int) -> int:
+        if self.cache is not None and (cached := self.cache.get(page)) is not None:
+            return int(cached)  # from a read that came back since the caller looked
         [stored] = self.store.read("", [page])
-        return self._remember(page, stored.visits)
-
-    def _remember(self, page: str, count: int) -> int:
-        """Cache a count unless a newer, which is a higher one, came first; return the count that was given.
-
-        A read that began before a visit was counted must not put the older number over the one the visitor got.
-        """
-        if self.cache is not None:
-            with self._lock:
-                known = self.cache.get(page)
-                self.cache.set(page, count if known is None else max(count, known))
-        return count
+        with self._lock:
+            if self.cache is not None and self._answered[partition_of(page)] == answered:
+                self.cache.set(page, stored.visits)
+        return stored.visits

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import secrets
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from visit_counter import steps
 from visit_counter.errors import StoreError
@@ -33,6 +33,14 @@ def by_partition(visits: dict[str, int]) -> ByPartition:
     return result
 
 
+class Rollback(NamedTuple):
+    """A partition that includes the segments up to `have`, and had included them up to `had`."""
+
+    partition: int
+    have: int
+    had: int
+
+
 class Round:
     """One flush: what it read, sent and learnt."""
 
@@ -43,6 +51,7 @@ class Round:
         self.news = False  # the processes of this host should read the state again
         self.sealed: dict[Segment, str] = {}  # sealed segments, oldest first, and their tokens
         self.content: dict[Segment, ByPartition] = {}
+        self._rollbacks: list[Rollback] = []
         self.current = 0  # the segment that visits are appended to now
 
     def run(self) -> str:
@@ -112,6 +121,7 @@ class Round:
             found = dict.fromkeys(found, NO_WATERMARK)
         target = next(reversed(self.sealed.values()))
         batches = [self._batch(partition, watermark, target) for partition, watermark in found.items()]
+        self._tell_rollbacks()
         return [batch for batch in batches if batch.visits], failures
 
     def _batch(self, partition: int, watermark: str, target: str) -> Batch:
@@ -120,8 +130,12 @@ class Round:
         have = segment_of(watermark)
         if watermark == NO_WATERMARK and is_base(confirmed):
             have = segment_of(confirmed)
-        if have < segment_of(confirmed):
-            self._note_rollback(partition, have, confirmed)
+        had = segment_of(confirmed)
+        if have < had:
+            self._rollbacks.append(Rollback(partition, have, had))
+            if self._is_lost(have, had):
+                # Counting goes on from what the shard has.
+                self.state.confirmed[partition] = f"{have}:"
         else:
             # What is at or below the floor and not above our watermark was never for this partition.
             have = max(have, self.state.floor)
@@ -140,18 +154,28 @@ class Round:
             self.content[segment] = by_partition(self.journal.read(segment).visits)
         return self.content[segment]
 
-    def _note_rollback(self, partition: int, have: int, confirmed: str) -> None:
-        shard = self.store.ring.shard_of(partition)
-        oldest = min(self.sealed).first
-        if have + 1 < oldest:
-            self._damage(
-                f"{shard} has lost visits of partition {partition}: it includes segments up to {have}, included "
-                f"them up to {segment_of(confirmed)}, and the oldest retained segment is {oldest}"
+    def _is_lost(self, have: int, had: int) -> bool:
+        """Tell whether visits between two watermarks of a partition are not all retained."""
+        # A merged file has none of the visits that the partition included at the time.
+        merged = any(segment.first < segment.last and have < segment.last <= had for segment in self.sealed)
+        return merged or have + 1 < min(self.sealed).first
+
+    def _tell_rollbacks(self) -> None:
+        """Tell, in a line for each shard, which ones came back with older data, and whether visits are lost."""
+        by_shard: dict[tuple[str, bool], list[Rollback]] = {}
+        for rollback in self._rollbacks:
+            lost = self._is_lost(rollback.have, rollback.had)
+            by_shard.setdefault((self.store.ring.shard_of(rollback.partition), lost), []).append(rollback)
+        for (shard, lost), found in by_shard.items():
+            what = (
+                f"{len(found)} partitions of {shard} are back at segment {min(one.have for one in found)} or later, "
+                f"after {max(one.had for one in found)}"
             )
-            # Counting goes on from what the shard has.
-            self.state.confirmed[partition] = f"{have}:"
-        else:
-            log.warning("%s has older data; partition %d is sent again from segment %d", shard, partition, have + 1)
+            if lost:
+                oldest = min(self.sealed).first
+                self._damage(f"{what}: visits are lost, since the oldest segment retained whole is {oldest}")
+            else:
+                log.warning("%s: they are made whole from the retained segments", what)
 
     # -- a journal that somebody copied or restored -----------------------------------------------------------------
 

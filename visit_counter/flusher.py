@@ -56,6 +56,7 @@ class Flusher:
         with self._only_one(wait=wait):
             started = time.monotonic()
             state = State.load(self.journal.state_path)
+            self.journal.remove_covered()
             round_ = Round(self.journal, self.store, state)
             error = round_.run()
             result = LastFlush(time.time(), round(time.monotonic() - started, 3), round_.visits, round_.pages, error)

@@ -164,8 +164,6 @@ def parse_line(line: bytes) -> Target | None:
         page = decode_page(unquote_to_bytes(found[2]))
     except PageError:
         return None
-    if page.startswith("/") or "//" in page:
-        return None  # werkzeug redirects these to a path with single slashes
     return Target((found[1] == b"POST", page), found[3] == b"0")
 
 

@@ -181,6 +181,28 @@ class Journal:
         finally:
             os.close(descriptor)
 
+    def size_of(self, segment: Segment) -> int:
+        """Return the bytes of a segment file; 0 if it is gone."""
+        try:
+            return (self.path / segment.name).stat().st_size
+        except FileNotFoundError:
+            return 0
+
+    def written_at(self, segment: Segment, otherwise: float) -> float:
+        """Return when a segment was last written to, in seconds since the epoch; `otherwise` if it is gone."""
+        try:
+            return (self.path / segment.name).stat().st_mtime
+        except FileNotFoundError:
+            return otherwise
+
+    def remove_covered(self) -> None:
+        """Remove the parts of merged files that a killed process left behind."""
+        kept = self.segments()
+        for name in os.listdir(self.path):  # noqa: PTH208 - as above
+            match = _NAME.fullmatch(name)
+            if match and Segment(int(match[1]), int(match[2] or match[1])) not in kept:
+                (self.path / name).unlink(missing_ok=True)
+
     def size_bytes(self) -> int:
         """Return the bytes that all segment files take."""
         total = 0

@@ -7,6 +7,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from visit_counter.ring import PARTITIONS, partition_of
+from visit_counter.state import State
 from visit_counter.stores.base import segment_of
 
 if TYPE_CHECKING:
@@ -45,12 +46,12 @@ def journal(service: Service) -> dict[str, Any] | None:
     now = time.time()
     with buffer.lock:
         buffer.catch_up()
-        state, pending = buffer.state, buffer.pending_totals()
+        state, pending = State.load(buffer.journal.state_path), buffer.pending_totals()
         segments = [
             {
                 "segment": segment.name,
-                "bytes": (stat := (buffer.journal.path / segment.name).stat()).st_size,
-                "age_seconds": max(0, round(now - stat.st_mtime)),
+                "bytes": buffer.journal.size_of(segment),
+                "age_seconds": max(0, round(now - buffer.journal.written_at(segment, now))),
                 "state": "included"
                 if segment.last <= state.floor
                 else "waiting"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import subprocess
@@ -13,9 +14,11 @@ from typing import TYPE_CHECKING, Any
 from visit_counter.buffer import WriteBuffer
 from visit_counter.counter import BufferedCounter, VisitCounter
 from visit_counter.direct import DirectCounter
+from visit_counter.embedded import EmbeddedShards
 from visit_counter.flusher import FlushBusyError, Flusher
 from visit_counter.journal import Journal
 from visit_counter.scheduler import Job, Leader, Scheduler
+from visit_counter.state import State
 from visit_counter.stores.factory import make_store
 from visit_counter.stores.memory import MemoryStore
 from visit_counter.stores.sharded import ShardedStore
@@ -42,7 +45,7 @@ class Service:
         self.buffer: WriteBuffer | None = None
         self.flusher: Flusher | None = None
         self.counter: VisitCounter
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._opened_by = 0  # process id: a forked child opens its own
         self._scheduler: Scheduler | None = None
         if settings.profile == "basic":
@@ -95,9 +98,20 @@ class Service:
                 self._scheduler.start()
 
     def start_once(self) -> None:
-        """Start in a process that no server hook has started: `flask run`, tests, other WSGI servers."""
-        if self._opened_by != os.getpid():
-            self.start()
+        """Start in a process that no server hook has started: `flask run`, tests, other WSGI servers.
+
+        Such a process has no master that runs the embedded shards, so they begin and end with it.
+        """
+        if self._opened_by == os.getpid():
+            return
+        with self._lock:
+            if self._opened_by != os.getpid():
+                if self.settings.embedded:
+                    shards = EmbeddedShards(self.settings)
+                    shards.start()
+                    atexit.register(shards.stop)
+                atexit.register(self.stop)  # runs before: what is registered last is called first
+                self.start()
 
     def stop(self) -> None:
         """End the background jobs, flush what is pending, and close everything."""
@@ -182,11 +196,11 @@ class Service:
             with self.buffer.lock:
                 self.buffer.catch_up()
                 body["pending_visits"], _ = self.buffer.pending_totals()
-                state = self.buffer.state
-                body["last_flush_age_seconds"] = (
-                    max(0, round(time.time() - state.last_flush.at)) if state.last_flush else None
-                )
-                body["damage"] = state.damage
+            # From the file: a flush with nothing to tell does not announce itself.
+            state = State.load(self.buffer.journal.state_path)
+            last = state.last_flush
+            body["last_flush_age_seconds"] = max(0, round(time.time() - last.at)) if last else None
+            body["damage"] = state.damage
         return body, 503 if refusal else 200
 
     def _refusal(self, shards: dict[str, bool]) -> str | None:

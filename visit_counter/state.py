@@ -48,7 +48,9 @@ class State:
     last_flush: LastFlush | None = None
 
     def note_damage(self, text: str) -> None:
-        """Remember one finding, with the time it was found at."""
+        """Remember one finding, once, with the time it was found at."""
+        if any(note.endswith(f" {text}") for note in self.damage):
+            return
         stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         self.damage = [*self.damage, f"{stamp} {text}"][-MAX_DAMAGE_NOTES:]
 

@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
 
     from visit_counter.answers import Answer
+    from visit_counter.counter import VisitCounter
 
     AnswerReady = Callable[[Sequence[tuple[bool, str]]], Sequence[Answer | None]]
 
@@ -71,6 +72,7 @@ class Connection:
         "deadline",
         "fd",
         "handing",
+        "learned",
         "lingered",
         "out",
         "partial",
@@ -89,6 +91,7 @@ class Connection:
         self.partial = False  # the buffer holds a part of a request, for which `deadline` was set
         self.closing = False  # close once `out` is sent
         self.handing = False  # hand to a thread once `out` is sent
+        self.learned = False  # its page was read for it, or could not be: whatever else is missing, Flask tells
         self.blocked = False  # the socket would not take all of `out`: waiting until it does
         self.lingered = -1  # bytes thrown away since the last answer; -1 while not lingering
 
@@ -168,13 +171,16 @@ class VisitWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
         self._listeners = {listener.fileno(): listener for listener in self.sockets}
         self._next_check = 0.0
         self._resumed: list[Connection] = []
-        answer_ready = self._find_counter()
-        self._reader = RequestReader(limits_of(self.cfg), hot=answer_ready is not None)
+        self._learning: dict[str, list[Connection]] = {}  # pages being read, and who waits for them
+        self._to_learn: list[str] = []
+        counter = self._find_counter()
+        self._reader = RequestReader(limits_of(self.cfg), hot=counter is not None)
         # Without a counter no request is ordinary, so that nobody is asked.
-        self._answer_ready: AnswerReady = answer_ready or (lambda asks: [None] * len(asks))
+        self._answer_ready: AnswerReady = counter.answer_ready if counter else lambda asks: [None] * len(asks)
+        self._learn: Callable[[Sequence[str]], None] | None = getattr(counter, "learn", None)
         self._logs_access = self.log.access_log_enabled or type(self.log).access is not glogging.Logger.access
 
-    def _find_counter(self) -> AnswerReady | None:
+    def _find_counter(self) -> VisitCounter | None:
         """Return what answers hot requests, or None where each must go the long way."""
         service = getattr(self.wsgi, "extensions", {}).get("visit_counter")
         hooks = self.cfg.pre_request is not config.PreRequest.default or (
@@ -184,7 +190,7 @@ class VisitWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
             self.log.info("Every request goes through the WSGI application")
             return None
         service.start()
-        return service.counter.answer_ready  # type: ignore[no-any-return]  # the service comes from a dict
+        return service.counter  # type: ignore[no-any-return]  # the service comes from a dict
 
     def _turn(self, timeout_seconds: float) -> None:
         """Wait for events, and do all that they allow without waiting."""
@@ -260,7 +266,7 @@ class VisitWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
         more = []
         for (connection, (target, framing, end)), answer in zip(asking, found, strict=True):
             if answer is None:
-                self._hand(connection)
+                self._learn_or_hand(connection, *target.ask)
                 continue
             close = must_close or (target.http10 if framing.close is None else framing.close)
             body = answer.to_json()
@@ -269,12 +275,44 @@ class VisitWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
             connection.out += b"%b%d\r\n\r\n%b" % (heads[answer.status, target.http10, close], len(body), body)
             connection.buffer = connection.buffer[end:]
             connection.deadline = idle_until
-            connection.partial = False
+            connection.partial = connection.learned = False
             if close:
                 connection.closing = True
             elif connection.buffer:
                 more.append(connection)
+        if self._to_learn:
+            self._learn_pages()
         return more
+
+    def _learn_or_hand(self, connection: Connection, is_visit: bool, page: str) -> None:
+        """Let a visit wait until its page is known, with others; if that was not why, it is Flask's.
+
+        So is a read: its answer says that it came from the shard, and asking again would say that it came from here.
+        """
+        if not is_visit or self._learn is None or connection.learned or connection.out:
+            self._hand(connection)
+            return
+        connection.learned = True
+        self._release(connection)
+        if page not in self._learning:
+            self._learning[page] = []
+            self._to_learn.append(page)
+        self._learning[page].append(connection)
+
+    def _learn_pages(self) -> None:
+        """Read the pages that this turn lacks in a thread, all of them at once."""
+        pages, self._to_learn = self._to_learn, []
+        future = self.tpool.submit(self._learn, pages)
+        # Whatever went wrong: those who wait ask again, and Flask tells them.
+        future.add_done_callback(lambda done: self.method_queue.defer(self._learned, pages, done.exception()))
+
+    def _learned(self, pages: list[str], error: BaseException | None) -> None:
+        if error is not None:
+            self.log.debug("Cannot learn %d pages: %s", len(pages), error)
+        for page in pages:
+            for connection in self._learning.pop(page):
+                self._adopt(connection)
+                self._resumed.append(connection)
 
     def _ask(self, asks: list[tuple[bool, str]]) -> Sequence[Answer | None] | None:
         """Return the counter's answers; None if nobody can say what was counted, so that nothing can be said."""
@@ -331,7 +369,7 @@ class VisitWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
             return
         except OSError as error:
             # Out of file descriptors or memory: the next check listens again.
-            self.log.error("Cannot accept a connection: %s", error)  # a traceback would say no more
+            self.log.error("Cannot accept a connection: %s", error)
             self.set_accept_enabled(False)
             return
         self.nr_conns += 1
@@ -345,6 +383,12 @@ class VisitWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
         connection.sock.setblocking(False)
         self._connections[connection.fd] = connection
         self.poller.register(connection.fd, select.EPOLLIN)
+
+    def _release(self, connection: Connection) -> None:
+        """Take the connection out of the loop: it is not read from until it is adopted again."""
+        # A thread may close the socket, and its number may be used again before the connection comes back.
+        del self._connections[connection.fd]
+        self.poller.unregister(connection.fd)
 
     def _receive(self, connection: Connection) -> bool:
         """Read what there is; return whether it is to be looked at."""
@@ -438,9 +482,8 @@ class VisitWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
             connection.handing = True
             return
         connection.handing = connection.partial = False
-        # A thread may close the socket, and its number may be used again before the connection comes back.
-        del self._connections[connection.fd]
-        self.poller.unregister(connection.fd)
+        connection.learned = False
+        self._release(connection)
         handed = HandedConnection(self.cfg, connection, self.request_seconds)
         connection.buffer = b""
         future = self.tpool.submit(self.handle, handed)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import signal
 import socket
 import subprocess
 import sys
@@ -72,10 +71,12 @@ class Server:
         finally:
             self._listener.close()
 
-    def signal(self, number: signal.Signals) -> None:
+    def signal(self, number: int) -> None:
+        """Send the master a signal."""
         self.process.send_signal(number)
 
     def text(self) -> str:
+        """Return what gunicorn wrote."""
         return self.log.read_text()
 
     def worker_pids(self) -> list[int]:
@@ -100,6 +101,7 @@ class Client:
         self._read = b""
 
     def send(self, data: bytes) -> Self:
+        """Send bytes as they are."""
         self.sock.sendall(data)
         return self
 
@@ -140,6 +142,7 @@ class Client:
             return True
 
     def close(self) -> None:
+        """Close the connection."""
         self.sock.close()
 
 

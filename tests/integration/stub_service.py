@@ -33,14 +33,17 @@ class StubCounter:
         self._journal = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
 
     def record(self, page: str) -> Answer:
+        """Count one visit."""
         with self._lock:
             self._counts[page] = visits = self._counts.get(page, 0) + 1
         return Answer(visits, "stub")
 
     def count(self, page: str) -> Answer:
+        """Read a count."""
         return Answer(self._counts.get(page, 0), "stub")
 
     def answer_ready(self, requests: Sequence[tuple[bool, str]]) -> list[Answer | None]:
+        """Answer all of them with one write, as the real one does."""
         self.calls += 1
         if (True, "break") in requests:
             raise RuntimeError("asked to break")

@@ -6,6 +6,7 @@ import json
 import signal
 import socket
 from os import kill
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -14,7 +15,6 @@ from tests.integration.gunicorn_server import Client, Server, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 HOST = b"Host: counter.example\r\n"
 
@@ -200,15 +200,18 @@ def test_requests_of_one_turn_are_counted_with_one_call(server: Server) -> None:
     clients = [server.client() for _ in range(8)]
     for client in clients:
         assert visits(client.ask("GET", "/visits/turn")) == 0
-    before = int(clients[0].ask("GET", "/calls").answer().body)
+    other = server.client()
+    before = int(other.ask("GET", "/calls").answer().body)
     kill(pid, signal.SIGSTOP)
+    stat = Path(f"/proc/{pid}/stat")
     try:
+        wait_until(lambda: stat.read_text().rpartition(")")[2].split()[0] == "T", "the worker is stopped")
         for client in clients:
             client.ask("POST", "/visits/turn")
     finally:
         kill(pid, signal.SIGCONT)
     assert sorted(visits(client) for client in clients) == list(range(1, 9))
-    assert int(clients[0].ask("GET", "/calls").answer().body) == before + 1
+    assert int(other.ask("GET", "/calls").answer().body) == before + 1
 
 
 def test_an_error_while_counting_closes_the_connection_and_nothing_else(server: Server, client: Client) -> None:

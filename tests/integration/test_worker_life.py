@@ -9,15 +9,19 @@ import signal
 import subprocess
 import sys
 import threading
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Self
 
 import pytest
 
 from tests.integration.gunicorn_server import ROOT, STUB, Server, wait_until
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
+
+
+def written(file: Path) -> bool:
+    return file.exists() and bool(file.read_text())
 
 
 def is_gone(pid: int) -> bool:
@@ -40,7 +44,7 @@ class Load:
         paths = ("/visits/load", "/visits/wait/load", "/visits/load", "/calls")
         self._threads = [threading.Thread(target=self._visit, args=(path,)) for path in paths]
 
-    def __enter__(self) -> Load:
+    def __enter__(self) -> Self:
         for thread in self._threads:
             thread.start()
         return self
@@ -185,7 +189,7 @@ def test_the_access_log_says_what_gthreads_says(tmp_path: Path, path: str) -> No
         log.unlink(missing_ok=True)
         with Server(tmp_path, f"accesslog = {str(log)!r}\n" + LOG_FORMAT, worker=worker) as server:
             server.client().ask("GET", path, "Referer: there", "User-Agent: test").answer()
-            wait_until(lambda file=log: file.exists() and file.read_text(), "the line is there")
+            wait_until(partial(written, log), "the line is there")
         lines.append(log.read_text())
     assert lines[0] == lines[1]
     assert "there" in lines[0]
@@ -215,11 +219,11 @@ def test_several_sockets_are_served(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a file that is there; gunicorn does not look into it before the worker class says no."""
     path = tmp_path_factory.mktemp("tls") / "certificate.pem"
     path.touch()
-    yield path
+    return path
 
 
 @pytest.mark.parametrize(
@@ -233,7 +237,7 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def test_what_the_worker_does_not_do_stops_the_start_with_one_line(
     certificate: Path, arguments: list[str], named: str
 ) -> None:
-    command = [sys.executable, "-m", "gunicorn", "-k", "visit_counter.worker.VisitWorker", "--no-control-socket"]
+    command = [sys.executable, "-m", "gunicorn", "-k", "visit_counter.worker.VisitWorker", "-c", "/dev/null"]
     command += ["-b", "127.0.0.1:0", *(argument.format(certificate) for argument in arguments), STUB]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=30, check=False)
     assert done.returncode != 0

@@ -37,7 +37,7 @@ def append(buffer: WriteBuffer, *pages: str) -> list[int]:
 def pending(buffer: WriteBuffer, page: str, after: int = 0) -> int:
     with buffer.lock:
         buffer.catch_up()
-        return buffer.pending(page, after)
+        return buffer.tables.pending(page, after)
 
 
 @contextmanager
@@ -237,3 +237,33 @@ def test_unreadable_lines_are_told_with_their_number(host: Host, caplog: pytest.
     assert pending(buffer, "a") == 1
     assert buffer.unreadable_lines == 2
     assert "2 unreadable lines" in caplog.text
+
+
+def test_a_next_segment_that_cannot_be_opened_costs_no_visit_and_doubles_none(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    buffer = host.process().buffer
+    append(buffer, "a")
+    host.journal.seal(host.journal.segments()[0])
+
+    def fail(_: int) -> int:
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr(host.journal, "open", fail)
+    for _ in range(2):
+        with pytest.raises(JournalError, match="Too many open files"):
+            append(buffer, "a")
+    monkeypatch.undo()
+    assert append(buffer, "a") == [1]
+    assert pending(buffer, "a") == 2
+    assert pending(host.process().buffer, "a") == 2
+
+
+def test_a_seal_lost_with_the_power_does_not_hide_the_segment_behind_it(host: Host) -> None:
+    (host.journal.path).mkdir(parents=True)
+    (host.journal.path / "0000000001.log").write_bytes(visit_line("a"))
+    (host.journal.path / "0000000002.log").write_bytes(visit_line("a") * 2)
+    buffer = host.process().buffer
+    assert pending(buffer, "a") == 3
+    append(buffer, "a")
+    assert pending(host.process().buffer, "a") == 4

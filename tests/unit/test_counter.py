@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from typing import TYPE_CHECKING
 
@@ -128,6 +129,21 @@ def test_a_page_known_before_its_shard_went_away_is_counted_and_read_on(
     assert counter.count("a").visits == 2
 
 
+def test_a_shard_that_is_away_is_asked_for_a_page_once_a_second_at_most(
+    host: Host, shard: Watched, counter: BufferedCounter
+) -> None:
+    counter.count("a")
+    host.clock.now += 6
+    shard.away = True
+    before = shard.reads
+    assert [counter.count("a").visits for _ in range(5)] == [0] * 5
+    assert shard.reads == before + 1
+    assert counter.answer_ready([(True, "a")]) == [Answer(1, "redis_7070")]
+    host.clock.now += 1
+    shard.away = False
+    assert counter.count("a") == Answer(1, "redis_7070")
+
+
 def test_an_unknown_page_of_a_shard_that_is_away_is_accepted_but_not_guessed(
     host: Host, shard: Watched, counter: BufferedCounter
 ) -> None:
@@ -173,9 +189,14 @@ def test_a_run_is_one_append_and_every_visit_is_told_its_own_number(
     counter.count("a")
     counter.count("b")
     size = (host.journal.path / "0000000001.log").stat().st_size
-    appends: list[int] = []
-    append = counter.buffer.append
-    monkeypatch.setattr(counter.buffer, "append", lambda run: (appends.append(len(run)), append(run))[1])
+    writes: list[bytes] = []
+    write = os.write
+
+    def watched_write(descriptor: int, data: bytes) -> int:
+        writes.append(data)
+        return write(descriptor, data)
+
+    monkeypatch.setattr("os.write", watched_write)
     answers = counter.answer_ready(
         [(True, "a"), (True, "b"), (False, "a"), (True, "a"), (True, "unknown"), (False, "x")]
     )
@@ -187,7 +208,7 @@ def test_a_run_is_one_append_and_every_visit_is_told_its_own_number(
         None,
         None,
     ]
-    assert appends == [3]
+    assert len(writes) == 1
     assert (host.journal.path / "0000000001.log").stat().st_size > size
     assert counter.count("unknown").visits == 0
 
@@ -216,7 +237,7 @@ def test_a_cached_count_stays_right_when_its_pending_visits_are_dropped(host: Ho
     host.flusher.flush()
     host.tick()
     with counter.buffer.lock:
-        assert counter.buffer.pending("a", 0) == 0
+        assert counter.buffer.tables.pending("a", 0) == 0
     assert counter.count("a") == Answer(3, "in_memory")
 
 

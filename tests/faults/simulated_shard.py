@@ -1,0 +1,162 @@
+"""A shard for the simulation: it loses replies, hangs, executes late, goes away, and comes back with older data."""
+
+from __future__ import annotations
+
+from random import Random
+from typing import TYPE_CHECKING
+
+from visit_counter.errors import StoreUnavailableError
+from visit_counter.ring import partition_of
+from visit_counter.stores.base import NO_WATERMARK, Applied, Batch, Store, Stored, segment_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+Key = tuple[str, int]
+
+
+class Shard:
+    """The data of one server and the order in which it changed. `loss`: how likely an exchange fails."""
+
+    def __init__(self, random: Random, *, tells_disk: bool) -> None:
+        self.random = random
+        self.tells_disk = tells_disk  # whether `persist` works; a shard that cannot tell is not rolled back
+        self.away = False
+        self.loss = 0.0
+        self.epoch = 0  # raised by a restart: all connections are lost
+        self.counts: dict[str, int] = {}
+        self.marks: dict[Key, str] = {}
+        self.late: list[tuple[str, Batch]] = []  # sent, not executed, and nobody waits for it any more
+        self._log: list[tuple[dict[str, int], Key, str]] = []  # what each change replaced
+        self._on_disk = 0
+
+    def execute(self, writer: str, batch: Batch) -> str:
+        """Apply as the script does: one batch, whole or not at all, guarded by the watermark."""
+        key = (writer, batch.partition)
+        present = self.marks.get(key, NO_WATERMARK)
+        if present == batch.watermark:
+            self._log.append(({}, key, present))
+        if present in (batch.watermark,) or present != batch.expected:
+            return present
+        self._log.append(({page: self.counts.get(page, 0) for page in batch.visits}, key, present))
+        for page, visits in batch.visits.items():
+            self.counts[page] = self.counts.get(page, 0) + visits
+        self.marks[key] = batch.watermark
+        return batch.watermark
+
+    @property
+    def changes(self) -> int:
+        """How many changes there were: an offset in the append-only file."""
+        return len(self._log)
+
+    def sync(self, offset: int) -> None:
+        """Put the changes up to an offset on the disk."""
+        self._on_disk = max(self._on_disk, min(offset, len(self._log)))
+
+    def roll_back(self) -> int:
+        """Crash and come back with any state that the disk may have; return how many changes were lost."""
+        self.epoch += 1
+        if not self.tells_disk:
+            return 0
+        keep = self.random.randint(self._on_disk, len(self._log))
+        lost = len(self._log) - keep
+        while len(self._log) > keep:
+            counts, key, mark = self._log.pop()
+            self.counts |= counts
+            self.marks[key] = mark
+        return lost
+
+    def execute_late(self) -> None:
+        """Execute one of the requests that are still on their way."""
+        if self.late and not self.away:
+            self.execute(*self.late.pop(self.random.randrange(len(self.late))))
+
+
+class ShardClient(Store):
+    """One process's connection to a shard, with what the real client knows about the shard's disk."""
+
+    def __init__(self, name: str, shard: Shard, point: Callable[[str], None]) -> None:
+        self.name = name
+        self._shard, self._point = shard, point
+        self._epoch = shard.epoch
+        self._offset = 0  # of this connection's last write: what WAITAOF waits for
+        self._vouched: dict[Key, str] = {}  # applied and not known to be on the disk
+
+    def add(self, page: str, visits: int) -> int:
+        """Unused: the simulation counts through the journal."""
+        raise NotImplementedError
+
+    def read(self, writer: str, pages: Sequence[str]) -> list[Stored]:
+        """Read; others may run just before and just after the shard looks."""
+        self._point("read")
+        self._reach()
+        shard = self._shard
+        found = [
+            Stored(shard.counts.get(page, 0), shard.marks.get((writer, partition_of(page)), NO_WATERMARK)) for page in pages
+        ]
+        self._point("read done")
+        self._reach()
+        return found
+
+    def apply(self, writer: str, batches: Iterable[Batch]) -> list[Applied]:
+        """Apply; each batch may be lost on the way there, executed later, or lose its reply."""
+        results: list[Applied] = []
+        for batch in batches:
+            self._point("apply")
+            results.append(self._apply(writer, batch))
+        return results
+
+    def watermarks(self, writer: str, partitions: Sequence[int]) -> list[str]:
+        """Read watermarks."""
+        self._reach()
+        return [self._shard.marks.get((writer, partition), NO_WATERMARK) for partition in partitions]
+
+    def persist(self, timeout_seconds: float) -> bool | None:  # noqa: ARG002 - the contract's argument
+        """Vouch for what this client applied, as the real one does with WAITAOF."""
+        self._point("persist")
+        shard = self._shard
+        if not shard.tells_disk:
+            return None
+        if shard.away or shard.random.random() < shard.loss:
+            return False
+        if self._epoch != shard.epoch:
+            self._epoch, self._offset = shard.epoch, 0
+            for (writer, partition), mark in self._vouched.items():
+                present = shard.marks.get((writer, partition), NO_WATERMARK)
+                if present != mark and segment_of(present) <= segment_of(mark):
+                    return False
+                shard.execute(writer, Batch(partition, present, present, {}))
+                self._offset = shard.changes
+        shard.sync(self._offset)
+        self._vouched.clear()
+        return True
+
+    def ping(self) -> bool:
+        """Tell whether the shard is there."""
+        return not self._shard.away
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+    def _reach(self) -> None:
+        if self._shard.away or self._shard.random.random() < self._shard.loss:
+            raise StoreUnavailableError(self.name, "no answer")
+
+    def _apply(self, writer: str, batch: Batch) -> Applied:
+        shard = self._shard
+        failed = Applied(batch.partition, NO_WATERMARK, f"{self.name}: no answer")
+        if shard.away:
+            return failed
+        if shard.random.random() < shard.loss:
+            what = shard.random.random()
+            if what < 0.4:
+                shard.execute(writer, batch)
+            elif what < 0.7:
+                shard.late.append((writer, batch))
+            return failed
+        present = shard.execute(writer, batch)
+        if present == batch.watermark:
+            if self._epoch == shard.epoch:
+                self._offset = shard.changes
+            self._vouched[writer, batch.partition] = present
+        return Applied(batch.partition, present)

@@ -1,0 +1,500 @@
+"""The simulation: several processes of a host, their disk and their shards, in one thread and from one seed.
+
+Real journals, write buffers, flushers and counters run on simulated disks and shards. At every step of a process
+(each system call that changes the journal, each exchange with a shard, each named step) the process may die, or
+another process may run in between. Machines lose power, disks fill up, shards lose replies, execute late, go away and
+come back with older data. Time passes only where the simulation says so. The oracle (`tests.faults.oracle`) watches.
+
+    python -m tests.faults.simulation --seeds 1000 --first 0
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from random import Random
+from types import SimpleNamespace
+from typing import Any
+
+from tests.faults.oracle import Broken, Oracle
+from tests.faults.simulated_disk import Disk, SimulatedOs, SimulatedPath
+from tests.faults.simulated_shard import Shard, ShardClient
+from visit_counter import buffer as buffer_module
+from visit_counter import flush_round as flush_round_module
+from visit_counter import flusher as flusher_module
+from visit_counter import journal as journal_module
+from visit_counter import merging as merging_module
+from visit_counter import steps
+from visit_counter.answers import Answer
+from visit_counter.buffer import WriteBuffer
+from visit_counter.cache import LocalCache
+from visit_counter.counter import BufferedCounter
+from visit_counter.errors import CountUnknownError, JournalError, StoreError
+from visit_counter.flusher import FlushBusyError, Flusher
+from visit_counter.journal import Journal
+from visit_counter.ring import partition_of
+from visit_counter.stores import sharded as sharded_module
+from visit_counter.stores.sharded import ShardedStore
+
+OPERATIONS = 40
+NAMES = ("redis_1", "redis_2")
+
+
+def _pages() -> list[str]:
+    """Two partitions with two pages each, and two with one: on both shards."""
+    by_partition: dict[int, list[str]] = {}
+    for number in range(20_000):
+        page = f"page/{number}"
+        by_partition.setdefault(partition_of(page), []).append(page)
+    chosen = [pages for pages in by_partition.values() if len(pages) > 1][:4]
+    return [*chosen[0][:2], *chosen[1][:2], chosen[2][0], chosen[3][0]]
+
+
+PAGES = _pages()
+
+
+class Died(BaseException):
+    """The process that runs is no more."""
+
+
+class Host:
+    """One machine: a journal directory and a few processes."""
+
+    def __init__(self, world: World, path: str) -> None:
+        self.disk = Disk(world.random, world.point)
+        self.path = path
+        self.os = SimulatedOs(self.disk)
+        random = world.random
+        self.fsync = random.choice(("always", "everysec", "os"))
+        self.retain = random.choice((0, 1, 3))
+        self.oracle = Oracle(self.fsync == "always")
+        self.processes: list[Process | None] = [None] * random.choice((1, 2, 3))
+
+
+class Process:
+    """One process of a host: its own buffer, counter, cache and connections."""
+
+    def __init__(self, world: World, host: Host) -> None:
+        self.host = host
+        self.files: set[int] = set()
+        self.busy = False
+        self.journal = Journal(SimulatedPath(host.path))
+        self.store = ShardedStore([ShardClient(name, shard, world.point) for name, shard in world.shards.items()])
+        self.cache = LocalCache(threshold=world.random.choice((2, 100)), ttl_seconds=5.0, clock=lambda: world.now)
+        self.buffer = WriteBuffer(self.journal, fsync=host.fsync)
+        self.flusher = Flusher(self.journal, self.store, retain_segments=host.retain)
+        self.counter = BufferedCounter(
+            self.buffer, self.store, self.cache, post_via=self.store.shard_name, stored_via=self.store.shard_name
+        )
+
+
+class World:
+    """Everything that one seed makes happen."""
+
+    def __init__(self, seed: int, directory: str) -> None:
+        self.random = random = Random(seed)
+        self.now = 0.0
+        self.trace: list[str] = []
+        self.died = 0
+        self._running: list[Process] = []
+        self._steps_to_live = 0
+        self._steps_to_others = 0
+        loss = random.choice((0.0, 0.0, 0.1, 0.3))
+        self.shards = {name: Shard(random, tells_disk=random.random() < 0.7) for name in NAMES}
+        for shard in self.shards.values():
+            shard.loss = loss
+        self.hosts = [Host(self, f"{directory}/{number}") for number in range(random.choice((1, 1, 1, 2)))]
+        self.rolled_back = False
+        # Which faults this seed has: a mix of all hides what one alone would show.
+        self.deadly = random.choice((0.0, 0.05, 0.2))
+        self.others = random.choice((0.0, 0.3))
+        weights = {
+            "record": 10, "count": 6, "answer_ready": 4, "tick": 5, "flush": 6, "pass_time": 2,
+            "lose_power": random.choice((0, 0, 0.4)), "fill_disk": random.choice((0, 0, 0.7)),
+            "shard_away": random.choice((0, 1)), "roll_back": random.choice((0, 0.7)), "late": 1, "stop": 0.3,
+        }  # fmt: skip
+        self.operations, self.weights = list(weights), list(weights.values())
+
+    # -- what may happen at every step -----------------------------------------------------------------------------
+
+    def point(self, name: str) -> None:
+        """Let the running process die here, or another one run."""
+        if not self._running:
+            return
+        process = self._running[-1]
+        if self._steps_to_live:
+            self._steps_to_live -= 1
+            if not self._steps_to_live:
+                self.note(f"dies at {name}")
+                raise Died
+        if self._steps_to_others and len(self._running) < 2:
+            self._steps_to_others -= 1
+            if not self._steps_to_others:
+                self._run_another(process, name)
+
+    def _run_another(self, running: Process, name: str) -> None:
+        others = [
+            (host, index)
+            for host in self.hosts
+            for index, process in enumerate(host.processes)
+            if process is not running or not running.buffer.lock._is_owned()  # type: ignore[attr-defined]
+        ]
+        if name == "record":
+            return
+        kept = self._steps_to_live, steps.hook
+        self._steps_to_live = 0
+        self.note(f"-- at {name}")
+        for _ in range(self.random.randint(1, 3)):
+            if others:
+                host, index = self.random.choice(others)
+                operation = self.random.choice(("record", "count", "tick", "flush", "late", "record", "flush"))
+                self.note(f"   {operation}")
+                self.do(operation, host, index)
+        self.note("--")
+        self._steps_to_live, steps.hook = kept
+
+    @contextmanager
+    def running(self, process: Process) -> Iterator[None]:
+        """Make a process the one that runs."""
+        host = process.host
+        kept = journal_module.os, SimulatedPath.__dict__.get("disk")
+        _use(host.os, host.disk)
+        outer_files, host.disk.open_files = host.disk.open_files, process.files
+        self._running.append(process)
+        try:
+            yield
+        finally:
+            self._running.pop()
+            host.disk.open_files = outer_files
+            _use(*kept)
+
+    # -- operations ------------------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Run one seed to its end, and compare."""
+        for _ in range(OPERATIONS):
+            [operation] = self.random.choices(self.operations, self.weights)
+            host = self.random.choice(self.hosts)
+            index = self.random.randrange(len(host.processes))
+            self.note(f"{self.hosts.index(host)}.{index} {operation}")
+            self._steps_to_live = self.random.randint(1, 40) if self.random.random() < self.deadly else 0
+            self._steps_to_others = self.random.randint(1, 30) if self.random.random() < self.others else 0
+            self.do(operation, host, index)
+        self._end()
+
+    def do(self, operation: str, host: Host, index: int) -> None:
+        """Do one operation on one process, which may die of it."""
+        if operation in ("pass_time", "lose_power", "fill_disk", "shard_away", "roll_back", "late"):
+            getattr(self, f"_{operation}")(host)
+            return
+        process = host.processes[index]
+        try:
+            if process is None:
+                process = Process(self, host)
+                with self.running(process):
+                    process.buffer.open()
+                host.processes[index] = process
+            with self.running(process):
+                getattr(self, f"_{operation}")(process)
+        except Died:
+            self._bury(host, process)
+        except OSError as error:
+            if not host.disk.full:
+                raise
+            self.note(f"refused: {error}")
+            if host.processes[index] is not process:
+                self._bury(host, process)
+        if operation == "stop" and process is not None:
+            self._bury(host, process)
+
+    def _bury(self, host: Host, process: Process | None) -> None:
+        self._steps_to_live = 0
+        self.died += 1
+        if process is None:
+            return
+        if process in host.processes:
+            host.processes[host.processes.index(process)] = None
+        for descriptor in process.files:
+            os.close(descriptor)
+        process.files.clear()
+        process.buffer._descriptor = -1
+
+    def _record(self, process: Process) -> None:
+        page, visits = self.random.choice(PAGES), self.random.choice((1, 1, 3))
+        oracle = process.host.oracle
+        lowest = oracle.acknowledged(page)
+        oracle.begin(page, visits)
+        try:
+            answer = process.counter.record(page, visits)
+        except JournalError:
+            oracle.refused(page, visits, surely=process.host.fsync != "always")
+            return
+        oracle.acknowledge(page, visits)
+        self.note(f"   record {page} {answer}")
+        if answer.status == 202:
+            oracle.check_at_most(page, answer.visits)
+        else:
+            self._see(process.host, page, answer, lowest + visits)
+
+    def _count(self, process: Process) -> None:
+        page = self.random.choice(PAGES)
+        lowest = process.host.oracle.acknowledged(page)
+        try:
+            answer = process.counter.count(page)
+        except (CountUnknownError, StoreError) as error:
+            self.note(f"   count {page}: {error}")
+            return
+        self.note(f"   count {page} {answer}")
+        self._see(process.host, page, answer, lowest)
+
+    def _answer_ready(self, process: Process) -> None:
+        requests = [(self.random.random() < 0.5, self.random.choice(PAGES)) for _ in range(self.random.randint(1, 5))]
+        oracle = process.host.oracle
+        lowest = {page: oracle.acknowledged(page) for _, page in requests}
+        for is_visit, page in requests:
+            if is_visit:
+                oracle.begin(page, 1)
+        answers = process.counter.answer_ready(requests)
+        for (is_visit, page), answer in zip(requests, answers, strict=True):
+            self.note(f"   ready {'+' if is_visit else '='} {page} {answer}")
+            if answer is None:
+                if is_visit:
+                    oracle.refused(page, 1, surely=process.host.fsync != "always")
+                continue
+            if is_visit:
+                oracle.acknowledge(page, 1)
+                lowest[page] += 1
+        # In one call all answers are of one moment: a later visit may show in an earlier read, never the reverse.
+        for (_, page), answer in zip(requests, answers, strict=True):
+            if answer is not None:
+                self._see(process.host, page, answer, 0)
+        for page in lowest:
+            seen = [answer.visits for (_, asked), answer in zip(requests, answers, strict=True) if answer and asked == page]
+            if seen and max(seen) < lowest[page]:
+                raise Broken(f"{page}: {seen} answered where {lowest[page]} are acknowledged")
+
+    def _see(self, host: Host, page: str, answer: Answer, lowest: int) -> None:
+        alone = len(self.hosts) == 1
+        host.oracle.saw(page, answer.visits, lowest, strict=alone, monotonic=alone or not self.rolled_back)
+        if not alone:
+            total = sum(one.oracle.highest(page) for one in self.hosts)
+            if answer.visits > total:
+                raise Broken(f"{page}: {answer.visits} answered where {total} are possible")
+
+    def _tick(self, process: Process) -> None:
+        process.counter.buffer.tick(process.counter.rebase)
+        self._note_synced(process.host)
+
+    def _note_synced(self, host: Host) -> None:
+        del host
+
+    def _flush(self, process: Process) -> None:
+        try:
+            result = process.flusher.flush(wait=False)
+            self.note(f"   flushed {result.visits} {result.error}")
+            if result.error:
+                self.note(f"   {result.error}")
+        except FlushBusyError:
+            pass
+
+    def _stop(self, process: Process) -> None:
+        process.flusher.flush(wait=False) if len(self._running) < 2 else None
+        process.buffer.close()
+
+    def _pass_time(self, host: Host) -> None:
+        del host
+        self.now += self.random.choice((0.5, 6.0))
+
+    def _fill_disk(self, host: Host) -> None:
+        host.disk.full = 0.0 if host.disk.full else self.random.choice((0.3, 1.0))
+        self.note(f"   disk full: {host.disk.full}")
+
+    def _shard_away(self, host: Host) -> None:
+        del host
+        name = self.random.choice(NAMES)
+        self.shards[name].away = not self.shards[name].away
+        self.note(f"   {name} away: {self.shards[name].away}")
+
+    def _roll_back(self, host: Host) -> None:
+        del host
+        name = self.random.choice(NAMES)
+        lost = self.shards[name].roll_back()
+        self.rolled_back |= bool(lost)
+        self.note(f"   {name} rolled back {lost} changes")
+
+    def _late(self, host: Host) -> None:
+        del host
+        for shard in self.shards.values():
+            shard.execute_late()
+
+    def _lose_power(self, host: Host) -> None:
+        if self._running:
+            return
+        for process in host.processes:
+            self._bury(host, process)
+        host.disk.lose_power(host.path)
+        host.oracle.power_lost()
+
+    # -- the end -----------------------------------------------------------------------------------------------------
+
+    def _end(self) -> None:
+        self.note("end")
+        self._steps_to_live = self._steps_to_others = 0
+        for shard in self.shards.values():
+            shard.away, shard.loss = False, 0.0
+        for host in self.hosts:
+            host.disk.full = 0.0
+        for _ in range(3):
+            for host in self.hosts:
+                self._flush_all(host)
+            self._late(self.hosts[0])
+        for page in PAGES:
+            self._compare(page)
+        for host in self.hosts:
+            for index in range(len(host.processes)):
+                self.do("tick", host, index)
+                process = host.processes[index]
+                assert process is not None
+                with process.buffer.lock:
+                    if process.buffer.pending_totals()[0]:
+                        raise Broken(f"{process.buffer.pending_totals()} pending after the last flush")
+                if process.buffer.state.damage and not host.oracle.lost_power:
+                    raise Broken(f"damage without a cause: {process.buffer.state.damage}")
+                self._compare_answers(host, process)
+
+    def _flush_all(self, host: Host) -> None:
+        process = Process(self, host)
+        with self.running(process):
+            process.buffer.open()
+            for _ in range(3):
+                result = process.flusher.flush(wait=False)
+            if result.error:
+                raise Broken(f"the last flush failed: {result.error}")
+        self._bury(host, process)
+
+    def _compare(self, page: str) -> None:
+        stored = sum(shard.counts.get(page, 0) for shard in self.shards.values())
+        lowest = sum(host.oracle.acknowledged(page) for host in self.hosts)
+        highest = sum(host.oracle.highest(page) for host in self.hosts)
+        if not lowest <= stored <= highest:
+            raise Broken(f"{page}: {stored} stored, {lowest} to {highest} are right")
+
+    def _compare_answers(self, host: Host, process: Process) -> None:
+        self.now += 6
+        for page in PAGES:
+            stored = sum(shard.counts.get(page, 0) for shard in self.shards.values())
+            with self.running(process):
+                answer = process.counter.count(page)
+            if answer.visits != stored:
+                raise Broken(f"{page}: {answer} after the last flush, {stored} stored")
+        del host
+
+    def note(self, text: str) -> None:
+        """Remember what happened, for the trace of a failing seed."""
+        self.trace.append(text)
+
+
+def _use(simulated: Any, disk: Any) -> None:
+    for module in (journal_module, buffer_module, flusher_module, flush_round_module):
+        module.os = simulated  # type: ignore[attr-defined]
+    SimulatedPath.disk = disk
+
+
+@contextmanager
+def simulated_modules() -> Iterator[None]:
+    """Put the simulation's calls in the place of the real ones, and put these back afterwards."""
+    kept_parallel = sharded_module._in_parallel
+    kept_file_system = journal_module.file_system_of
+    kept_merge_from = merging_module.MERGE_FROM
+    # In the order of the shards, in this thread: a seed must always do the same.
+    sharded_module._in_parallel = lambda calls: [call() for call in calls]
+    journal_module.file_system_of = lambda *_: ""
+    merging_module.MERGE_FROM = 2
+    try:
+        yield
+    finally:
+        sharded_module._in_parallel = kept_parallel
+        journal_module.file_system_of = kept_file_system
+        merging_module.MERGE_FROM = kept_merge_from
+        _use(os, None)
+        steps.hook = None
+
+
+def run_seed(seed: int, directory: str) -> World:
+    """Run one seed in a directory of its own; raises Broken, with the trace in `World.trace`."""
+    path = f"{directory}/{seed}"
+    os.mkdir(path)  # noqa: PTH102 - called often
+    world = World(seed, path)
+    steps.hook = world.point
+    try:
+        world.run()
+    except Exception as error:
+        error.args = (*error.args, world.trace)
+        raise
+    finally:
+        steps.hook = None
+        for host in world.hosts:
+            for process in host.processes:
+                if process is not None:
+                    world._bury(host, process)
+        shutil.rmtree(path)
+    return world
+
+
+def run_seeds(seeds: range, progress: Callable[[int], None] = lambda _: None) -> SimpleNamespace:
+    """Run seeds until one breaks; return how many ran, what broke, and how often a process died."""
+    found = SimpleNamespace(ran=0, died=0, seed=None, error=None)
+    logging.disable(logging.CRITICAL)
+    memory = "/dev/shm" if os.path.isdir("/dev/shm") else None  # noqa: PTH112
+    try:
+        with simulated_modules(), tempfile.TemporaryDirectory(dir=memory) as directory:
+            for seed in seeds:
+                try:
+                    found.died += run_seed(seed, directory).died
+                except Exception as error:  # noqa: BLE001 - whatever broke is the finding
+                    found.seed, found.error = seed, error
+                    return found
+                found.ran += 1
+                progress(found.ran)
+    finally:
+        logging.disable(logging.NOTSET)
+    return found
+
+
+def main() -> int:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seeds", type=int, default=1000)
+    parser.add_argument("--first", type=int, default=0)
+    parser.add_argument("--on", action="store_true", help="go on after a seed that breaks")
+    options = parser.parse_args()
+    started, first, end, broken = time.monotonic(), options.first, options.first + options.seeds, []
+    while first < end:
+        found = run_seeds(range(first, end))
+        if found.seed is None:
+            break
+        broken.append(found.seed)
+        first = found.seed + 1
+        if not options.on:
+            import traceback
+
+            *arguments, trace = found.error.args
+            print("\n".join(trace))
+            found.error.args = tuple(arguments)
+            traceback.print_exception(found.error)
+            break
+        print(found.seed, type(found.error).__name__, *found.error.args[:-1], flush=True)
+    seconds = time.monotonic() - started
+    print(f"{options.seeds} seeds, {len(broken)} broken {broken[:20]}, {seconds:.1f} s")
+    return 1 if broken else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
