@@ -8,6 +8,7 @@ from itertools import pairwise
 from threading import Barrier
 
 import pytest
+from redis import Redis
 
 from tests.cluster import Cluster
 from tests.least_acl import user_options
@@ -190,10 +191,10 @@ def test_a_batch_of_any_size_is_applied_whole(store: Store, pages: int) -> None:
 
 def hash_of(store: RedisStore, partition: int) -> dict[str, str]:
     """Return the partition as the server holds it."""
-    with store._reads.connection() as connection:
-        connection.send_command("HGETALL", f"visits:{{{partition}}}")  # type: ignore[no-untyped-call]  # redis-py's gap
-        flat = [value.decode() for value in connection.read_response()]
-    return dict(zip(flat[::2], flat[1::2], strict=True))
+    with Redis(port=int(store._flushes.address.rpartition(":")[2]), decode_responses=True) as client:
+        found = client.hgetall(f"visits:{{{partition}}}")
+    assert isinstance(found, dict)
+    return found
 
 
 def test_every_partition_can_be_applied_in_one_call(store: Store) -> None:

@@ -190,7 +190,8 @@ class ClusterStore(Store):
         The flag of `send` tells the server to take what is on its way to it already.
         """
         if any(not self._reachable(at) for at, _ in items):
-            self.topology.refresh()
+            # Who knows of a server goes on with that one while somebody else asks.
+            self.topology.refresh(wait=any(not self.topology.owner(at) for at, _ in items))
         replies: list[Any] = [None] * len(items)
         left = {index: (self.topology.owner(at), False) for index, (at, _) in enumerate(items)}
         for _ in range(_MAX_HOPS):

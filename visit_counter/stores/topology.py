@@ -75,9 +75,13 @@ class Topology:
         """Take over what a server said with MOVED."""
         self._moved[partition] = address
 
-    def refresh(self, *, force: bool = False) -> bool:
-        """Ask the cluster, unless it was asked just now or is being asked; tell whether it replied."""
-        if not self._lock.acquire(blocking=force):
+    def refresh(self, *, wait: bool = False, force: bool = False) -> bool:
+        """Ask the cluster; tell whether it replied.
+
+        It is not asked if it was just now, unless by `force`. While somebody else asks, the answer is no, unless the
+        caller will `wait`.
+        """
+        if not self._lock.acquire(blocking=wait or force):
             return False
         try:
             if not force and self._clock() - self._asked_at < REFRESH_SECONDS:
