@@ -7,7 +7,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Self
 
 from tests.least_acl import LEAST_USER, PASSWORD, user_options
-from tests.redis_servers import Server, free_port, wait_until
+from tests.redis_servers import Server, steady_port, wait_until
 from visit_counter.settings import Shard
 from visit_counter.stores.topology import SLOT_OF
 
@@ -26,7 +26,8 @@ class Cluster:
     def __init__(self, folder: Path, *options: str) -> None:
         self.servers: list[Server] = []
         try:
-            self.servers += [self._server(folder / str(number), options) for number in range(6)]
+            for number in range(6):
+                self._start(folder / str(number), options)
             self._make()
         except BaseException:
             self.close()
@@ -115,13 +116,13 @@ class Cluster:
 
     # -- making it ---------------------------------------------------------------------------------------------------
 
-    def _server(self, folder: Path, options: Iterable[str]) -> Server:
-        bus = free_port()
+    def _start(self, folder: Path, options: Iterable[str]) -> None:
+        bus = steady_port()
         cluster = ["--cluster-enabled", "yes", "--cluster-port", str(bus), "--cluster-node-timeout", str(NODE_TIMEOUT)]
         cluster += ["--cluster-require-full-coverage", "no", "--repl-diskless-sync-delay", "0"]
-        server = Server(folder, *cluster, *user_options(cluster=True), *options)
+        server = Server(folder, *cluster, *user_options(cluster=True), *options, port=steady_port())
         server.bus = bus
-        return server
+        self.servers.append(server)
 
     def _make(self) -> None:
         first, *others = self.servers
@@ -141,15 +142,16 @@ class Cluster:
         self.wait_until_whole()
 
 
+def cut_off(replica: Server, primary: Server) -> None:
+    """Let a replica ask in vain to be told what its primary is told."""
+    primary.call("ACL", "SETUSER", "default", "-psync", "-sync")
+    replica.call("CLIENT", "KILL", "TYPE", "master")
+
+
 def keep_behind(replica: Server, primary: Server) -> None:
-    """Return when the primary has been told something, by others, that its replica will not have by now."""
-
-    def is_behind() -> bool:
-        # It connects again within a second, so it is cut off again and again.
-        replica.call("CLIENT", "KILL", "TYPE", "master")
-        return _offset(primary) > _offset(replica) + 2000
-
-    wait_until(is_behind, "the primary to be ahead of its replica")
+    """Cut a replica off, and return when others have told the primary something."""
+    cut_off(replica, primary)
+    wait_until(lambda: _offset(primary) > _offset(replica) + 2000, "the primary to be ahead of its replica")
 
 
 def _offset(server: Server) -> int:

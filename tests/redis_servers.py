@@ -1,11 +1,13 @@
 """Real servers for tests, on free ports, ended by their own process id; and a proxy that loses replies."""
 
 import os
+import random
 import signal
 import socket
 import subprocess
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from threading import Lock, Thread
 
@@ -25,6 +27,17 @@ def free_port() -> int:
     """Return a port nobody listens on now."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         return int(listener.getsockname()[1])
+
+
+def steady_port() -> int:
+    """Return a port nobody listens on now, nor will by chance: below those that outgoing connections are given.
+
+    So that a server that is away for a while finds its port free when it comes back.
+    """
+    while True:
+        port = random.randrange(20_000, 32_000)
+        with suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
 
 
 def wait_until(condition: Callable[[], object], what: str) -> None:

