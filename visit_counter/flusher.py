@@ -24,7 +24,7 @@ from visit_counter.state import LastFlush, State
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from visit_counter.journal import Journal
+    from visit_counter.journal import Journal, Segment
     from visit_counter.stores.sharded import ShardedStore
 
 
@@ -61,11 +61,16 @@ class Flusher:
             error = round_.run()
             result = LastFlush(time.time(), round(time.monotonic() - started, 3), round_.visits, round_.pages, error)
             state.last_flush = result
+            forgettable = self._forgettable(state, persisted=round_.persisted)
+            for segment in forgettable:
+                round_.note_forgotten(segment, round_.content_of(segment))
             state.save(self.journal.state_path)
             steps.step("confirm")
             if round_.news:
                 round_.announce(FLUSHED, str(state.floor))
-            self._forget(state, persisted=round_.persisted)
+            for segment in forgettable:
+                steps.step("forget")
+                self.journal.forget(segment)
             if error:
                 merge_waiting(round_, keep=self._retain)
             return result
@@ -82,11 +87,10 @@ class Flusher:
         finally:
             os.close(descriptor)
 
-    def _forget(self, state: State, *, persisted: bool) -> None:
+    def _forgettable(self, state: State, *, persisted: bool) -> list[Segment]:
+        """Return the included segments beyond those to retain, oldest first."""
         included = [segment for segment in self.journal.segments() if segment.last <= state.floor]
         retain = self._retain if persisted else max(self._retain, 1000)
         if self.journal.size_bytes() > self._max_bytes // 2 and persisted:
             retain = 0
-        for segment in included[: max(0, len(included) - retain)]:
-            steps.step("forget")
-            self.journal.forget(segment)
+        return included[: max(0, len(included) - retain)]

@@ -36,8 +36,9 @@ class State:
     """`floor`: every partition includes the segments up to it. `confirmed`: watermark token by partition.
 
     `attempted`: by shard, segment numbers that its partitions may or may not have as their watermark, because batches
-    were sent and not all were answered; no merge crosses one of them. `damage`: what was found that only a person can
-    explain, oldest first.
+    were sent and not all were answered; no merge crosses one of them. `forgotten`: by partition, the last segment whose
+    visits of it, once included, are no longer retained. `damage`: what was found that only a person can explain, oldest
+    first.
     """
 
     writer: str = ""
@@ -46,6 +47,7 @@ class State:
     attempted: dict[str, list[int]] = field(default_factory=dict)
     damage: list[str] = field(default_factory=list)
     last_flush: LastFlush | None = None
+    forgotten: dict[int, int] = field(default_factory=dict)
 
     def note_damage(self, text: str) -> None:
         """Remember one finding, once, with the time it was found at."""
@@ -70,7 +72,8 @@ class State:
                 raise ValueError("unknown format")
             last = raw.pop("last_flush")
             confirmed = {int(partition): str(token) for partition, token in raw.pop("confirmed").items()}
-            return cls(**raw, confirmed=confirmed, last_flush=LastFlush(**last) if last else None)
+            forgotten = {int(partition): int(number) for partition, number in raw.pop("forgotten", {}).items()}
+            return cls(**raw, confirmed=confirmed, forgotten=forgotten, last_flush=LastFlush(**last) if last else None)
         except FileNotFoundError:
             return cls()
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
