@@ -125,7 +125,9 @@ class Sentinels:
         return asked.call("SENTINEL", *command)
 
     def _server(self, folder: Path, *options: str) -> Server:
-        self.servers.append(Server(folder, "--repl-diskless-sync-delay", "0", *user_options(), *options, port=steady_port()))
+        self.servers.append(
+            Server(folder, "--repl-diskless-sync-delay", "0", *user_options(), *options, port=steady_port())
+        )
         return self.servers[-1]
 
     def _start_sentinel(self, folder: Path, primary_port: int) -> None:

@@ -276,7 +276,9 @@ class World:
             if answer is not None:
                 self._see(process.host, page, answer, 0)
         for page in lowest:
-            seen = [answer.visits for (_, asked), answer in zip(requests, answers, strict=True) if answer and asked == page]
+            seen = [
+                answer.visits for (_, asked), answer in zip(requests, answers, strict=True) if answer and asked == page
+            ]
             if seen and max(seen) < lowest[page]:
                 raise Broken(f"{page}: {seen} answered where {lowest[page]} are acknowledged")
 

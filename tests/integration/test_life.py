@@ -143,7 +143,9 @@ def test_a_reload_and_a_killed_worker_lose_and_double_nothing(
         assert answered <= visits(client, "GET", "page") <= answered + unknown
 
 
-@pytest.mark.parametrize("arguments", [("--preload",), ("-k", "sync"), ("-k", "gthread", "--threads", "8")], ids=" ".join)
+@pytest.mark.parametrize(
+    "arguments", [("--preload",), ("-k", "sync"), ("-k", "gthread", "--threads", "8")], ids=" ".join
+)
 def test_gunicorns_own_options_count_too(embedded: Callable[..., GunicornServer], arguments: tuple[str, ...]) -> None:
     server = embedded("sharded", *arguments).start()
     assert visit_all(server) == [1] * len(PAGES)
