@@ -32,7 +32,7 @@ def _repeat(service: FaultyService, trials: int, progress: Callable[[int], None]
 
 
 def kill_worker(directory: Path, trials: int, seed: int, progress: Callable[[int], None]) -> str:
-    """kill -9 of a random worker under load."""
+    """Kill -9 of a random worker under load."""
     with FaultyService(directory, seed=seed) as service:
 
         def fault(_: int) -> None:
@@ -65,7 +65,7 @@ def kill_at_step(step: str) -> Callable[..., str]:
 
 
 def kill_master(directory: Path, trials: int, seed: int, progress: Callable[[int], None]) -> str:
-    """kill -9 of the master, restart over its orphaned workers."""
+    """Kill -9 of the master, restart over its orphaned workers."""
     with FaultyService(directory, seed=seed) as service:
 
         def fault(_: int) -> None:
@@ -241,5 +241,3 @@ def set_clock(directory: Path, trials: int, seed: int, progress: Callable[[int],
         if "the clock jumped" not in service.server.log:
             raise Broken("the service did not see the clock jump")
         return f"{service.visitors.answers} answers"
-
-
