@@ -1,4 +1,4 @@
-"""The whole service from start to end: counts stay, every worker counts every visit, and a wrong start is told in a line."""
+"""The whole service from start to end: counts stay, every worker counts every visit, a wrong start is one line."""
 
 from __future__ import annotations
 
@@ -143,7 +143,9 @@ def test_a_reload_and_a_killed_worker_lose_and_double_nothing(
         assert answered <= visits(client, "GET", "page") <= answered + unknown
 
 
-@pytest.mark.parametrize("arguments", [("--preload",), ("-k", "sync"), ("-k", "gthread", "--threads", "8")], ids=" ".join)
+@pytest.mark.parametrize(
+    "arguments", [("--preload",), ("-k", "sync"), ("-k", "gthread", "--threads", "8")], ids=" ".join
+)
 def test_gunicorns_own_options_count_too(embedded: Callable[..., GunicornServer], arguments: tuple[str, ...]) -> None:
     server = embedded("sharded", *arguments).start()
     assert visit_all(server) == [1] * len(PAGES)
