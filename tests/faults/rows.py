@@ -163,7 +163,7 @@ def full_disk(directory: Path, trials: int, seed: int, progress: Callable[[int],
     """The disk of the journal is full: a small tmpfs (root only)."""
     data = directory / "data"
     data.mkdir(parents=True)
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(data)], check=True)  # noqa: S607
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(data)], check=True)  # noqa: S607
     refused = 0
     try:
         with FaultyService(directory, seed=seed) as service:
