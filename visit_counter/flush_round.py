@@ -270,10 +270,12 @@ class Round:
         # A shard vouches for what came over this process's connection, and for all that was written before it: so
         # each is written to, even if what is unpersisted was sent by another process.
         marks = [Batch(p, self.state.confirmed[p], self.state.confirmed[p], {}) for p, *_ in mine.values()]
-        self.store.apply(self.state.writer, marks)
+        written = self.store.apply(self.state.writer, marks)
         answers = self.store.persist_each(_PERSIST_SECONDS)
-        for name, partitions in mine.items():
-            if answers[name] is not False and self._all_there(name, partitions):
+        for (name, partitions), mark, answer in zip(mine.items(), marks, written, strict=True):
+            # Without that write a shard has nothing to wait for, and says at once that it is done.
+            marked = answer.error is None and answer.watermark == mark.watermark
+            if marked and answers[name] is not False and self._all_there(name, partitions):
                 for partition in partitions:
                     del self.state.unpersisted[partition]
 
