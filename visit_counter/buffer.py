@@ -21,9 +21,7 @@ from visit_counter import steps
 from visit_counter.errors import JournalError, JournalFullError
 from visit_counter.journal import Journal, Segment
 from visit_counter.records import MERGED, Folded, visit_line
-from visit_counter.ring import partition_of
 from visit_counter.state import State
-from visit_counter.stores.base import NO_WATERMARK, segment_of
 from visit_counter.tables import Table, Tables, Visits
 
 if TYPE_CHECKING:
@@ -235,7 +233,7 @@ class WriteBuffer:
 
     def _tidy(self, rebase: Rebase) -> None:
         with self.lock:
-            # Looked at, and not only waited for the event: that one is lost if the flush dies in between, or on a full disk.
+            # Looked at, not only waited for: the event is lost if the flush dies in between, or on a full disk.
             if self._news or self.journal.state_version() != self._state_version:
                 self._news = False
                 self._retained.clear()

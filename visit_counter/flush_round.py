@@ -15,6 +15,8 @@ from visit_counter.ring import partition_of
 from visit_counter.stores.base import NO_WATERMARK, Batch, is_base, segment_of
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from visit_counter.journal import Journal, Segment
     from visit_counter.state import State
     from visit_counter.stores.sharded import ShardedStore
@@ -136,9 +138,12 @@ class Round:
             have = segment_of(confirmed)
         had = segment_of(confirmed)
         if have < had:
-            fallback, reached = self.state.unpersisted.setdefault(partition, (have, have))
-            # `reached` counts what was never for this partition; without it, a forgotten segment would look like a loss.
-            self._rollbacks.append(Rollback(partition, reached if have >= fallback else have, had))
+            # Not on its disk, until it is sent again and the shard says so.
+            self.state.unpersisted[partition] = min(self.state.unpersisted.get(partition, (have, have)), (have, have))
+            self._rollbacks.append(Rollback(partition, have, had))
+            if self._is_lost(partition, have):
+                # Counting goes on from what the shard has.
+                self.state.confirmed[partition] = f"{have}:"
         else:
             # What is at or below the floor and not above our watermark was never for this partition.
             have = max(have, self.state.floor)
@@ -168,17 +173,20 @@ class Round:
             self.content[segment] = by_partition(self.journal.read(segment).visits)
         return self.content[segment]
 
-    def _is_lost(self, have: int, had: int) -> bool:
-        """Tell whether visits between two watermarks of a partition are not all retained."""
-        # A merged file has none of the visits that the partition included at the time.
-        merged = any(segment.first < segment.last and have < segment.last <= had for segment in self.sealed)
-        return merged or have + 1 < min(self.sealed).first
+    def _is_lost(self, partition: int, have: int) -> bool:
+        """Tell whether visits of a partition after a watermark that it had are no longer retained."""
+        return have < self.state.forgotten.get(partition, 0)
+
+    def note_forgotten(self, segment: Segment, partitions: Iterable[int]) -> None:
+        """Remember that the visits of these partitions in a segment are about to be dropped, being included."""
+        for partition in partitions:
+            self.state.forgotten[partition] = max(segment.last, self.state.forgotten.get(partition, 0))
 
     def _tell_rollbacks(self) -> None:
         """Tell, in a line for each shard, which ones came back with older data, and whether visits are lost."""
         by_shard: dict[tuple[str, bool], list[Rollback]] = {}
         for rollback in self._rollbacks:
-            lost = self._is_lost(rollback.have, rollback.had)
+            lost = self._is_lost(rollback.partition, rollback.have)
             by_shard.setdefault((self.store.ring.shard_of(rollback.partition), lost), []).append(rollback)
         for (shard, lost), found in by_shard.items():
             what = (

@@ -22,7 +22,7 @@ from visit_counter.state import LastFlush, State
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from visit_counter.journal import Journal
+    from visit_counter.journal import Journal, Segment
     from visit_counter.stores.sharded import ShardedStore
 
 
@@ -67,11 +67,16 @@ class Flusher:
             error = round_.run()
             result = LastFlush(time.time(), round(time.monotonic() - started, 3), round_.visits, round_.pages, error)
             state.last_flush = result
+            forgettable = self._forgettable(state)
+            for segment in forgettable:
+                round_.note_forgotten(segment, round_.content_of(segment))
             state.save(self.journal.state_path)
             steps.step("confirm")
             if round_.news:
                 round_.announce(FLUSHED, str(state.floor))
-            self._forget(state)
+            for segment in forgettable:
+                steps.step("forget")
+                self.journal.forget(segment)
             if error:
                 merge_waiting(round_, keep=self._retain)
             return result
@@ -85,13 +90,14 @@ class Flusher:
                 raise FlushBusyError from None
             yield
 
-    def _forget(self, state: State) -> None:
+    def _forgettable(self, state: State) -> list[Segment]:
+        """Return the included segments that no shard may need again, oldest first."""
         included = [segment for segment in self.journal.segments() if segment.last <= state.floor]
         on_disk = min((reached for _, reached in state.unpersisted.values()), default=state.floor)
         scarce = self.journal.size_bytes() > self._max_bytes // 2 or self.journal.room_bytes() < _ROOM_BYTES
         retain = 0 if scarce else self._retain
-        for place, segment in enumerate(included):
-            newer = len(included) - place - 1
-            if newer >= _RETAIN_UNPERSISTED or (newer >= retain and segment.last <= on_disk):
-                steps.step("forget")
-                self.journal.forget(segment)
+        return [
+            segment
+            for newer, segment in zip(range(len(included) - 1, -1, -1), included, strict=True)
+            if newer >= _RETAIN_UNPERSISTED or (newer >= retain and segment.last <= on_disk)
+        ]

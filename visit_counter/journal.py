@@ -143,7 +143,7 @@ class Journal:
     def begin(self, number: int) -> None:
         """Make segment `number` the first current one if the journal has none from there on. Raises OSError."""
         if not any(segment.last >= number for segment in self.segments()):
-            # No flush between the look and the making: it might forget the segment, and a forgotten one must not return.
+            # No flush between look and making: it might forget the segment, and a forgotten one must not return.
             with self.flush_lock(wait=True):
                 if not any(segment.last >= number for segment in self.segments()):
                     self._make(number)
@@ -165,9 +165,7 @@ class Journal:
 
     def is_followed(self, segment: Segment) -> bool:
         """Tell whether a later segment holds anything. If this one has no seal, a power loss took it."""
-        return any(
-            later.first > segment.last and (self.path / later.name).stat().st_size for later in self.segments()
-        )
+        return any(later.first > segment.last and (self.path / later.name).stat().st_size for later in self.segments())
 
     def read(self, segment: Segment) -> Folded:
         """Fold a whole segment file. Raises OSError."""

@@ -70,6 +70,9 @@ def _merge(flushed: Round, group: list[Segment]) -> None:
             if _confirmed(flushed, partition) < segment.last:
                 for page, number in pages.items():
                     visits[page] = visits.get(page, 0) + number
+            else:
+                flushed.note_forgotten(segment, [partition])
+    flushed.state.save(flushed.journal.state_path)
     flushed.journal.write_segment(whole, visits, flushed.sealed[group[-1]])
     flushed.announce(MERGED, f"{whole.first}-{whole.last}")
     for segment in group:

@@ -39,7 +39,8 @@ class State:
     were sent and not all were answered; no merge crosses one of them. `damage`: what was found that only a person can
     explain, oldest first. `losses`: how often a shard was found to have lost visits for good. `unpersisted`: of the
     partitions that are not known to be on their shard's disk, the segment number that each may fall back to, and the
-    last segment that this includes.
+    last segment that this includes. `forgotten`: by partition, the last segment whose visits of it, once included, are
+    no longer retained.
     """
 
     writer: str = ""
@@ -50,6 +51,7 @@ class State:
     losses: int = 0
     last_flush: LastFlush | None = None
     unpersisted: dict[int, tuple[int, int]] = field(default_factory=dict)
+    forgotten: dict[int, int] = field(default_factory=dict)
 
     def note_damage(self, text: str) -> None:
         """Remember one finding, once, with the time it was found at."""
@@ -77,7 +79,14 @@ class State:
             last = raw.pop("last_flush")
             confirmed = {int(partition): str(token) for partition, token in raw.pop("confirmed").items()}
             unpersisted = {int(partition): tuple(numbers) for partition, numbers in raw.pop("unpersisted", {}).items()}
-            return cls(**raw, confirmed=confirmed, unpersisted=unpersisted, last_flush=LastFlush(**last) if last else None)
+            forgotten = {int(partition): int(number) for partition, number in raw.pop("forgotten", {}).items()}
+            return cls(
+                **raw,
+                confirmed=confirmed,
+                unpersisted=unpersisted,
+                forgotten=forgotten,
+                last_flush=LastFlush(**last) if last else None,
+            )
         except FileNotFoundError:
             return cls()
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

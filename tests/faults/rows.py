@@ -32,14 +32,16 @@ def _repeat(service: FaultyService, trials: int, progress: Callable[[int], None]
 
 
 def kill_worker(directory: Path, trials: int, seed: int, progress: Callable[[int], None]) -> str:
-    """kill -9 of a random worker under load."""
+    """Kill -9 of a random worker under load."""
     with FaultyService(directory, seed=seed) as service:
 
         def fault(_: int) -> None:
             service.wait_for_workers()
             time.sleep(service.random.random() * 0.15)
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(service.random.choice(service.worker_pids()), signal.SIGKILL)
+            # One may have just ended by itself: then the others.
+            if pids := service.worker_pids():
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(service.random.choice(pids), signal.SIGKILL)
 
         _repeat(service, trials, progress, fault)
         return f"{service.visitors.answers} answers"
@@ -65,7 +67,7 @@ def kill_at_step(step: str) -> Callable[..., str]:
 
 
 def kill_master(directory: Path, trials: int, seed: int, progress: Callable[[int], None]) -> str:
-    """kill -9 of the master, restart over its orphaned workers."""
+    """Kill -9 of the master, restart over its orphaned workers."""
     with FaultyService(directory, seed=seed) as service:
 
         def fault(_: int) -> None:
@@ -241,5 +243,3 @@ def set_clock(directory: Path, trials: int, seed: int, progress: Callable[[int],
         if "the clock jumped" not in service.server.log:
             raise Broken("the service did not see the clock jump")
         return f"{service.visitors.answers} answers"
-
-

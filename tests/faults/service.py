@@ -37,7 +37,9 @@ class Visitors:
         self._run = threading.Event()
         self._end = False
         self._resting = threading.Semaphore(0)
-        self._threads = [threading.Thread(target=self._loop, args=(Random(seed + n),), daemon=True) for n in range(threads)]
+        self._threads = [
+            threading.Thread(target=self._loop, args=(Random(seed + n),), daemon=True) for n in range(threads)
+        ]
         for thread in self._threads:
             thread.start()
 

@@ -172,7 +172,9 @@ class World:
                 host, index = self.random.choice(others)
                 # The same process has another thread only for its jobs: a second reader would wait for the first.
                 mine = host.processes[index] is running
-                operation = self.random.choice(("tick", "flush") if mine else ("record", "count", "tick", "flush", "late"))
+                operation = self.random.choice(
+                    ("tick", "flush") if mine else ("record", "count", "tick", "flush", "late")
+                )
                 self.note(f"   {operation}")
                 self.do(operation, host, index)
         self.note("--")
@@ -441,19 +443,19 @@ def _use(simulated: Any, disk: Any) -> None:
 @contextmanager
 def simulated_modules() -> Iterator[None]:
     """Put the simulation's calls in the place of the real ones, and put these back afterwards."""
-    kept_parallel = sharded_module._in_parallel
+    kept_parallel = sharded_module.in_parallel
     kept_file_system = journal_module.file_system_of
     kept_ring = sharded_module.Ring
     kept_merge_from = merging_module.MERGE_FROM
     # In the order of the shards, in this thread: a seed must always do the same.
-    sharded_module._in_parallel = lambda calls: [call() for call in calls]
+    sharded_module.in_parallel = lambda calls: [call() for call in calls]
     journal_module.file_system_of = lambda *_: ""
     merging_module.MERGE_FROM = 2
     sharded_module.Ring = _ring  # type: ignore[assignment,misc]  # the same for all: making one takes milliseconds
     try:
         yield
     finally:
-        sharded_module._in_parallel = kept_parallel
+        sharded_module.in_parallel = kept_parallel
         journal_module.file_system_of = kept_file_system
         merging_module.MERGE_FROM = kept_merge_from
         sharded_module.Ring = kept_ring  # type: ignore[misc]

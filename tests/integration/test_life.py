@@ -1,4 +1,4 @@
-"""The whole service from start to end: counts stay, every worker counts every visit, and a wrong start is told in a line."""
+"""The whole service from start to end: counts stay, every worker counts every visit, a wrong start is one line."""
 
 from __future__ import annotations
 

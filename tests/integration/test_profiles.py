@@ -1,4 +1,4 @@
-"""Who serves which answer, profile by profile, and what a reader may rely on: the Flask application over real shards."""
+"""Who serves which answer, profile by profile, and what readers may rely on: the application over real shards."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def named(via: str, page: str, service: Service) -> str:
     return service.store.shard_name(page)
 
 
-def cases(table: dict[str, tuple[str, ...]], **settings: str) -> Any:
+def cases(table: dict[str, tuple[str, ...]], **settings: str) -> pytest.MarkDecorator:
     """Return parameters from a table by profile, each with its settings."""
     return pytest.mark.parametrize(
         "said",
