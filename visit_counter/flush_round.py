@@ -50,6 +50,7 @@ class Round:
     def __init__(self, journal: Journal, store: ShardedStore, state: State) -> None:
         self.journal, self.store, self.state = journal, store, state
         self.visits = self.pages = 0
+        self.failures: set[str] = set()
         self.news = False  # the processes of this host should read the state again
         self.sealed: dict[Segment, str] = {}  # sealed segments, oldest first, and their tokens
         self.content: dict[Segment, ByPartition] = {}
@@ -62,8 +63,9 @@ class Round:
         self._seal()
         partitions = sorted(self._with_visits() | self.state.confirmed.keys())
         if not self.sealed or not partitions:
-            return ""
+            return "; ".join(sorted(self.failures))
         plan, failures = self._plan(partitions)
+        failures |= self.failures
         if plan:
             failures |= self._apply(plan)
         self._move_floor()
@@ -87,7 +89,12 @@ class Round:
                 number = segment.last
                 if not folded.visits and not self.journal.is_followed(segment):
                     break
-                folded = self.journal.seal(segment)
+                try:
+                    folded = self.journal.seal(segment)
+                except OSError as error:
+                    # A full disk, mostly: what is sealed already is flushed all the same, and forgetting it gives room.
+                    self.failures.add(f"segment {segment.last} cannot be sealed: {error.strerror or error}")
+                    break
                 steps.step("seal")
                 number += 1
             self._keep(segment, folded)
@@ -97,9 +104,11 @@ class Round:
         if folded.unreadable:
             self._damage(f"journal segment {segment.last}: {folded.unreadable} unreadable lines were skipped")
         if folded.lines > 2 * len(folded.visits) + 8 or folded.unreadable:
-            self.journal.write_segment(segment, folded.visits, folded.sealed_as)
-        else:
-            self.journal.sync(segment)
+            try:
+                self.journal.write_segment(segment, folded.visits, folded.sealed_as)
+            except OSError as error:
+                log.warning("segment %d stays as it is: %s", segment.last, error.strerror)
+        self.journal.sync(segment)
         self.sealed[segment] = folded.sealed_as
         self.content[segment] = by_partition(folded.visits)
 
@@ -269,10 +278,12 @@ class Round:
         # A shard vouches for what came over this process's connection, and for all that was written before it: so
         # each is written to, even if what is unpersisted was sent by another process.
         marks = [Batch(p, self.state.confirmed[p], self.state.confirmed[p], {}) for p, *_ in mine.values()]
-        self.store.apply(self.state.writer, marks)
+        written = self.store.apply(self.state.writer, marks)
         answers = self.store.persist_each(_PERSIST_SECONDS)
-        for name, partitions in mine.items():
-            if answers[name] is not False and self._all_there(name, partitions):
+        for (name, partitions), mark, answer in zip(mine.items(), marks, written, strict=True):
+            # Without that write a shard has nothing to wait for, and says at once that it is done.
+            marked = answer.error is None and answer.watermark == mark.watermark
+            if marked and answers[name] is not False and self._all_there(name, partitions):
                 for partition in partitions:
                     del self.state.unpersisted[partition]
 

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from visit_counter.stores.sharded import ShardedStore
 
 
+# With less room on the disk nothing is retained beyond what a shard may need.
+_ROOM_BYTES = 1 << 20
 # Segments that are not known to be on a shard's disk are kept up to this number: a shard that never confirms must not
 # make the journal grow for ever.
 _RETAIN_UNPERSISTED = 1000
@@ -92,7 +94,8 @@ class Flusher:
         """Return the included segments that no shard may need again, oldest first."""
         included = [segment for segment in self.journal.segments() if segment.last <= state.floor]
         on_disk = min((reached for _, reached in state.unpersisted.values()), default=state.floor)
-        retain = 0 if self.journal.size_bytes() > self._max_bytes // 2 else self._retain
+        scarce = self.journal.size_bytes() > self._max_bytes // 2 or self.journal.room_bytes() < _ROOM_BYTES
+        retain = 0 if scarce else self._retain
         return [
             segment
             for newer, segment in zip(range(len(included) - 1, -1, -1), included, strict=True)

@@ -202,7 +202,11 @@ class Journal:
         temporary = self.path / f"{segment.name}.tmp"
         lines = [encode(b"%d" % count, page.encode()) for page, count in visits.items()]
         lines.append(encode(SEAL, token.encode("ascii")))
-        write_durably(temporary, b"".join(lines))
+        try:
+            write_durably(temporary, b"".join(lines))
+        except OSError:
+            temporary.unlink(missing_ok=True)  # it may have taken the last room there was
+            raise
         temporary.replace(self.path / segment.name)
         self.sync_directory()
 
@@ -247,6 +251,11 @@ class Journal:
             match = _NAME.fullmatch(name)
             if match and Segment(int(match[1]), int(match[2] or match[1])) not in kept:
                 (self.path / name).unlink(missing_ok=True)
+
+    def room_bytes(self) -> int:
+        """Return how much the disk can still take."""
+        room = os.statvfs(self.path)
+        return room.f_bavail * room.f_frsize
 
     def size_bytes(self) -> int:
         """Return the bytes that all segment files take."""

@@ -38,8 +38,10 @@ def kill_worker(directory: Path, trials: int, seed: int, progress: Callable[[int
         def fault(_: int) -> None:
             service.wait_for_workers()
             time.sleep(service.random.random() * 0.15)
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(service.random.choice(service.worker_pids()), signal.SIGKILL)
+            # One may have just ended by itself: then the others.
+            if pids := service.worker_pids():
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(service.random.choice(pids), signal.SIGKILL)
 
         _repeat(service, trials, progress, fault)
         return f"{service.visitors.answers} answers"
@@ -163,7 +165,7 @@ def full_disk(directory: Path, trials: int, seed: int, progress: Callable[[int],
     """The disk of the journal is full: a small tmpfs (root only)."""
     data = directory / "data"
     data.mkdir(parents=True)
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(data)], check=True)  # noqa: S607
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(data)], check=True)  # noqa: S607
     refused = 0
     try:
         with FaultyService(directory, seed=seed) as service:
