@@ -147,23 +147,28 @@ class Load:
             while self._busy:
                 self._collect(1.0)
 
-    def run(self, seconds: float, every: Callable[[], object] | None = None, every_seconds: float = 1.0) -> None:
-        """Keep up the load for so long, then wait for the last answers; a thread calls `every` now and then."""
+    def run(self, seconds: float, every: Callable[[], object] | None = None, every_seconds: float = 1.0) -> bool:
+        """Keep up the load for so long, then wait for the last answers; tell whether `every` ended it earlier.
+
+        A thread calls `every` now and then; once that returns True, the load is over.
+        """
         over = Event()
         watcher = Thread(target=_call_until, args=(over, every or (lambda: None), every_seconds), daemon=True)
         watcher.start()
         start = due = time.monotonic()
-        while due < start + seconds:
+        while due < start + seconds and not over.is_set():
             now = time.monotonic()
             while due <= now:
                 self._request(due)
                 due += 1 / self._rate
             self._collect(max(0.0, min(0.05, due - now)))
+        ended_early = over.is_set()
         over.set()
         watcher.join()
         deadline = time.monotonic() + 10
         while self._busy and time.monotonic() < deadline:
             self._collect(0.05)
+        return ended_early
 
     def close(self) -> None:
         """Close the connections."""
@@ -232,7 +237,8 @@ class Load:
 
 def _call_until(over: Event, every: Callable[[], object], every_seconds: float) -> None:
     while not over.wait(every_seconds):
-        every()
+        if every() is True:
+            over.set()
 
 
 def percentile(values: Sequence[float], share: float) -> float:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.load import Load, percentile
-from tests.performance.failover import Service
+from tests.two_shards import Service
 from visit_counter.journal import Journal
 from visit_counter.state import State
 from visit_counter.stores.base import segment_of
@@ -40,7 +40,7 @@ class Watch:
 
     def health(self) -> dict[str, Any]:
         """Return what /health says."""
-        with urllib.request.urlopen(f"{self.service.gunicorn.url}/health", timeout=10) as answer:  # noqa: S310 - always http
+        with urllib.request.urlopen(f"{self.service.gunicorn.url}/health", timeout=10) as answer:
             body: dict[str, Any] = json.load(answer)
             return body
 
