@@ -50,6 +50,7 @@ class Round:
         self.journal, self.store, self.state = journal, store, state
         self.visits = self.pages = 0
         self.persisted = True
+        self.away: set[str] = set()  # the shards that were not reached, wholly or in part
         self.news = False  # the processes of this host should read the state again
         self.sealed: dict[Segment, str] = {}  # sealed segments, oldest first, and their tokens
         self.content: dict[Segment, ByPartition] = {}
@@ -118,6 +119,7 @@ class Round:
                 found.update(zip(mine, store.watermarks(self.state.writer, mine), strict=True))
             except StoreError as error:
                 failures.add(str(error))
+                self.away.add(store.name)
         if any(self._is_foreign(partition, watermark) for partition, watermark in found.items()):
             self._become_another_writer(found)
             found = dict.fromkeys(found, NO_WATERMARK)
@@ -238,6 +240,7 @@ class Round:
                 shards.discard(self.store.ring.shard_of(batch.partition))
             if answer.error is not None:
                 failures.add(answer.error)
+                self.away.add(self.store.ring.shard_of(batch.partition))
             elif answer.watermark != batch.watermark:
                 failures.add(
                     f"partition {batch.partition} is at {answer.watermark!r} instead of {batch.expected!r}; "

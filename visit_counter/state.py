@@ -38,7 +38,7 @@ class State:
     `attempted`: by shard, segment numbers that its partitions may or may not have as their watermark, because batches
     were sent and not all were answered; no merge crosses one of them. `forgotten`: by partition, the last segment whose
     visits of it, once included, are no longer retained. `damage`: what was found that only a person can explain, oldest
-    first.
+    first. `away`: by shard, since when flushes find it so; seconds since the epoch, for people.
     """
 
     writer: str = ""
@@ -48,6 +48,7 @@ class State:
     damage: list[str] = field(default_factory=list)
     last_flush: LastFlush | None = None
     forgotten: dict[int, int] = field(default_factory=dict)
+    away: dict[str, float] = field(default_factory=dict)
 
     def note_damage(self, text: str) -> None:
         """Remember one finding, once, with the time it was found at."""
