@@ -51,6 +51,7 @@ class Round:
         self.journal, self.store, self.state = journal, store, state
         self.visits = self.pages = 0
         self.failures: set[str] = set()
+        self.away: set[str] = set()  # the shards that were not reached, wholly or in part
         self.news = False  # the processes of this host should read the state again
         self.sealed: dict[Segment, str] = {}  # sealed segments, oldest first, and their tokens
         self.content: dict[Segment, ByPartition] = {}
@@ -122,6 +123,7 @@ class Round:
         """Return the batches that bring every reachable partition up to date, and what could not be reached."""
         found, errors = self.store.watermarks_of_reachable(self.state.writer, partitions)
         failures = {str(error) for error in errors}
+        self.away |= {error.store for error in errors}
         if any(self._is_foreign(partition, watermark) for partition, watermark in found.items()):
             self._become_another_writer(found)
             found = dict.fromkeys(found, NO_WATERMARK)
@@ -256,6 +258,7 @@ class Round:
                 shards.discard(self.store.ring.shard_of(batch.partition))
             if answer.error is not None:
                 failures.add(answer.error)
+                self.away.add(self.store.ring.shard_of(batch.partition))
             elif answer.watermark != batch.watermark:
                 failures.add(
                     f"partition {batch.partition} is at {answer.watermark!r} instead of {batch.expected!r}; "
