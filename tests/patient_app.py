@@ -15,6 +15,6 @@ patient_stores = partial(make_store, connect_seconds=10, read_seconds=10, add_se
 
 def patient_app() -> object:
     """Return the application, its stores made with patience."""
-    service.make_store = patient_stores  # made with the same arguments
+    service.make_store = patient_stores  # type: ignore[attr-defined]  # imported there, and used by that name
     with startup.told_in_one_line():
         return create_app()
