@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 def kill_cluster_primary(directory: Path, trials: int, seed: int, progress: Callable[[int], None]) -> str:
-    """kill -9 of a primary of a Redis Cluster under load, its replica promoted."""
+    """Kill -9 of a primary of a Redis Cluster under load, its replica promoted."""
     dice = random.Random(seed)
     with Cluster(directory / "cluster") as cluster:
 
@@ -64,7 +64,7 @@ def move_cluster_slots(directory: Path, trials: int, seed: int, progress: Callab
 
 
 def kill_watched_primary(directory: Path, trials: int, seed: int, progress: Callable[[int], None]) -> str:
-    """kill -9 of a primary under load, its replica promoted by sentinels."""
+    """Kill -9 of a primary under load, its replica promoted by sentinels."""
     dice = random.Random(seed)
     with Sentinels(directory / "sentinels") as sentinels:
 

@@ -247,7 +247,7 @@ def test_an_add_whose_reply_is_lost_is_sent_once_and_reported_unknown(
 def test_a_wrong_password_is_refused_and_not_shown(cluster: Cluster) -> None:
     shard = Shard("cluster", cluster.shard.url.replace(PASSWORD, "wrong-canary"))
     with closing(patient(shard)) as store:
-        with pytest.raises(StoreRefusedError, match="WRONGPASS|invalid username") as refused:
+        with pytest.raises(StoreRefusedError, match=r"WRONGPASS|invalid username") as refused:
             store.read("writer", ["home"])
         (applied,) = store.apply("writer", [home_batch(1)])
         (row,) = store.look("writer", range(PARTITIONS))
@@ -258,9 +258,9 @@ def test_a_server_that_is_no_cluster_is_refused_with_its_own_words(tmp_path: Pat
     with (
         closing(Server(tmp_path)) as server,
         closing(patient(Shard("x", f"redis+cluster://127.0.0.1:{server.port}"))) as store,
+        pytest.raises(StoreRefusedError, match="cluster support disabled"),
     ):
-        with pytest.raises(StoreRefusedError, match="cluster support disabled"):
-            store.read("writer", ["home"])
+        store.read("writer", ["home"])
 
 
 def test_a_cluster_that_is_away_is_unavailable() -> None:

@@ -101,7 +101,9 @@ def test_the_url_is_kept_whole_for_the_client() -> None:
 
 
 def test_a_secret_is_not_in_any_text_of_the_settings() -> None:
-    settings = Settings.load({"VISITS_SHARDS": f"redis://user:{SECRET}@h:1,s=redis+sentinel://h:2/a?sentinel_password={SECRET}"})
+    settings = Settings.load(
+        {"VISITS_SHARDS": f"redis://user:{SECRET}@h:1,s=redis+sentinel://h:2/a?sentinel_password={SECRET}"}
+    )
     for text in (repr(settings), str(settings), *(f"{shard} {shard!r} {shard.address}" for shard in settings.shards)):
         assert SECRET not in text
 
