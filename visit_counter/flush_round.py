@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 
 from visit_counter import steps
@@ -49,7 +50,7 @@ class Round:
     def __init__(self, journal: Journal, store: ShardedStore, state: State) -> None:
         self.journal, self.store, self.state = journal, store, state
         self.visits = self.pages = 0
-        self.persisted = True
+        self.failures: set[str] = set()
         self.away: set[str] = set()  # the shards that were not reached, wholly or in part
         self.news = False  # the processes of this host should read the state again
         self.sealed: dict[Segment, str] = {}  # sealed segments, oldest first, and their tokens
@@ -63,12 +64,13 @@ class Round:
         self._seal()
         partitions = sorted(self._with_visits() | self.state.confirmed.keys())
         if not self.sealed or not partitions:
-            return ""
+            return "; ".join(sorted(self.failures))
         plan, failures = self._plan(partitions)
+        failures |= self.failures
         if plan:
             failures |= self._apply(plan)
         self._move_floor()
-        self.persisted = self.store.persist(_PERSIST_SECONDS) is not False
+        self._persist()
         return "; ".join(sorted(failures))
 
     # -- seal ----------------------------------------------------------------------------------------------------
@@ -86,9 +88,14 @@ class Round:
             folded = self.journal.read(segment)
             if not folded.sealed_as:
                 number = segment.last
-                if not folded.visits:
+                if not folded.visits and not self.journal.is_followed(segment):
                     break
-                folded = self.journal.seal(segment)
+                try:
+                    folded = self.journal.seal(segment)
+                except OSError as error:
+                    # A full disk, mostly: what is sealed already is flushed all the same, and forgetting it gives room.
+                    self.failures.add(f"segment {segment.last} cannot be sealed: {error.strerror or error}")
+                    break
                 steps.step("seal")
                 number += 1
             self._keep(segment, folded)
@@ -98,9 +105,11 @@ class Round:
         if folded.unreadable:
             self._damage(f"journal segment {segment.last}: {folded.unreadable} unreadable lines were skipped")
         if folded.lines > 2 * len(folded.visits) + 8 or folded.unreadable:
-            self.journal.write_segment(segment, folded.visits, folded.sealed_as)
-        else:
-            self.journal.sync(segment)
+            try:
+                self.journal.write_segment(segment, folded.visits, folded.sealed_as)
+            except OSError as error:
+                log.warning("segment %d stays as it is: %s", segment.last, error.strerror)
+        self.journal.sync(segment)
         self.sealed[segment] = folded.sealed_as
         self.content[segment] = by_partition(folded.visits)
 
@@ -112,14 +121,9 @@ class Round:
 
     def _plan(self, partitions: list[int]) -> tuple[list[Batch], set[str]]:
         """Return the batches that bring every reachable partition up to date, and what could not be reached."""
-        found: dict[int, str] = {}
-        failures: set[str] = set()
-        for store, mine in self.store.by_store(partitions):
-            try:
-                found.update(zip(mine, store.watermarks(self.state.writer, mine), strict=True))
-            except StoreError as error:
-                failures.add(str(error))
-                self.away.add(store.name)
+        found, errors = self.store.watermarks_of_reachable(self.state.writer, partitions)
+        failures = {str(error) for error in errors}
+        self.away |= {error.store for error in errors}
         if any(self._is_foreign(partition, watermark) for partition, watermark in found.items()):
             self._become_another_writer(found)
             found = dict.fromkeys(found, NO_WATERMARK)
@@ -136,6 +140,8 @@ class Round:
             have = segment_of(confirmed)
         had = segment_of(confirmed)
         if have < had:
+            # Not on its disk, until it is sent again and the shard says so.
+            self.state.unpersisted[partition] = min(self.state.unpersisted.get(partition, (have, have)), (have, have))
             self._rollbacks.append(Rollback(partition, have, had))
             if self._is_lost(partition, have):
                 # Counting goes on from what the shard has.
@@ -144,13 +150,24 @@ class Round:
             # What is at or below the floor and not above our watermark was never for this partition.
             have = max(have, self.state.floor)
             if watermark:
-                self.state.confirmed[partition] = watermark
+                self._confirm(partition, watermark)
         visits: dict[str, int] = {}
         for segment in self.sealed:
             if segment.last > have:
                 for page, number in self.content_of(segment).get(partition, {}).items():
                     visits[page] = visits.get(page, 0) + number
+        if not visits and have < had:
+            # Nothing is left to send. Counting goes on from what the shard has.
+            self.state.confirmed[partition] = watermark or f"{have}:"
         return Batch(partition, watermark, target, visits)
+
+    def _confirm(self, partition: int, watermark: str) -> None:
+        """Record what a partition includes; it may fall back to what it had until its shard has it on disk."""
+        before = self.state.confirmed.get(partition, NO_WATERMARK)
+        if watermark != before:
+            self.state.confirmed[partition] = watermark
+            number = segment_of(before)
+            self.state.unpersisted.setdefault(partition, (number, max(number, self.state.floor)))
 
     def content_of(self, segment: Segment) -> ByPartition:
         """Return the visits of a sealed segment; an included one is read when it is asked for."""
@@ -179,6 +196,7 @@ class Round:
                 f"after {max(one.had for one in found)}"
             )
             if lost:
+                self.state.losses += 1
                 oldest = min(self.sealed).first
                 self._damage(f"{what}: visits are lost, since the oldest segment retained whole is {oldest}")
             else:
@@ -247,12 +265,38 @@ class Round:
                     "the next flush starts from there"
                 )
             else:
-                self.state.confirmed[batch.partition] = batch.watermark
+                self._confirm(batch.partition, batch.watermark)
                 self.visits += sum(batch.visits.values())
                 self.pages += len(batch.visits)
         for shard in shards:
             del self.state.attempted[shard]
         return failures
+
+    def _persist(self) -> None:
+        """Ask the shards whether what they confirmed is on their disks; clear `state.unpersisted` where it is."""
+        for partition in [p for p in self.state.unpersisted if is_base(self.state.confirmed.get(p, ":"))]:
+            del self.state.unpersisted[partition]  # it has no watermark that could be asked for
+        owned = self.store.by_store(self.state.unpersisted)
+        mine = {store.name: partitions for store, partitions in owned}
+        # A shard vouches for what came over this process's connection, and for all that was written before it: so
+        # each is written to, even if what is unpersisted was sent by another process.
+        marks = [Batch(p, self.state.confirmed[p], self.state.confirmed[p], {}) for p, *_ in mine.values()]
+        written = self.store.apply(self.state.writer, marks)
+        answers = self.store.persist_each(_PERSIST_SECONDS)
+        for (name, partitions), mark, answer in zip(mine.items(), marks, written, strict=True):
+            # Without that write a shard has nothing to wait for, and says at once that it is done.
+            marked = answer.error is None and answer.watermark == mark.watermark
+            if marked and answers[name] is not False and self._all_there(name, partitions):
+                for partition in partitions:
+                    del self.state.unpersisted[partition]
+
+    def _all_there(self, shard: str, partitions: list[int]) -> bool:
+        """Tell whether a shard still includes all it confirmed: it may have come back with less just before."""
+        try:
+            found = self.store.stores[shard].watermarks(self.state.writer, partitions)
+        except StoreError:
+            return False
+        return found == [self.state.confirmed[partition] for partition in partitions]
 
     def _move_floor(self) -> None:
         """Raise the floor to the last segment whose visits all partitions include."""
@@ -274,11 +318,12 @@ class Round:
 
     def announce(self, kind: bytes, argument: str) -> None:
         """Append an event that every process of the host folds; a lost one is made up for by the next."""
-        descriptor = self.journal.open(self.current)
-        try:
-            os.write(descriptor, encode(kind, argument.encode("ascii")))
-        finally:
-            os.close(descriptor)
+        with suppress(OSError):
+            descriptor = self.journal.open(self.current)
+            try:
+                os.write(descriptor, encode(kind, argument.encode("ascii")))
+            finally:
+                os.close(descriptor)
 
     def _damage(self, text: str) -> None:
         log.error("%s", text)

@@ -93,7 +93,11 @@ class Service:
         with self._lock:
             if self._scheduler is None and self.buffer is not None:
                 self._scheduler = Scheduler(
-                    [Job("follow", self.follow, 1.0), Job("flush", self._flush_if_leader, self.settings.flush_seconds)]
+                    [
+                        Job("follow", self.follow, 1.0),
+                        Job("flush", self._flush_if_leader, self.settings.flush_seconds),
+                        Job("probe", self._probe, 0.5),
+                    ]
                 )
                 self._scheduler.start()
 
@@ -135,9 +139,13 @@ class Service:
 
     def follow(self) -> None:
         """Follow the journal; done once a second."""
-        assert self.buffer is not None  # noqa: S101 - the scheduler runs with a buffer only
         assert isinstance(self.counter, BufferedCounter)  # noqa: S101
-        self.buffer.tick(self.counter.rebase)
+        self.counter.tick()
+
+    def _probe(self) -> None:
+        """Ask the shards that are away whether they are back, so that no visitor waits to find out."""
+        assert self.store is not None  # noqa: S101 - where there is a buffer, there are shards
+        self.store.probe()
 
     def _flush_if_leader(self) -> None:
         if not self._leader.acquire() or self.buffer is None:
@@ -186,7 +194,7 @@ class Service:
 
     def health(self) -> tuple[dict[str, Any], int]:
         """Return the body and the status of /health."""
-        shards = {name: store.ping() for name, store in self.store.stores.items()} if self.store else {}
+        shards = self.store.ping_each() if self.store else {}
         refusal = self._refusal(shards)
         status = "unhealthy" if refusal else "healthy" if all(shards.values()) else "degraded"
         body: dict[str, Any] = {"api_status": status, "redis_status": shards, "profile": self.settings.profile}

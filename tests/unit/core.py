@@ -59,7 +59,7 @@ class Host:
     def tick(self) -> None:
         """Let every process do what it does once a second."""
         for counter in self.counters:
-            counter.buffer.tick(counter.rebase)
+            counter.tick()
 
     def stored(self, page: str) -> int:
         """Return what the shards hold of a page."""

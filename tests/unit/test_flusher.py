@@ -214,6 +214,9 @@ def test_a_shard_that_lost_more_than_is_retained_is_told_once_and_counting_goes_
     visit_all(host)
     host.flusher.flush()
     assert {host.stored(page) for page in lost} == {5}
+    # Nobody goes on telling what was known before.
+    host.tick()
+    assert {host.counters[0].count(page).visits for page in lost} == {5}
     assert len(damage(host)) == told
 
 

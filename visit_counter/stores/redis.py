@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 
 from redis.exceptions import ConnectionError, RedisError  # noqa: A004 - redis-py's name
 
-from visit_counter.errors import StoreError, StoreRefusedError
+from visit_counter.errors import StoreError, StoreRefusedError, StoreUnavailableError
 from visit_counter.ring import PARTITIONS, partition_of
 from visit_counter.stores.applying import Applier, partition_key, watermark_field
 from visit_counter.stores.base import Applied, Batch, Store, Stored
@@ -87,12 +87,22 @@ class RedisStore(Store):
         return self.applier.apply(writer, list(batches))
 
     def watermarks(self, writer: str, partitions: Sequence[int]) -> list[str]:
-        """Return the writer's watermark token in each partition; waits up to `apply_seconds` for each reply."""
+        """Return the writer's watermark token in each partition; waits up to `apply_seconds` for each reply.
+
+        Of a shard that is away, a ping is awaited first: a flush comes back soon, and has other shards to see to.
+        """
+        if self.breaker.state != "closed" and not self.ping():
+            raise StoreUnavailableError(self.name, f"no answer for {self.breaker.since:.1f} s")
         replies = self._answers(self.ask_flush([watermark_command(writer, at) for at in partitions]))
         return [(reply or b"").decode() for reply in replies]
 
     def persist(self, timeout_seconds: float) -> bool | None:
-        """Wait until everything applied is on disk, for half of `apply_seconds` at most; None without WAITAOF."""
+        """Wait until everything applied is on disk, for half of `apply_seconds` at most; None without WAITAOF.
+
+        False at once while the shard is away: a flush has just found that out, and has other shards to see to.
+        """
+        if self.breaker.state != "closed":
+            return False
         return self.applier.persist(timeout_seconds)
 
     def ping(self) -> bool:
@@ -100,6 +110,15 @@ class RedisStore(Store):
         (reply,) = self._reads.ask([pack(b"PING")])
         self._report([reply])
         return bool(reply == b"PONG")
+
+    def is_away(self, page: str) -> bool:  # noqa: ARG002 - this store keeps every page it is asked for
+        """Tell whether the breaker is not closed."""
+        return self.breaker.state != "closed"
+
+    def probe(self) -> None:
+        """Ping the server if it is away and the breaker's time has come."""
+        if self.breaker.state != "closed" and self.breaker.allows():
+            self.ping()
 
     def describe(self) -> Description:
         """Return what the server is and how it is set up; raises StoreError. Waits up to `apply_seconds`."""

@@ -6,6 +6,7 @@ from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, TypeVar
 
+from visit_counter.errors import StoreError
 from visit_counter.ring import Ring, partition_of
 from visit_counter.stores.base import Applied, Batch, Store, Stored
 from visit_counter.stores.parallel import in_parallel
@@ -52,16 +53,57 @@ class ShardedStore(Store):
         """Return the watermark of each partition from its shard; raises the first shard's error."""
         return self._spread(partitions, self.ring.shard_of, lambda store, mine: store.watermarks(writer, mine))
 
+    def watermarks_of_reachable(
+        self, writer: str, partitions: Sequence[int]
+    ) -> tuple[dict[int, str], list[StoreError]]:
+        """Return the watermark of each partition whose shard answers, and the errors of the shards that do not."""
+
+        def ask(store: Store, mine: Sequence[int]) -> dict[int, str] | StoreError:
+            try:
+                return dict(zip(mine, store.watermarks(writer, mine), strict=True))
+            except StoreError as error:
+                return error
+
+        found: dict[int, str] = {}
+        errors: list[StoreError] = []
+        for answer in in_parallel([partial(ask, store, mine) for store, mine in self.by_store(partitions)]):
+            if isinstance(answer, StoreError):
+                errors.append(answer)
+            else:
+                found |= answer
+        return found, errors
+
     def persist(self, timeout_seconds: float) -> bool | None:
         """Wait for all shards at once: False if any is late, else None if any cannot tell, else True."""
-        answers = in_parallel([partial(store.persist, timeout_seconds) for store in self.stores.values()])
+        answers = self.persist_each(timeout_seconds).values()
         if False in answers:
             return False
         return None if None in answers else True
 
+    def persist_each(self, timeout_seconds: float) -> dict[str, bool | None]:
+        """Wait for all shards at once; return what each of them answers."""
+        answers = in_parallel([partial(store.persist, timeout_seconds) for store in self.stores.values()])
+        return dict(zip(self.stores, answers, strict=True))
+
     def ping(self) -> bool:
         """Tell whether all shards answer; ask `stores` for each."""
-        return all(in_parallel([store.ping for store in self.stores.values()]))
+        return all(self.ping_each().values())
+
+    def ping_each(self) -> dict[str, bool]:
+        """Tell for each shard, by name, whether it answers."""
+        return dict(zip(self.stores, in_parallel([store.ping for store in self.stores.values()]), strict=True))
+
+    def owner(self, page: str) -> str:
+        """Return the name of the shard that owns a page."""
+        return self.shard_name(page)
+
+    def is_away(self, page: str) -> bool:
+        """Tell whether the shard of a page is known not to answer now."""
+        return self.stores[self.shard_name(page)].is_away(page)
+
+    def probe(self) -> None:
+        """Ask the shards that are away, all at once, whether they are back."""
+        in_parallel([store.probe for store in self.stores.values() if store.is_away("")])
 
     def close(self) -> None:
         """Release the connections of all shards."""
