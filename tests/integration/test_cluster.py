@@ -196,6 +196,15 @@ def test_a_replica_that_may_be_promoted_must_have_it_too(cluster: Cluster, store
     assert store.persist(5) is True
 
 
+def test_another_process_vouches_for_what_was_sent_to_each_server(cluster: Cluster, store: ClusterStore) -> None:
+    """A write to one server says nothing of the disks of the others."""
+    store.watermarks("writer", range(PARTITIONS))
+    chosen = store.one_per_server(range(PARTITIONS))
+    assert {cluster.owner_of_partition(at).port for at in chosen} == {each.port for each in cluster.primaries()}
+    assert store.one_per_server([HOME]) == [HOME]
+    assert store.one_per_server([]) == []
+
+
 # Nothing twice
 
 
