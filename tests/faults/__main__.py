@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from tests.faults import local_rows, rows
+from tests.faults import failover_rows, local_rows, rows
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -41,6 +41,9 @@ ROWS = (
     Row("disk-full", 50, rows.full_disk),
     Row("clock", 20, rows.set_clock),
     Row("rollback", 100, rows.roll_back),
+    Row("cluster-primary-kill", 50, failover_rows.kill_cluster_primary),
+    Row("cluster-slots-move", 50, failover_rows.move_cluster_slots),
+    Row("sentinel-failover", 20, failover_rows.kill_watched_primary),
     Row("simulation", 100_000, local_rows.simulate),
 )
 
