@@ -27,7 +27,7 @@ def is_whole_suite(config: pytest.Config) -> bool:
 def pytest_configure(config: pytest.Config) -> None:
     """Measure coverage where the whole suite runs: a part of it covers a part, and a benchmark is not to be slowed.
 
-    pytest-cov has started by now, because of the `--cov` in pyproject.toml; only then does it see what is imported here.
+    pytest-cov has started by now, because of the `--cov` in pyproject.toml: only so does it see what is imported here.
     """
     measuring = config.pluginmanager.get_plugin("_cov")
     asked = any(argument.startswith("--cov") for argument in config.invocation_params.args)

@@ -79,6 +79,7 @@ class BufferedCounter:
         self.buffer, self.store, self.cache = buffer, store, cache
         self._post_via, self._stored_via, self._pending_via = post_via, stored_via, pending_via
         self._reads: SingleFlight[None] = SingleFlight()
+        self._loads = 0  # of the buffer when the cache was last cleared
         self._losses = 0  # of the state when the cache was last cleared
 
     def record(self, page: str, visits: int = 1) -> Answer:
@@ -89,6 +90,7 @@ class BufferedCounter:
             log.debug("counting %s without its stored part: %s", page, error)
         with self.buffer.lock:
             [current] = self.buffer.append([(page, visits)])
+            self._drop_void()
             known: Known | None = self.cache.peek(page)
             if known is None:
                 return Answer(self.buffer.tables.pending(page, self.buffer.included_to), self._post_via(page), 202)
@@ -107,6 +109,7 @@ class BufferedCounter:
                     raise CountUnknownError(f"the stored count of this page cannot be read now: {error}") from None
         with self.buffer.lock:
             self.buffer.catch_up()
+            self._drop_void()
             known: Known | None = self.cache.peek(page)
             if known is None:
                 raise CountUnknownError("the cache is too small for the pages being read; raise VISITS_CACHE_PAGES")
@@ -121,34 +124,36 @@ class BufferedCounter:
 
     def answer_ready(self, requests: Sequence[tuple[bool, str]]) -> list[Answer | None]:
         """See VisitCounter.answer_ready: all visits go into the journal with one append."""
-        cache, buffer, tables = self.cache, self.buffer, self.buffer.tables
+        buffer = self.buffer
         with buffer.lock:
             # Before the entries are looked at: what others sealed and flushed is in a table or in an entry.
             buffer.catch_up()
-            entries = [cache.get(page) or self._known(page) for _, page in requests]
-            run = [
-                (page, 1)
-                for (is_visit, page), known in zip(requests, entries, strict=True)
-                if is_visit and known is not None
-            ]
+            self._drop_void()
+            ready = [(self.cache.get(page) or self._known(page)) is not None for _, page in requests]
+            run = [(page, 1) for (is_visit, page), known in zip(requests, ready, strict=True) if is_visit and known]
             try:
                 currents = iter(buffer.append(run) if run else ())
             except JournalError:
                 currents = iter(())
+            self._drop_void()
             answers: list[Answer | None] = []
-            for (is_visit, page), known in zip(requests, entries, strict=True):
-                if known is None:
+            for (is_visit, page), known in zip(requests, ready, strict=True):
+                current = next(currents, None) if is_visit and known else None
+                if not known or (is_visit and current is None):
                     answers.append(None)
-                elif is_visit:
-                    current = next(currents, None)
-                    if current is None:
-                        answers.append(None)
-                        continue
-                    count = known.stored + current + tables.pending_sealed(page, known.segment)
-                    answers.append(Answer(count, self._post_via(page)))
                 else:
-                    answers.append(Answer(known.stored + tables.pending(page, known.segment), IN_MEMORY))
+                    answers.append(self._answer_ready(page, current))
             return answers
+
+    def _answer_ready(self, page: str, current: int | None) -> Answer | None:
+        """Answer a read, or a visit that is recorded: `current` is then what the page has in the current segment."""
+        tables = self.buffer.tables
+        known: Known | None = self.cache.peek(page)
+        if current is None:
+            return Answer(known.stored + tables.pending(page, known.segment), IN_MEMORY) if known else None
+        if known is None:
+            return Answer(tables.pending(page, self.buffer.included_to), self._post_via(page), 202)
+        return Answer(known.stored + current + tables.pending_sealed(page, known.segment), self._post_via(page))
 
     def tick(self) -> None:
         """Follow the journal; called once a second."""
@@ -218,37 +223,40 @@ class BufferedCounter:
                 return
             with self.buffer.lock:
                 self.buffer.catch_up()
-                included, writer = self.buffer.included_to, self.buffer.writer
-            found = self.store.read(writer, pages)
+                self._drop_void()
+                state, loads = self.buffer.state, self.buffer.loads
+            found = self.store.read(self.buffer.writer, pages)
             with self.buffer.lock:
-                pages = [
-                    page
-                    for page, stored in zip(pages, found, strict=True)
-                    if not self._take_over(page, stored, included)
-                ]
+                if state is not self.buffer.state or loads != self.buffer.loads:
+                    continue  # nobody could tell a shard that lost something from a read before its flush
+                pages = [page for page, stored in zip(pages, found, strict=True) if not self._take_over(page, stored)]
         if pages:
             raise StoreError(self._stored_via(pages[0]), "a flush was confirmed during every read")
 
-    def _take_over(self, page: str, stored: Stored, included: int) -> bool:
-        """Put a read into the cache; False if it must be made again. `included`: `included_to` when it began."""
+    def _drop_void(self) -> None:
+        """Drop the cache if the buffer has started anew since; see `WriteBuffer.loads`. The lock is held."""
+        if self._loads != self.buffer.loads:
+            self._loads = self.buffer.loads
+            self.cache.clear()
+
+    def _take_over(self, page: str, stored: Stored) -> bool:
+        """Put a read into the cache; False if it must be made again."""
         confirmed = self.buffer.state.confirmed.get(partition_of(page), NO_WATERMARK)
         has_base = stored.watermark == NO_WATERMARK and is_base(confirmed)
         segment = segment_of(confirmed if has_base else stored.watermark)
         known: Known | None = self.cache.peek(page)
         if segment < segment_of(confirmed):
-            # Less than the partition is known to have had: the read began before the flush, or the shard came back
-            # with older data and is being made whole.
-            if included != self.buffer.included_to:
-                return False
+            # Less than the partition is known to have had: the shard came back with older data.
             if known is None:
-                known = Known(self.buffer.included_to, stored.visits + self.buffer.retained(page, segment))
+                try:
+                    visits = stored.visits + self.buffer.retained(page, segment)
+                except FileNotFoundError:
+                    return False  # the flush has made the shard whole, and forgotten a segment
+                known = Known(max(segment, self.buffer.included_to), visits)
             self.cache.set(page, known)
             return True
-        if segment < self.buffer.included_to:
-            if included != self.buffer.included_to:
-                return False
-            # Nothing between the watermark and `included_to` was for this partition.
-            segment = included
+        # Nothing between the watermark and `included_to` was for this partition.
+        segment = max(segment, self.buffer.included_to)
         # Two reads of one page may overtake each other; counts only grow, so the larger is the later.
         self.cache.set(page, max(Known(segment, stored.visits), known or Known(0, 0)))
         return True

@@ -19,8 +19,8 @@ from visit_counter.flusher import FlushBusyError, Flusher
 from visit_counter.journal import Journal
 from visit_counter.scheduler import Job, Leader, Scheduler
 from visit_counter.state import State
+from visit_counter.stores.factory import make_store
 from visit_counter.stores.memory import MemoryStore
-from visit_counter.stores.redis import RedisStore
 from visit_counter.stores.sharded import ShardedStore
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ class Service:
         if settings.profile == "basic":
             self.counter = DirectCounter(MemoryStore("in_memory"), via="in_memory", waits=False)
             return
-        self.store = ShardedStore([RedisStore(shard) for shard in settings.shards])
+        self.store = ShardedStore([make_store(shard) for shard in settings.shards])
         if settings.profile in ("redis", "cached"):
             local = cache if settings.profile == "cached" else None
             self.counter = DirectCounter(self.store, via="redis", cache=local)

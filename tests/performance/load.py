@@ -1,9 +1,9 @@
-"""A small load generator: keep-alive connections on raw sockets, one request under way on each, bounded in number and time.
+"""A small load generator: keep-alive connections, one request under way on each, bounded in number and time.
 
     python -m tests.performance.load PORT METHOD --connections 16 --pages 1000 --seconds 2 --requests 1000000
 
-prints one JSON object. Run it as a process of its own: then neither coverage nor a test's threads slow it. On a machine of few
-cores it takes one from the server, so its figures compare servers with each other; they are no server's limit.
+prints one JSON object. Run it as a process of its own: then neither coverage nor a test's threads slow it. On a
+machine of few cores it takes one from the server: its figures compare servers, they are no server's limit.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ METHODS = ("POST", "GET")
 
 
 class Effort(NamedTuple):
-    """How much is measured, and which part of another's rate is still "not slower": short runs on a shared machine vary."""
+    """How much is measured, and which part of another's rate is still "not slower": short runs vary."""
 
     turns: int
     seconds: float
@@ -71,7 +71,7 @@ def total(service: GunicornServer) -> int:
     """Return the sum of all counts."""
     count = 0
     for number in range(PAGES):
-        with urllib.request.urlopen(f"{service.url}/visits/page/{number}") as reply:  # noqa: S310 - http://127.0.0.1
+        with urllib.request.urlopen(f"{service.url}/visits/page/{number}") as reply:
             count += json.load(reply)["visits"]
     return count
 
@@ -83,7 +83,7 @@ def show(text: str, *, last: bool = False) -> None:
 
 
 def measure(services: dict[str, GunicornServer], effort: Effort) -> dict[str, dict[str, Any]]:
-    """Return the medians of all turns, by profile and method; the profiles take turns, so that all meet the same machine."""
+    """Return the medians by profile and method; the profiles take turns, so that all meet the same machine."""
     runs: dict[tuple[str, str], list[dict[str, Any]]] = {}
     steps = [(turn, name, method) for turn in range(effort.turns) for name in services for method in METHODS]
     for done, (turn, profile, method) in enumerate(steps):

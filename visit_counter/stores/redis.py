@@ -1,26 +1,42 @@
-"""RedisStore: a shard, which is one Redis or Valkey server."""
+"""RedisStore: a shard, which is one Redis or Valkey server; with sentinels, whichever of several they say it is.
+
+With sentinels, redis-py asks them for the primary whenever a connection is opened. A connection that fails, or that
+says READONLY because its server has been demoted, is closed, so the next call finds the new primary.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
-from redis.exceptions import RedisError
+from redis.exceptions import ConnectionError, RedisError  # noqa: A004 - redis-py's name
 
-from visit_counter.errors import StoreRefusedError, StoreUnavailableError
-from visit_counter.ring import partition_of
+from visit_counter.errors import StoreError, StoreRefusedError, StoreUnavailableError
+from visit_counter.ring import PARTITIONS, partition_of
 from visit_counter.stores.applying import Applier, partition_key, watermark_field
 from visit_counter.stores.base import Applied, Batch, Store, Stored
 from visit_counter.stores.breaker import Breaker
-from visit_counter.stores.describe import Description, describe, read_info
+from visit_counter.stores.describe import Description, Seen, describe, read_info
 from visit_counter.stores.wire import Wire, explain, is_away, pack
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from visit_counter.settings import Shard
 
+
+class Patience(TypedDict, total=False):
+    """The time-outs of RedisStore by name, in seconds."""
+
+    connect_seconds: float
+    read_seconds: float
+    add_seconds: float
+    apply_seconds: float
+
+
 # Bounds what waits in the buffers of both sides in one round trip.
 CHUNK_READS = 1000
+# Where the writers are looked up, to tell watermarks from pages.
+_SAMPLE_PARTITIONS, _SAMPLE_FIELDS = 16, 1000
 
 
 class RedisStore(Store):
@@ -40,36 +56,34 @@ class RedisStore(Store):
         add_seconds: float = 1.0,
         apply_seconds: float = 5.0,
         breaker: Breaker | None = None,
+        known_replicas: Callable[[], int] | None = None,
     ) -> None:
         self.name = shard.name
         self.breaker = breaker or Breaker()
-        self._reads = Wire(shard.url, connect_seconds, read_seconds)
-        self._adds = Wire(shard.url, connect_seconds, add_seconds)
-        self._flushes = Wire(shard.url, apply_seconds, apply_seconds)
+        self._reads = Wire(shard, connect_seconds, read_seconds)
+        self._adds = Wire(shard, connect_seconds, add_seconds)
+        self._flushes = Wire(shard, apply_seconds, apply_seconds)
         # Half, so that the server's answer to a wait arrives before this side gives up on the connection.
-        self._applier = Applier(self.name, self._flushes, apply_seconds / 2, self._report)
+        self.applier = Applier(
+            self.name, self._flushes, apply_seconds / 2, self._report, known_replicas or self._flushes.known_replicas
+        )
 
     def add(self, page: str, visits: int) -> int:
         """Count visits of a page at once and return its new count; waits up to `add_seconds`."""
-        key = partition_key(partition_of(page))
-        (count,) = self._ask_if_up(self._adds, [pack(b"HINCRBY", key, page.encode(), b"%d" % visits)])
+        (count,) = self._answers(self.ask_add([add_command(page, visits)]))
         return int(count)
 
     def read(self, writer: str, pages: Sequence[str]) -> list[Stored]:
         """Return what is stored for each page, in order; waits up to `read_seconds` for each reply."""
-        field = watermark_field(writer)
         stored: list[Stored] = []
         for first in range(0, len(pages), CHUNK_READS):
-            commands = [
-                pack(b"HMGET", partition_key(partition_of(page)), page.encode(), field)
-                for page in pages[first : first + CHUNK_READS]
-            ]
-            stored += [self._stored(*reply) for reply in self._ask_if_up(self._reads, commands)]
+            commands = [read_command(writer, page) for page in pages[first : first + CHUNK_READS]]
+            stored += [stored_of(self.name, reply) for reply in self._answers(self.ask_read(commands))]
         return stored
 
     def apply(self, writer: str, batches: Iterable[Batch]) -> list[Applied]:
         """Apply each batch, 64 or about 1 MB in a round trip; waits up to `apply_seconds` for each reply."""
-        return self._applier.apply(writer, list(batches))
+        return self.applier.apply(writer, list(batches))
 
     def watermarks(self, writer: str, partitions: Sequence[int]) -> list[str]:
         """Return the writer's watermark token in each partition; waits up to `apply_seconds` for each reply.
@@ -78,8 +92,7 @@ class RedisStore(Store):
         """
         if self.breaker.state != "closed" and not self.ping():
             raise StoreUnavailableError(self.name, f"no answer for {self.breaker.since:.1f} s")
-        field = watermark_field(writer)
-        replies = self._ask(self._flushes, [pack(b"HGET", partition_key(at), field) for at in partitions])
+        replies = self._answers(self.ask_flush([watermark_command(writer, at) for at in partitions]))
         return [(reply or b"").decode() for reply in replies]
 
     def persist(self, timeout_seconds: float) -> bool | None:
@@ -89,7 +102,7 @@ class RedisStore(Store):
         """
         if self.breaker.state != "closed":
             return False
-        return self._applier.persist(timeout_seconds)
+        return self.applier.persist(timeout_seconds)
 
     def ping(self) -> bool:
         """Tell whether the server answers PING within `read_seconds`, and tell the breaker."""
@@ -108,27 +121,87 @@ class RedisStore(Store):
 
     def describe(self) -> Description:
         """Return what the server is and how it is set up; raises StoreError. Waits up to `apply_seconds`."""
-        replies = self._flushes.ask([pack(b"INFO"), pack(b"CONFIG", b"GET", b"appendfsync")])
-        self._report(replies)
+        settings = (b"appendfsync", b"cluster-require-full-coverage")
+        # One by one: Redis 6 takes no more than one name.
+        replies = self.ask_flush([pack(b"INFO"), *(pack(b"CONFIG", b"GET", name) for name in settings)])
         if isinstance(replies[0], RedisError):
             raise explain(self.name, replies[0])
         return describe(read_info(replies))
 
+    def look(self, writer: str, partitions: Sequence[int]) -> list[Seen]:
+        """Return one row: what the server is like, and how many pages it has in these partitions."""
+        return [self.look_at(writer, partitions)]
+
+    def look_at(self, writer: str, partitions: Sequence[int]) -> Seen:
+        """Return what `look` does; a server that does not answer is down, with the reason."""
+        try:
+            said = self.describe()
+            pages = self._pages(writer, partitions)
+            strange = self._partitions_beyond()
+        except StoreError as error:
+            return Seen(self._flushes.address, partitions=len(partitions), error=error.reason)
+        warnings = (*said.warnings, *strange)
+        return Seen(
+            self._flushes.address, partitions=len(partitions), up=True, pages=pages, said=said, warnings=warnings
+        )
+
+    def _pages(self, writer: str, partitions: Sequence[int]) -> int:
+        """Return how many pages the partitions hold: their fields but for the watermarks.
+
+        Which writers there are is looked up in a few small partitions; a writer that has been nowhere but in others
+        makes the number too high by one for each of those.
+        """
+        sizes: list[int] = self._answers(self.ask_flush([pack(b"HLEN", partition_key(at)) for at in partitions]))
+        small = sorted((size, at) for size, at in zip(sizes, partitions, strict=True) if 0 < size <= _SAMPLE_FIELDS)
+        sample = [pack(b"HKEYS", partition_key(at)) for _, at in small[:_SAMPLE_PARTITIONS]]
+        writers = {watermark_field(writer)}
+        for fields in self._answers(self.ask_flush(sample)):
+            writers |= {field for field in fields if field.startswith(b"\t")}
+        marks = [pack(b"HMGET", partition_key(at), *sorted(writers)) for at in partitions]
+        found = self._answers(self.ask_flush(marks))
+        return sum(sizes) - sum(mark is not None for reply in found for mark in reply)
+
+    def _partitions_beyond(self) -> list[str]:
+        """Return a warning if the server holds partitions that there are not."""
+        beyond = range(PARTITIONS, 2 * PARTITIONS)
+        replies = self.ask_flush([pack(b"HLEN", partition_key(at)) for at in beyond])
+        known = [at for at, reply in zip(beyond, replies, strict=True) if isinstance(reply, int) and reply]
+        if not known:
+            return []
+        return [f"it holds partition {known[0]}, but pages are in {PARTITIONS} partitions: another version wrote it"]
+
     def close(self) -> None:
         """Close all connections."""
-        self._applier.close()
+        self.applier.close()
         for wire in (self._reads, self._adds, self._flushes):
             wire.close()
 
-    def _ask_if_up(self, wire: Wire, commands: Sequence[bytes]) -> list[Any]:
-        if not self.breaker.allows():
-            raise StoreUnavailableError(self.name, f"no answer for {self.breaker.since:.1f} s; not asked again yet")
-        return self._ask(wire, commands)
+    # -- packed commands: what came for each, its reply or the RedisError ---------------------------------------
 
-    def _ask(self, wire: Wire, commands: Sequence[bytes]) -> list[Any]:
-        """Return a reply for each command; raises StoreError for the first that has none."""
-        replies = wire.ask(commands)
+    def ask_read(self, commands: Sequence[bytes], *, asking: bool = False) -> list[Any]:
+        """Exchange packed commands as a reader does; all fail at once while the breaker is open."""
+        return self._ask_if_up(self._reads, commands, asking=asking)
+
+    def ask_add(self, commands: Sequence[bytes], *, asking: bool = False) -> list[Any]:
+        """Exchange packed commands with the patience of a visit that is counted at once."""
+        return self._ask_if_up(self._adds, commands, asking=asking)
+
+    def ask_flush(self, commands: Sequence[bytes], *, asking: bool = False) -> list[Any]:
+        """Exchange packed commands with the patience of a flush, whatever the breaker says."""
+        replies = self._flushes.ask(commands, asking=asking)
         self._report(replies)
+        return replies
+
+    def _ask_if_up(self, wire: Wire, commands: Sequence[bytes], *, asking: bool) -> list[Any]:
+        if not self.breaker.allows():
+            away = ConnectionError(f"no answer for {self.breaker.since:.1f} s; not asked again yet")
+            return [away] * len(commands)
+        replies = wire.ask(commands, asking=asking)
+        self._report(replies)
+        return replies
+
+    def _answers(self, replies: list[Any]) -> list[Any]:
+        """Return the replies if all are; raises StoreError for the first that is an error."""
         for reply in replies:
             if isinstance(reply, RedisError):
                 raise explain(self.name, reply)
@@ -140,8 +213,26 @@ class RedisStore(Store):
         else:
             self.breaker.success()
 
-    def _stored(self, count: bytes | None, watermark: bytes | None) -> Stored:
-        try:
-            return Stored(int(count or 0), (watermark or b"").decode())
-        except ValueError:
-            raise StoreRefusedError(self.name, "the partition holds a value that is not a count") from None
+
+def add_command(page: str, visits: int) -> bytes:
+    """Return the packed command that counts visits at once and replies with the count."""
+    return pack(b"HINCRBY", partition_key(partition_of(page)), page.encode(), b"%d" % visits)
+
+
+def read_command(writer: str, page: str) -> bytes:
+    """Return the packed command whose reply `stored_of` understands."""
+    return pack(b"HMGET", partition_key(partition_of(page)), page.encode(), watermark_field(writer))
+
+
+def watermark_command(writer: str, partition: int) -> bytes:
+    """Return the packed command that replies with a writer's watermark token, or nothing."""
+    return pack(b"HGET", partition_key(partition), watermark_field(writer))
+
+
+def stored_of(shard: str, reply: Sequence[bytes | None]) -> Stored:
+    """Return the count and the watermark that a reply holds; raises StoreRefusedError for anything else."""
+    count, watermark = reply
+    try:
+        return Stored(int(count or 0), (watermark or b"").decode())
+    except ValueError:
+        raise StoreRefusedError(shard, "the partition holds a value that is not a count") from None

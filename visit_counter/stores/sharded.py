@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from functools import partial
-from threading import Thread
 from types import MappingProxyType
 from typing import TYPE_CHECKING, TypeVar
 
 from visit_counter.errors import StoreError
 from visit_counter.ring import Ring, partition_of
 from visit_counter.stores.base import Applied, Batch, Store, Stored
+from visit_counter.stores.parallel import in_parallel
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -66,7 +66,7 @@ class ShardedStore(Store):
 
         found: dict[int, str] = {}
         errors: list[StoreError] = []
-        for answer in _in_parallel([partial(ask, store, mine) for store, mine in self.by_store(partitions)]):
+        for answer in in_parallel([partial(ask, store, mine) for store, mine in self.by_store(partitions)]):
             if isinstance(answer, StoreError):
                 errors.append(answer)
             else:
@@ -75,10 +75,15 @@ class ShardedStore(Store):
 
     def persist(self, timeout_seconds: float) -> bool | None:
         """Wait for all shards at once: False if any is late, else None if any cannot tell, else True."""
-        answers = _in_parallel([partial(store.persist, timeout_seconds) for store in self.stores.values()])
+        answers = self.persist_each(timeout_seconds).values()
         if False in answers:
             return False
         return None if None in answers else True
+
+    def persist_each(self, timeout_seconds: float) -> dict[str, bool | None]:
+        """Wait for all shards at once; return what each of them answers."""
+        answers = in_parallel([partial(store.persist, timeout_seconds) for store in self.stores.values()])
+        return dict(zip(self.stores, answers, strict=True))
 
     def ping(self) -> bool:
         """Tell whether all shards answer; ask `stores` for each."""
@@ -86,7 +91,7 @@ class ShardedStore(Store):
 
     def ping_each(self) -> dict[str, bool]:
         """Tell for each shard, by name, whether it answers."""
-        return dict(zip(self.stores, _in_parallel([store.ping for store in self.stores.values()]), strict=True))
+        return dict(zip(self.stores, in_parallel([store.ping for store in self.stores.values()]), strict=True))
 
     def owner(self, page: str) -> str:
         """Return the name of the shard that owns a page."""
@@ -98,7 +103,7 @@ class ShardedStore(Store):
 
     def probe(self) -> None:
         """Ask the shards that are away, all at once, whether they are back."""
-        _in_parallel([store.probe for store in self.stores.values() if store.is_away("")])
+        in_parallel([store.probe for store in self.stores.values() if store.is_away("")])
 
     def close(self) -> None:
         """Release the connections of all shards."""
@@ -120,33 +125,10 @@ class ShardedStore(Store):
         places: dict[str, list[int]] = {}
         for place, item in enumerate(items):
             places.setdefault(owner(item), []).append(place)
-        answers = _in_parallel(
+        answers = in_parallel(
             [partial(call, self.stores[name], [items[place] for place in mine]) for name, mine in places.items()]
         )
         results: dict[int, R] = {}
         for mine, answer in zip(places.values(), answers, strict=True):
             results.update(zip(mine, answer, strict=True))
         return [results[place] for place in range(len(items))]
-
-
-def _in_parallel(calls: Sequence[Callable[[], T]]) -> list[T]:
-    """Run the calls side by side, the last one in this thread; return their results, or raise the first error."""
-    results: dict[int, T] = {}
-    errors: dict[int, Exception] = {}
-
-    def run(index: int) -> None:
-        try:
-            results[index] = calls[index]()
-        except Exception as error:  # noqa: BLE001 - raised again below, in the caller's thread
-            errors[index] = error
-
-    threads = [Thread(target=run, args=(index,), daemon=True) for index in range(len(calls) - 1)]
-    for thread in threads:
-        thread.start()
-    if calls:
-        run(len(calls) - 1)
-    for thread in threads:
-        thread.join()
-    for index in sorted(errors):
-        raise errors[index]
-    return [results[index] for index in range(len(calls))]
