@@ -1,8 +1,8 @@
 """The fault campaign: `python -m tests.faults`. docs/reliability.md says what it does and what it found.
 
-    python -m tests.faults                       every row, with its number of trials
-    python -m tests.faults --list                the rows
-    python -m tests.faults --only simulation --trials 1000 --seed 7
+python -m tests.faults                       every row, with its number of trials
+python -m tests.faults --list                the rows
+python -m tests.faults --only simulation --trials 1000 --seed 7
 """
 
 from __future__ import annotations
@@ -89,7 +89,9 @@ def main() -> int:
         for row in chosen:
             print(f"{row.name:20} {row.trials:7}  {(row.function.__doc__ or '').partition(chr(10))[0]}")
         return 0
-    print(f"seed {options.seed}\n\n| fault | row | trials | seconds | promises | |\n|---|---|--:|--:|---|---|", flush=True)
+    print(
+        f"seed {options.seed}\n\n| fault | row | trials | seconds | promises | |\n|---|---|--:|--:|---|---|", flush=True
+    )
     held = [run(row, options.trials or max(1, round(row.trials * options.scale)), options.seed) for row in chosen]
     print(f"\n{sum(held)} of {len(held)} rows held")
     return 0 if all(held) else 1

@@ -10,7 +10,7 @@ import subprocess
 import time
 from typing import TYPE_CHECKING
 
-from tests.faults.oracle import Broken
+from tests.faults.oracle import BrokenError
 from tests.faults.service import FaultyService
 from tests.servers import process_runs, wait_until
 
@@ -185,7 +185,7 @@ def full_disk(directory: Path, trials: int, seed: int, progress: Callable[[int],
 
             _repeat(service, trials, progress, fault)
             if not refused:
-                raise Broken("no visit was refused: the disk was never full")
+                raise BrokenError("no visit was refused: the disk was never full")
             return f"{refused} visits refused, {service.visitors.answers} answers"
     finally:
         subprocess.run(["umount", "-l", str(data)], check=True)  # noqa: S607
@@ -241,5 +241,5 @@ def set_clock(directory: Path, trials: int, seed: int, progress: Callable[[int],
 
         _repeat(service, trials, progress, fault)
         if "the clock jumped" not in service.server.log:
-            raise Broken("the service did not see the clock jump")
+            raise BrokenError("the service did not see the clock jump")
         return f"{service.visitors.answers} answers"
