@@ -25,7 +25,7 @@ from visit_counter.state import State
 from visit_counter.tables import Table, Tables, Visits
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
 log = logging.getLogger(__name__)
 
@@ -207,6 +207,10 @@ class WriteBuffer:
     def pending_totals(self) -> tuple[int, int]:
         """Return (visits, pages) in all tables; a page in several segments is counted in each."""
         return self.tables.totals(self.included_to)
+
+    def pending_pages(self) -> Iterator[tuple[str, int, int]]:
+        """Give (page, visits, segment) of all that some partition may not include yet."""
+        return self.tables.walk(self.included_to)
 
     # -- once a second -------------------------------------------------------------------------------------------
 

@@ -115,7 +115,16 @@ def status(as_json: bool) -> None:
     """Show each shard; exit status 1 if one is down."""
     with _service() as service:
         rows = reports.shards(service)
-    _print(rows, as_json)
+    if as_json:
+        _print(rows, as_json)
+    else:
+        told = [(row["shard"], row["address"], row.pop("warnings"), row.pop("error")) for row in rows]
+        _print(rows, as_json)
+        for name, address, warnings, error in told:
+            for warning in [error] if error else warnings:
+                click.secho(
+                    f"{'down' if error else 'warning'}: {name}, {address}: {warning}", fg="red" if error else "yellow"
+                )
     if not all(row["up"] for row in rows):
         raise SystemExit(1)
 

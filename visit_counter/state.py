@@ -40,7 +40,7 @@ class State:
     explain, oldest first. `losses`: how often a shard was found to have lost visits for good. `unpersisted`: of the
     partitions that are not known to be on their shard's disk, the segment number that each may fall back to, and the
     last segment that this includes. `forgotten`: by partition, the last segment whose visits of it, once included, are
-    no longer retained.
+    no longer retained. `away`: by shard, since when flushes find it so; seconds since the epoch, for people.
     """
 
     writer: str = ""
@@ -52,6 +52,7 @@ class State:
     last_flush: LastFlush | None = None
     unpersisted: dict[int, tuple[int, int]] = field(default_factory=dict)
     forgotten: dict[int, int] = field(default_factory=dict)
+    away: dict[str, float] = field(default_factory=dict)
 
     def note_damage(self, text: str) -> None:
         """Remember one finding, once, with the time it was found at."""

@@ -452,14 +452,14 @@ def simulated_modules() -> Iterator[None]:
     sharded_module.in_parallel = lambda calls: [call() for call in calls]
     journal_module.file_system_of = lambda *_: ""
     merging_module.MERGE_FROM = 2
-    sharded_module.Ring = _ring  # type: ignore[assignment,misc]  # the same for all: making one takes milliseconds
+    sharded_module.Ring = _ring  # the same for all: making one takes milliseconds
     try:
         yield
     finally:
         sharded_module.in_parallel = kept_parallel
         journal_module.file_system_of = kept_file_system
         merging_module.MERGE_FROM = kept_merge_from
-        sharded_module.Ring = kept_ring  # type: ignore[misc]
+        sharded_module.Ring = kept_ring
         _use(os, None)
         steps.hook = None
 

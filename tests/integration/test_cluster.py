@@ -196,6 +196,15 @@ def test_a_replica_that_may_be_promoted_must_have_it_too(cluster: Cluster, store
     assert store.persist(5) is True
 
 
+def test_another_process_vouches_for_what_was_sent_to_each_server(cluster: Cluster, store: ClusterStore) -> None:
+    """A write to one server says nothing of the disks of the others."""
+    store.watermarks("writer", range(PARTITIONS))
+    chosen = store.one_per_server(range(PARTITIONS))
+    assert {cluster.owner_of_partition(at).port for at in chosen} == {each.port for each in cluster.primaries()}
+    assert store.one_per_server([HOME]) == [HOME]
+    assert store.one_per_server([]) == []
+
+
 # Nothing twice
 
 
@@ -247,7 +256,7 @@ def test_an_add_whose_reply_is_lost_is_sent_once_and_reported_unknown(
 def test_a_wrong_password_is_refused_and_not_shown(cluster: Cluster) -> None:
     shard = Shard("cluster", cluster.shard.url.replace(PASSWORD, "wrong-canary"))
     with closing(patient(shard)) as store:
-        with pytest.raises(StoreRefusedError, match="WRONGPASS|invalid username") as refused:
+        with pytest.raises(StoreRefusedError, match=r"WRONGPASS|invalid username") as refused:
             store.read("writer", ["home"])
         (applied,) = store.apply("writer", [home_batch(1)])
         (row,) = store.look("writer", range(PARTITIONS))
@@ -258,9 +267,9 @@ def test_a_server_that_is_no_cluster_is_refused_with_its_own_words(tmp_path: Pat
     with (
         closing(Server(tmp_path)) as server,
         closing(patient(Shard("x", f"redis+cluster://127.0.0.1:{server.port}"))) as store,
+        pytest.raises(StoreRefusedError, match="cluster support disabled"),
     ):
-        with pytest.raises(StoreRefusedError, match="cluster support disabled"):
-            store.read("writer", ["home"])
+        store.read("writer", ["home"])
 
 
 def test_a_cluster_that_is_away_is_unavailable() -> None:

@@ -97,6 +97,13 @@ class Store(ABC):
         True: it is. False: not within the time-out, ask again later. None: this store cannot tell.
         """
 
+    def one_per_server(self, partitions: Sequence[int]) -> list[int]:
+        """Return some of these partitions: one for each server that has any.
+
+        After a write to it through this object, `persist` speaks for all that its server was sent before, by whomever.
+        """
+        return list(partitions[:1])
+
     @abstractmethod
     def ping(self) -> bool:
         """Tell whether the store answers now; never raises."""

@@ -107,6 +107,10 @@ class ClusterStore(Store):
             return False
         return None if None in answers else True
 
+    def one_per_server(self, partitions: Sequence[int]) -> list[int]:
+        """Return one of these partitions for each server of the cluster that has any."""
+        return list({self.topology.owner(partition): partition for partition in partitions}.values())
+
     def ping(self) -> bool:
         """Tell whether every partition has a server and all of these answer."""
         self.topology.refresh(force=True)

@@ -18,17 +18,12 @@ from redis.connection import ConnectionPool, parse_url
 from redis.retry import Retry
 from redis.sentinel import Sentinel, SentinelConnectionPool
 
+from visit_counter.shard_list import TLS_OPTIONS
+
 if TYPE_CHECKING:
     from visit_counter.settings import Shard
 
 SENTINEL, CLUSTER = "redis+sentinel", "redis+cluster"
-
-# All that the service may be told about a connection. Whatever else redis-py takes (`retry_on_timeout`, its own
-# time-outs) would break promises; `ssl` and the sentinels' login are for the schemes with several hosts.
-SSL_FILES = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile")
-OPTIONS = (*SSL_FILES, "ssl_check_hostname")
-MANY_HOSTS_OPTIONS = (*OPTIONS, "ssl")
-SENTINEL_OPTIONS = (*MANY_HOSTS_OPTIONS, "sentinel_username", "sentinel_password")
 
 
 class Target(NamedTuple):
@@ -39,11 +34,6 @@ class Target(NamedTuple):
     hosts: tuple[tuple[str, int], ...]
     path: str
     options: dict[str, str]
-
-
-def allowed_options(scheme: str) -> tuple[str, ...]:
-    """Return what may stand behind the question mark of a url."""
-    return {SENTINEL: SENTINEL_OPTIONS, CLUSTER: MANY_HOSTS_OPTIONS}.get(scheme, OPTIONS)
 
 
 def target_of(shard: Shard) -> Target:
@@ -69,7 +59,7 @@ def join_host(host: str, port: int) -> str:
 
 def server_url(target: Target, host: str, port: int) -> str:
     """Return the plain url of one server behind a target, with the same login and TLS."""
-    options = {name: value for name, value in target.options.items() if name in OPTIONS}
+    options = {name: value for name, value in target.options.items() if name in TLS_OPTIONS}
     tls = target.scheme == "rediss" or target.options.get("ssl") == "true"
     scheme = "rediss" if tls else "redis"
     path = f"/{target.path}" if target.path and target.scheme in ("redis", "rediss") else ""

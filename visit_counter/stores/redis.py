@@ -59,6 +59,7 @@ class RedisStore(Store):
         known_replicas: Callable[[], int] | None = None,
     ) -> None:
         self.name = shard.name
+        self._address = shard.address
         self.breaker = breaker or Breaker()
         self._reads = Wire(shard, connect_seconds, read_seconds)
         self._adds = Wire(shard, connect_seconds, add_seconds)
@@ -139,7 +140,7 @@ class RedisStore(Store):
             pages = self._pages(writer, partitions)
             strange = self._partitions_beyond()
         except StoreError as error:
-            return Seen(self._flushes.address, partitions=len(partitions), error=error.reason)
+            return Seen(self._flushes.address or self._address, partitions=len(partitions), error=error.reason)
         warnings = (*said.warnings, *strange)
         return Seen(
             self._flushes.address, partitions=len(partitions), up=True, pages=pages, said=said, warnings=warnings
