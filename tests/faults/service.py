@@ -131,7 +131,7 @@ class FaultyService:
             shard.start()
         self._environ["VISITS_SHARDS"] = ",".join(f"s{n}={shard.url}" for n, shard in enumerate(self.shards))
         # With the application loaded before the fork a worker is back in a few milliseconds.
-        self.server = GunicornServer(self.dir, "--preload", "-w", str(self._workers), **self._environ).start()
+        self.server = GunicornServer(self.dir, "--preload", "-w", str(self._workers), port=0, **self._environ).start()
         self.visitors = Visitors(self.server.port, self.oracle, self.random.randrange(1 << 30))
         self.visitors.go()
         return self

@@ -185,7 +185,7 @@ class World:
     def running(self, process: Process) -> Iterator[None]:
         """Make a process the one that runs."""
         host = process.host
-        kept = journal_module.os, SimulatedPath.__dict__.get("disk")
+        kept = vars(journal_module)["os"], SimulatedPath.__dict__.get("disk")
         _use(host.os, host.disk)
         outer = host.disk.open_files, host.disk.pid
         host.disk.open_files, host.disk.pid = process.files, process.pid
@@ -444,22 +444,22 @@ def _use(simulated: Any, disk: Any) -> None:
 @contextmanager
 def simulated_modules() -> Iterator[None]:
     """Put the simulation's calls in the place of the real ones, and put these back afterwards."""
-    kept_parallel = sharded_module.in_parallel
-    kept_file_system = journal_module.file_system_of
-    kept_ring = sharded_module.Ring
-    kept_merge_from = merging_module.MERGE_FROM
-    # In the order of the shards, in this thread: a seed must always do the same.
-    sharded_module.in_parallel = lambda calls: [call() for call in calls]
-    journal_module.file_system_of = lambda *_: ""
-    merging_module.MERGE_FROM = 2
-    sharded_module.Ring = _ring  # the same for all: making one takes milliseconds
+    replaced: tuple[tuple[Any, str, Any], ...] = (
+        # In the order of the shards, in this thread: a seed must always do the same.
+        (sharded_module, "in_parallel", lambda calls: [call() for call in calls]),
+        # The same for all: making one takes milliseconds.
+        (sharded_module, "Ring", _ring),
+        (journal_module, "file_system_of", lambda *_: ""),
+        (merging_module, "MERGE_FROM", 2),
+    )
+    kept = [(module, name, getattr(module, name)) for module, name, _ in replaced]
+    for module, name, stand_in in replaced:
+        setattr(module, name, stand_in)
     try:
         yield
     finally:
-        sharded_module.in_parallel = kept_parallel
-        journal_module.file_system_of = kept_file_system
-        merging_module.MERGE_FROM = kept_merge_from
-        sharded_module.Ring = kept_ring
+        for module, name, real in kept:
+            setattr(module, name, real)
         _use(os, None)
         steps.hook = None
 

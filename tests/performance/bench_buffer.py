@@ -14,6 +14,7 @@ import socket
 import tempfile
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tests.servers import ValkeyServer
 from visit_counter.buffer import WriteBuffer
@@ -23,6 +24,9 @@ from visit_counter.records import visit_line
 from visit_counter.settings import Shard
 from visit_counter.stores.redis import RedisStore
 from visit_counter.stores.sharded import ShardedStore
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 _PAGES = [f"blog/page-{number}" for number in range(1000)]
 
@@ -51,11 +55,11 @@ def _write(path: Path, visits: int) -> float:
     return time.process_time() - started
 
 
-def _in_processes(function: object, path: Path, visits: int, processes: int) -> float:
+def _in_processes(function: Callable[[Path, int], float], path: Path, visits: int, processes: int) -> float:
     """Return the processor microseconds of one call, with so many processes at once."""
     path.mkdir(parents=True, exist_ok=True)
     with multiprocessing.get_context("fork").Pool(processes) as pool:
-        seconds = pool.starmap(function, [(path, visits)] * processes)  # type: ignore[arg-type]
+        seconds = pool.starmap(function, [(path, visits)] * processes)
     return max(seconds) / visits * 1e6
 
 
