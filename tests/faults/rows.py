@@ -116,7 +116,9 @@ def freeze_worker(directory: Path, trials: int, seed: int, progress: Callable[[i
             pid = service.reached("stop", step)
             # The others go on answering; what they accept stays pending, because the lock is held.
             before = service.visitors.answers
-            wait_until(lambda: service.visitors.answers > before + 20 or service.visitors.broken, "others answer", 10)
+            # Not for ever: each visitor may happen to be connected with the frozen one.
+            with contextlib.suppress(AssertionError):
+                wait_until(lambda: service.visitors.answers > before + 20, "others answer", 2)
             os.kill(pid, signal.SIGKILL if trial % 2 else signal.SIGCONT)
             service.wait_for_workers()
 
