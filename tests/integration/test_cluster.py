@@ -148,10 +148,34 @@ def test_a_primary_that_is_gone_with_its_replica_leaves_the_other_slots_as_they_
     with pytest.raises(StoreUnavailableError, match="cluster"):
         store.read("writer", ["home"])
     there = [page for page in PAGES if partition_of(page) not in lost]
+    assert store.is_away("home")
+    assert store.needs_probe()
+    assert not any(store.is_away(page) for page in there)
+    assert store.owner("home") not in {store.owner(page) for page in there}
     assert [stored.watermark for stored in store.read("writer", there)] == ["1:a"] * len(there)
     assert store.add(there[0], 1) == 1
     assert store.ping() is False
     assert store.persist(1) is False
+
+
+def test_a_reader_that_asks_for_nothing_learns_from_the_probe_that_a_replica_was_promoted(
+    cluster: Cluster, store: ClusterStore
+) -> None:
+    store.apply("writer", [home_batch(1)])
+    primary = cluster.owner_of(SLOT)
+    wait_until(lambda: primary.call("WAIT", 1, 100) == 1, "the replica to have it")
+    primary.kill()
+    with pytest.raises(StoreUnavailableError):
+        store.read("writer", ["home"])
+    assert store.is_away("home")
+
+    def is_found() -> bool:
+        store.probe()
+        return not store.is_away("home")
+
+    wait_until(is_found, "the promoted server to be found")
+    assert not store.needs_probe()
+    assert store.read("writer", ["home"]) == [Stored(1, "1:a")]
 
 
 # Nothing claimed that is not on disk
