@@ -94,16 +94,20 @@ class ShardedStore(Store):
         return dict(zip(self.stores, in_parallel([store.ping for store in self.stores.values()]), strict=True))
 
     def owner(self, page: str) -> str:
-        """Return the name of the shard that owns a page."""
-        return self.shard_name(page)
+        """Return the shard that owns a page, and which of its servers."""
+        return self.stores[self.shard_name(page)].owner(page)
 
     def is_away(self, page: str) -> bool:
         """Tell whether the shard of a page is known not to answer now."""
         return self.stores[self.shard_name(page)].is_away(page)
 
+    def needs_probe(self) -> bool:
+        """Tell whether any shard is known not to answer now."""
+        return any(store.needs_probe() for store in self.stores.values())
+
     def probe(self) -> None:
         """Ask the shards that are away, all at once, whether they are back."""
-        in_parallel([store.probe for store in self.stores.values() if store.is_away("")])
+        in_parallel([store.probe for store in self.stores.values() if store.needs_probe()])
 
     def close(self) -> None:
         """Release the connections of all shards."""
