@@ -9,9 +9,8 @@ import sys
 from visit_counter.errors import VisitCounterError
 from visit_counter.flusher import FlushBusyError, Flusher
 from visit_counter.journal import Journal
+from visit_counter.service import make_store
 from visit_counter.settings import Settings
-from visit_counter.stores.redis import RedisStore
-from visit_counter.stores.sharded import ShardedStore
 
 log = logging.getLogger(__name__)
 
@@ -22,7 +21,7 @@ def main() -> int:
     os.nice(10)
     try:
         settings = Settings.load(os.environ)
-        store = ShardedStore([RedisStore(shard) for shard in settings.shards])
+        store = make_store(settings)
         flusher = Flusher(
             Journal(settings.data_dir / "journal"),
             store,

@@ -8,7 +8,6 @@ import secrets
 from typing import TYPE_CHECKING, NamedTuple
 
 from visit_counter import steps
-from visit_counter.errors import StoreError
 from visit_counter.records import Folded, encode
 from visit_counter.ring import partition_of
 from visit_counter.stores.base import NO_WATERMARK, Batch, is_base, segment_of
@@ -52,6 +51,7 @@ class Round:
         self.sealed: dict[Segment, str] = {}  # sealed segments, oldest first, and their tokens
         self.content: dict[Segment, ByPartition] = {}
         self._rollbacks: list[Rollback] = []
+        self._unreached: set[int] = set()  # partitions whose watermark could not be read
         self.current = 0  # the segment that visits are appended to now
 
     def run(self) -> str:
@@ -64,6 +64,8 @@ class Round:
         plan, failures = self._plan(partitions)
         if plan:
             failures |= self._apply(plan)
+        if not failures:
+            self.state.attempted.clear()
         self._move_floor()
         self.persisted = self.store.persist(_PERSIST_SECONDS) is not False
         return "; ".join(sorted(failures))
@@ -109,13 +111,8 @@ class Round:
 
     def _plan(self, partitions: list[int]) -> tuple[list[Batch], set[str]]:
         """Return the batches that bring every reachable partition up to date, and what could not be reached."""
-        found: dict[int, str] = {}
-        failures: set[str] = set()
-        for store, mine in self.store.by_store(partitions):
-            try:
-                found.update(zip(mine, store.watermarks(self.state.writer, mine), strict=True))
-            except StoreError as error:
-                failures.add(str(error))
+        found, failures = self.store.reachable_watermarks(self.state.writer, partitions)
+        self._unreached = set(partitions) - found.keys()
         if any(self._is_foreign(partition, watermark) for partition, watermark in found.items()):
             self._become_another_writer(found)
             found = dict.fromkeys(found, NO_WATERMARK)
@@ -165,7 +162,7 @@ class Round:
         by_shard: dict[tuple[str, bool], list[Rollback]] = {}
         for rollback in self._rollbacks:
             lost = self._is_lost(rollback.have, rollback.had)
-            by_shard.setdefault((self.store.ring.shard_of(rollback.partition), lost), []).append(rollback)
+            by_shard.setdefault((self.store.shard_of(rollback.partition), lost), []).append(rollback)
         for (shard, lost), found in by_shard.items():
             what = (
                 f"{len(found)} partitions of {shard} are back at segment {min(one.have for one in found)} or later, "
@@ -219,21 +216,25 @@ class Round:
 
     def _apply(self, batches: list[Batch]) -> set[str]:
         """Send the batches; record which are confirmed; return what failed."""
-        shards = {self.store.ring.shard_of(batch.partition) for batch in batches}
-        for shard in shards:
-            self.state.attempted.setdefault(shard, []).append(segment_of(batches[0].watermark))
+        # Attempts are noted by shard under the layout of the moment: a partition may move to another shard and take
+        # a number along as its watermark that was noted for the former one.
+        layout = self.store.layout
+        owners = {batch.partition: f"{self.store.shard_of(batch.partition)}@{layout}" for batch in batches}
+        for owner in set(owners.values()):
+            self.state.attempted.setdefault(owner, []).append(segment_of(batches[0].watermark))
         # Durable before anything is sent: no merge may cross a number that a partition may have got.
         self.state.save(self.journal.state_path)
         steps.step("send")
         applied = self.store.apply(self.state.writer, batches)
         steps.step("reply")
         failures = set()
+        unsure = {f"{self.store.shard_of(partition)}@{layout}" for partition in self._unreached}
         for batch, answer in zip(batches, applied, strict=True):
-            if answer.watermark != batch.watermark or answer.error is not None:
-                shards.discard(self.store.ring.shard_of(batch.partition))
             if answer.error is not None:
                 failures.add(answer.error)
+                unsure.add(owners[batch.partition])
             elif answer.watermark != batch.watermark:
+                unsure.add(owners[batch.partition])
                 failures.add(
                     f"partition {batch.partition} is at {answer.watermark!r} instead of {batch.expected!r}; "
                     "the next flush starts from there"
@@ -242,8 +243,8 @@ class Round:
                 self.state.confirmed[batch.partition] = batch.watermark
                 self.visits += sum(batch.visits.values())
                 self.pages += len(batch.visits)
-        for shard in shards:
-            del self.state.attempted[shard]
+        for owner in set(owners.values()) - unsure:
+            del self.state.attempted[owner]
         return failures
 
     def _move_floor(self) -> None:

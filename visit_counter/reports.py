@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+from visit_counter.errors import StoreError
 from visit_counter.ring import PARTITIONS, partition_of
 from visit_counter.state import State
 from visit_counter.stores.base import segment_of
@@ -18,14 +20,16 @@ if TYPE_CHECKING:
 def location(store: ShardedStore, page: str) -> dict[str, Any]:
     """Return where a page belongs."""
     partition = partition_of(page)
-    return {"page": page, "partition": partition, "shard": store.ring.shard_of(partition)}
+    return {"page": page, "partition": partition, "shard": store.shard_of(partition)}
 
 
 def shards(service: Service) -> list[dict[str, Any]]:
     """Return a row for each shard."""
     if service.store is None:
         return []
-    owned = Counter(service.store.ring.owners)
+    with suppress(StoreError):
+        service.store.settle()
+    owned = Counter(service.store.shard_of(partition) for partition in range(PARTITIONS))
     return [
         {
             "shard": shard.name,
@@ -86,7 +90,7 @@ def _watermarks(service: Service, confirmed: dict[int, str]) -> list[dict[str, A
         return []
     numbers: dict[str, list[int]] = {name: [] for name in service.store.stores}
     for partition, token in confirmed.items():
-        numbers[service.store.ring.shard_of(partition)].append(segment_of(token))
+        numbers.setdefault(service.store.shard_of(partition), []).append(segment_of(token))
     return [
         {
             "shard": name,

@@ -15,6 +15,7 @@ from visit_counter.buffer import WriteBuffer
 from visit_counter.counter import BufferedCounter, VisitCounter
 from visit_counter.direct import DirectCounter
 from visit_counter.embedded import EmbeddedShards
+from visit_counter.errors import StoreError
 from visit_counter.flusher import FlushBusyError, Flusher
 from visit_counter.journal import Journal
 from visit_counter.scheduler import Job, Leader, Scheduler
@@ -36,6 +37,11 @@ _FLUSH_HERE_PAGES = 500
 _FLUSH_PROCESS_SECONDS = 600
 
 
+def make_store(settings: Settings) -> ShardedStore:
+    """Return the shards as one store. The profiles before `sharded` count on the first one, whoever else has counts."""
+    return ShardedStore([RedisStore(shard) for shard in settings.shards], shared=settings.profile == "sharded")
+
+
 class Service:
     """All parts of one process. Nothing is opened before `open` or `start`; both may be called again."""
 
@@ -51,7 +57,7 @@ class Service:
         if settings.profile == "basic":
             self.counter = DirectCounter(MemoryStore("in_memory"), via="in_memory", waits=False)
             return
-        self.store = ShardedStore([RedisStore(shard) for shard in settings.shards])
+        self.store = make_store(settings)
         if settings.profile in ("redis", "cached"):
             local = cache if settings.profile == "cached" else None
             self.counter = DirectCounter(self.store, via="redis", cache=local)
@@ -140,6 +146,7 @@ class Service:
         self.buffer.tick(self.counter.rebase)
 
     def _flush_if_leader(self) -> None:
+        self._refresh_topology()
         if not self._leader.acquire() or self.buffer is None:
             return
         with self.buffer.lock:
@@ -152,6 +159,14 @@ class Service:
                 self.flush(wait=False)
         except FlushBusyError:
             log.info("a flush is under way already")
+
+    def _refresh_topology(self) -> None:
+        """Learn of a finished rebalance, so that no partition is looked for on a shard that was removed."""
+        assert self.store is not None  # noqa: S101 - the scheduler runs with a buffer, and so with a store
+        try:
+            self.store.refresh()
+        except StoreError as error:
+            log.warning("%s", error)
 
     def flush(self, *, wait: bool = True) -> LastFlush | None:
         """Flush now, in this thread; None where the profile has nothing to flush. Raises FlushBusyError, OSError."""

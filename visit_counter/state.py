@@ -35,9 +35,9 @@ class LastFlush:
 class State:
     """`floor`: every partition includes the segments up to it. `confirmed`: watermark token by partition.
 
-    `attempted`: by shard, segment numbers that its partitions may or may not have as their watermark, because batches
-    were sent and not all were answered; no merge crosses one of them. `damage`: what was found that only a person can
-    explain, oldest first.
+    `attempted`: by shard (and layout, see `Round._apply`), segment numbers that its partitions may or may not have as
+    their watermark, because batches were sent and not all were answered; no merge crosses one of them. `damage`: what
+    was found that only a person can explain, oldest first.
     """
 
     writer: str = ""

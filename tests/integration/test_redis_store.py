@@ -415,7 +415,7 @@ def test_of_several_shards_one_that_is_away_fails_its_own_pages_alone(server: Se
     gone = RedisStore(Shard(name="gone", url=f"redis://127.0.0.1:{free_port()}"))
     stores: list[Store] = [patient(server.shard), gone, MemoryStore()]
     with closing(ShardedStore(stores)) as store:
-        names = {partition: store.ring.shard_of(partition) for partition in range(200)}
+        names = {partition: store.shard_of(partition) for partition in range(200)}
         assert set(names.values()) == {each.name for each in stores}
         results = store.apply("writer", [Batch(partition, "", "1:a", {"x": 1}) for partition in names])
         assert [(result.partition, result.error is None) for result in results] == [
