@@ -7,13 +7,16 @@ from collections import Counter
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from visit_counter.errors import StoreError
+from visit_counter.errors import RebalanceError, StoreError
+from visit_counter.rebalance import Rebalance, gather_stores
 from visit_counter.ring import PARTITIONS, partition_of
+from visit_counter.shard_list import parse_shards
 from visit_counter.state import State
 from visit_counter.stores.base import segment_of
 
 if TYPE_CHECKING:
     from visit_counter.service import Service
+    from visit_counter.settings import Settings
     from visit_counter.stores.sharded import ShardedStore
 
 
@@ -40,6 +43,24 @@ def shards(service: Service) -> list[dict[str, Any]]:
         }
         for shard in service.settings.shards
     ]
+
+
+def rebalance_note(service: Service) -> str:
+    """Return what a person should know about shards whose partitions are not where the list wants them, or ""."""
+    agreed = service.store.agreed if service.store else None
+    if agreed is None or (agreed.shards.keys() == service.store.stores.keys() and not agreed.next):  # type: ignore[union-attr]
+        return ""
+    return f"the counts are on {', '.join(sorted(agreed.everyone))}; flask shards rebalance moves or finishes"
+
+
+def rebalance_of(settings: Settings, former: str | None) -> Rebalance:
+    """Return the rebalance to the configured shards; `former` is a list in the format of VISITS_SHARDS."""
+    mistakes: list[str] = []
+    shards = parse_shards(former, mistakes) or []
+    if mistakes:
+        raise RebalanceError("; ".join(mistakes).replace("VISITS_SHARDS", "--from"))
+    stores = gather_stores(settings.shards, shards)
+    return Rebalance([shard.name for shard in settings.shards], stores, former=[shard.name for shard in shards])
 
 
 def journal(service: Service) -> dict[str, Any] | None:

@@ -113,7 +113,7 @@ class RedisStore(Store):
 
     def offer_topology(self, text: str) -> str:
         """Keep this topology unless a newer one is here; waits up to `apply_seconds`."""
-        (kept,) = self._ask(self._flushes, [pack(b"EVAL", _OFFER, b"1", TOPOLOGY_KEY, text.encode())])
+        (kept,) = self._ask(self._flushes, [pack(*offer(text))])
         return bytes(kept).decode(errors="replace")
 
     def run(self, commands: Sequence[moving.Command]) -> list[Any]:
@@ -196,6 +196,11 @@ class RedisStore(Store):
             return Stored(int(count or 0), (watermark or b"").decode())
         except ValueError:
             raise StoreRefusedError(self.name, "the partition holds a value that is not a count") from None
+
+
+def offer(text: str) -> moving.Command:
+    """Return the command that keeps a topology unless a newer one is there."""
+    return (b"EVAL", _OFFER, b"1", TOPOLOGY_KEY, text.encode())
 
 
 def _waiting(applied: Applied, reply: Any) -> Applied:
