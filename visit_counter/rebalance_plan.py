@@ -43,7 +43,7 @@ class Move(NamedTuple):
 class Plan:
     """What a rebalance will do.
 
-    `rejects`: (partition, shard with an arrived copy, owner that keeps it). `thaws`: (partition, shard) that stays
+    `rejects`: (partition, shard that was to get it and may have a copy, owner that keeps it). `thaws`: (partition, shard) that stays
     after all. `activations`: (partition, shard) whose copy only has to be taken into use. `strays`: partitions, by
     shard, that have counts there although another shard owns them: another profile has counted there.
     """
@@ -150,7 +150,7 @@ def _plan_partition(plan: Plan, partition: int, holder: str, target: str, survey
         plan.activations.append((partition, holder))
     if place.kind == "moving":
         copied_in_vain = stays or not survey.same(place.shard, target)
-        if copied_in_vain and survey.place(partition, place.shard).kind == "arriving":
+        if copied_in_vain and place.shard in survey.spots:
             plan.rejects.append((partition, place.shard, holder))
         if stays:
             plan.thaws.append((partition, holder))

@@ -18,7 +18,7 @@ from collections import Counter
 from contextlib import ExitStack, closing
 from pathlib import Path
 from threading import Event, Lock, Thread
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Self
 
 from tests.faults.oracle import Broken
 from tests.redis_servers import Server
@@ -46,8 +46,7 @@ CACHE_SECONDS = 0.02
 LOCK_SECONDS = 0.5
 
 # argv: name=url of the wanted shards, then the step to be killed at as name:times, or "-".
-_PROCESS = (
-    """
+_PROCESS = f"""
 import os, signal, sys
 from visit_counter import steps
 from visit_counter.rebalance import Rebalance, gather_stores
@@ -64,10 +63,8 @@ def hook(step):
 steps.hook = hook
 shards = [Shard(*word.split("=", 1)) for word in words]
 print("begun", flush=True)
-Rebalance([shard.name for shard in shards], gather_stores(shards), lock_seconds=%s).run()
+Rebalance([shard.name for shard in shards], gather_stores(shards), lock_seconds={LOCK_SECONDS}).run()
 """
-    % LOCK_SECONDS
-)  # noqa: UP031 - braces would have to be doubled
 
 
 class Ledger:
@@ -199,7 +196,7 @@ class Trial:
         self.hosts: list[LoadedHost] = []
         self._stack = ExitStack()
 
-    def __enter__(self) -> Trial:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -259,11 +256,11 @@ class Figures(NamedTuple):
     kills: int
 
 
-def rebalance(wanted: Sequence[Shard], **options: bool) -> Plan:
+def rebalance(wanted: Sequence[Shard], former: Sequence[Shard] = (), *, set_aside: bool = False) -> Plan:
     """Rebalance in this process."""
-    stores = gather_stores(wanted)
+    stores = gather_stores(wanted, former)
     try:
-        return Rebalance([shard.name for shard in wanted], stores, lock_seconds=LOCK_SECONDS).run(**options)
+        return Rebalance([shard.name for shard in wanted], stores, lock_seconds=LOCK_SECONDS).run(set_aside=set_aside)
     finally:
         for store in stores.values():
             store.close()

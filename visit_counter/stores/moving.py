@@ -137,10 +137,11 @@ if redis.call('EXISTS', KEYS[2]) == 1 then redis.call('RENAME', KEYS[2], KEYS[1]
 return ''
 """
 
-# KEYS  1 the partition  2 held
+# KEYS  1 the partition  2 held  3 copy
 # ARGV  1 'moved NAME'
 # Throws away a copy that its source does not give up. Returns what stands in its place then.
 _REJECT = b"""
+redis.call('UNLINK', KEYS[3])
 if redis.call('TYPE', KEYS[1])['ok'] ~= 'string' then return '' end
 if not string.find(redis.call('GET', KEYS[1]), '^arriving ') then return redis.call('GET', KEYS[1]) end
 redis.call('UNLINK', KEYS[2])
@@ -190,8 +191,8 @@ def thaw(partition: int) -> Command:
 
 
 def reject(partition: int, owner: str) -> Command:
-    """Return the command that throws an arrived copy away and points to its owner."""
-    return _script(_REJECT, keys_of(partition)[:2], [Place("moved", owner).to_bytes()])
+    """Return the command that throws a copy away, arrived or not, and points to its owner."""
+    return _script(_REJECT, keys_of(partition), [Place("moved", owner).to_bytes()])
 
 
 def _script(script: bytes, keys: Sequence[bytes], arguments: Sequence[bytes] = ()) -> Command:
