@@ -43,9 +43,9 @@ class Move(NamedTuple):
 class Plan:
     """What a rebalance will do.
 
-    `rejects`: (partition, shard that was to get it and may have a copy, owner that keeps it). `thaws`: (partition, shard) that stays
-    after all. `activations`: (partition, shard) whose copy only has to be taken into use. `strays`: partitions, by
-    shard, that have counts there although another shard owns them: another profile has counted there.
+    `rejects`: (partition, shard that was to get it and may have a copy, owner that keeps it). `thaws`: (partition,
+    shard) that stays after all. `activations`: (partition, shard) whose copy only has to be taken into use. `strays`:
+    partitions, by shard, that have counts there although another shard owns them: another profile has counted there.
     """
 
     topology: Topology

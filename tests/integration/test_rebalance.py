@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 from contextlib import ExitStack, closing
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -10,6 +15,7 @@ import pytest
 from tests.faults import rebalancing
 from tests.faults.rebalancing import Trial, plan, rebalance
 from tests.redis_servers import Server
+from tests.servers import REPOSITORY
 from visit_counter import steps
 from visit_counter.errors import PartitionMovedError, RebalanceError, StoreError, StoreRefusedError
 from visit_counter.ring import PARTITIONS, Ring, partition_of
@@ -23,7 +29,6 @@ from visit_counter.topology import Topology
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
-    from pathlib import Path
 
     Opened = Callable[[Sequence[Shard]], ShardedStore]
 
@@ -391,3 +396,66 @@ def test_a_host_that_runs_on_finds_pages_when_the_removed_shard_is_switched_off(
             assert host.read("writer", [page]) == [stored[PAGES.index(page)]]
         finally:
             servers[2].start()
+
+
+# As a person runs it
+
+
+def flask(folder: Path, shards: Sequence[Shard], *arguments: str, status: int = 0) -> str:
+    """Run a flask command with this list of shards; return what it printed."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("VISITS_")}
+    given = {
+        "VISITS_SHARDS": ",".join(f"{shard.name}={shard.url}" for shard in shards),
+        "VISITS_DATA_DIR": str(folder),
+    }
+    done = subprocess.run(
+        [Path(sys.executable).with_name("flask"), "shards", *arguments],
+        cwd=REPOSITORY,
+        env=kept | given,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == status, (done.stdout, done.stderr)
+    assert "Traceback" not in done.stderr
+    return done.stdout + done.stderr
+
+
+def test_the_command_plans_then_moves_and_says_so(tmp_path: Path, shards: list[Shard], opened: Opened) -> None:
+    stored = fill(opened(shards[:2]))
+    assert "the counts are on a, b; flask shards rebalance moves" in flask(tmp_path, shards, "status")
+    foreseen = flask(tmp_path, shards, "rebalance", "--dry-run")
+    assert "1,359 of 4,096 partitions" in foreseen
+    said = flask(tmp_path, shards, "rebalance")
+    assert said.startswith(foreseen)
+    assert said.endswith("every page is on its shard\n")
+    assert opened(shards).read("writer", PAGES) == stored
+    assert "rebalance" not in flask(tmp_path, shards, "status")
+    assert json.loads(flask(tmp_path, shards, "rebalance", "--dry-run", "--json")) == []
+
+
+def test_the_command_tells_in_one_line_what_is_in_its_way(tmp_path: Path, shards: list[Shard], opened: Opened) -> None:
+    fill(opened(shards[:2]))
+    gone = Shard("c", "redis://127.0.0.1:1")
+    said = flask(tmp_path, [*shards[:2], gone], "rebalance", status=1)
+    assert said.startswith("Error: c: ")
+    assert "a rebalance needs all shards" in said
+    said = flask(tmp_path, shards, "rebalance", "--from", "b=http://x", status=1)
+    assert "--from is wrong in entry 1" in said
+
+
+def test_a_removed_shard_with_a_password_is_given_with_from(
+    tmp_path: Path, servers: list[Server], shards: list[Shard], opened: Opened
+) -> None:
+    servers[1].call("CONFIG", "SET", "requirepass", "secret")
+    try:
+        locked = Shard("b", f"redis://:secret@127.0.0.1:{servers[1].port}")
+        stored = fill(opened([shards[0], locked]))
+        said = flask(tmp_path, shards[:1], "rebalance", status=1)
+        assert "b: " in said
+        assert "secret" not in said
+        flask(tmp_path, shards[:1], "rebalance", "--from", f"b={locked.url}")
+        assert opened(shards[:1]).read("writer", PAGES) == stored
+    finally:
+        with closing(RedisStore(locked)) as store:
+            store.run([(b"CONFIG", b"SET", b"requirepass", b"")])
