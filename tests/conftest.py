@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 import pytest
+from coverage import Coverage
 
 from tests.servers import GunicornServer, ValkeyServer
 from visit_counter.settings import Settings
@@ -13,6 +15,27 @@ from visit_counter.settings import Settings
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
+
+
+def is_whole_suite(config: pytest.Config) -> bool:
+    """Tell whether pytest was told neither which files nor which tests to run."""
+    return config.args_source is pytest.Config.ArgsSource.TESTPATHS and not (
+        config.option.keyword or config.option.markexpr or config.option.deselect or config.option.ignore
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Measure coverage where the whole suite runs: a part of it covers a part, and a benchmark is not to be slowed.
+
+    pytest-cov has started by now, because of the `--cov` in pyproject.toml: only so does it see what is imported here.
+    """
+    measuring = config.pluginmanager.get_plugin("_cov")
+    asked = any(argument.startswith("--cov") for argument in config.invocation_params.args)
+    if measuring is not None and not asked and not is_whole_suite(config):
+        measuring.options.no_cov = True
+        if (coverage := Coverage.current()) is not None:
+            coverage.stop()
+        os.environ.pop("COVERAGE_PROCESS_CONFIG", None)
 
 
 @pytest.fixture

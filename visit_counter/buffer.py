@@ -21,13 +21,11 @@ from visit_counter import steps
 from visit_counter.errors import JournalError, JournalFullError
 from visit_counter.journal import Journal, Segment
 from visit_counter.records import MERGED, Folded, visit_line
-from visit_counter.ring import partition_of
 from visit_counter.state import State
-from visit_counter.stores.base import NO_WATERMARK, segment_of
 from visit_counter.tables import Table, Tables, Visits
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
 log = logging.getLogger(__name__)
 
@@ -58,6 +56,9 @@ class WriteBuffer:
         # Every partition includes the segments up to this one; their tables are dropped once they are rebased.
         self.included_to = 0
         self.unreadable_lines = 0
+        # How often the journal was read from the start. What was cached before the last time is void: the tables that
+        # it relied on may be gone.
+        self.loads = 0
         self._always_sync = fsync == "always"
         self._every_second = fsync == "everysec"
         self._max_bytes, self._max_pages = max_bytes, max_pages
@@ -67,6 +68,7 @@ class WriteBuffer:
         self._offset = 0
         self._dirty = False
         self._failed = ""  # why the last append failed
+        self._state_version = (0, 0)
         self._retained: dict[Segment, Visits] = {}
         self._news = False  # the flush has told of a new state; `tick` acts on it
         self._merged: list[Segment] = []  # segments that are one file now; `tick` acts on it
@@ -75,31 +77,37 @@ class WriteBuffer:
         """Take over the journal as it is on disk: fold every segment that is not wholly included yet."""
         with self.lock:
             self.journal.prepare()
-            for _ in range(_OPEN_TRIES):
-                try:
-                    self._reload_state()
-                    number = self._fold_sealed()
-                except FileNotFoundError:
-                    continue  # a flush has just merged or forgotten a segment
-                break
-            else:
-                raise JournalError("segments of the journal vanish while they are read")
-            self._follow(self.journal.open(number))
-            self.tables.start(number)
-            self.catch_up()
+            self._load()
+
+    def _load(self) -> None:
+        for _ in range(_OPEN_TRIES):
+            try:
+                self._merged.clear()
+                self._reload_state()
+                number = self._fold_sealed()
+                self.journal.begin(number)
+                self._follow(self.journal.open(number))
+            except FileNotFoundError:
+                continue  # a flush has just merged or forgotten a segment
+            break
+        else:
+            raise JournalError("segments of the journal vanish while they are read")
+        self.loads += 1
+        self.tables.start(number)
+        self.catch_up()
 
     def _fold_sealed(self) -> int:
         """Fold the sealed segments that are not wholly included; return the number of the current one."""
         sealed = []
         number = self.included_to + 1
         segments = [segment for segment in self.journal.segments() if segment.last >= number]
-        for segment, following in zip(segments, [*segments[1:], None], strict=False):
+        for segment in segments:
             if segment.first > number > 1:
                 log.error("journal segments %d to %d are missing", number, segment.first - 1)
             number = segment.first
             folded = self.journal.read(segment)
             if not folded.sealed_as:
-                if following is None or not self.journal.size_of(following):
+                if not self.journal.is_followed(segment):
                     break
                 # The power failed after the next segment was in use and before this one's seal was on the disk.
                 folded = self.journal.seal(segment)
@@ -159,15 +167,15 @@ class WriteBuffer:
         return counts
 
     def retained(self, page: str, after: int) -> int:
-        """Return the visits of a page in the retained segments after `after`, which a shard has lost. Reads files."""
+        """Return the visits of a page in the retained segments after `after`, which a shard has lost.
+
+        Reads files; raises FileNotFoundError if one is forgotten meanwhile.
+        """
         count = 0
         for segment in self.journal.segments():
             if after < segment.last <= self.included_to:
                 if segment not in self._retained:
-                    try:
-                        self._retained[segment] = self.journal.read(segment).visits
-                    except FileNotFoundError:
-                        continue  # forgotten meanwhile: its visits are on the shard's disk
+                    self._retained[segment] = self.journal.read(segment).visits
                 count += self._retained[segment].get(page, 0)
         return count
 
@@ -200,6 +208,10 @@ class WriteBuffer:
         """Return (visits, pages) in all tables; a page in several segments is counted in each."""
         return self.tables.totals(self.included_to)
 
+    def pending_pages(self) -> Iterator[tuple[str, int, int]]:
+        """Give (page, visits, segment) of all that some partition may not include yet."""
+        return self.tables.walk(self.included_to)
+
     # -- once a second -------------------------------------------------------------------------------------------
 
     def tick(self, rebase: Rebase) -> None:
@@ -225,7 +237,8 @@ class WriteBuffer:
 
     def _tidy(self, rebase: Rebase) -> None:
         with self.lock:
-            if self._news:
+            # Looked at, not only waited for: the event is lost if the flush dies in between, or on a full disk.
+            if self._news or self.journal.state_version() != self._state_version:
                 self._news = False
                 self._retained.clear()
                 self._reload_state()
@@ -248,24 +261,26 @@ class WriteBuffer:
 
     def _merge(self, whole: Segment, rebase: Rebase) -> None:
         """Put one table in the place of those of a merged file, which leaves out what its partition includes."""
-        with self.lock:
-            parts = [table for table in self.tables.sealed if whole.first <= table.first and table.last <= whole.last]
-        for table in parts:
-            self._rebase(
-                table, lambda page, visits, last: rebase(page, visits, last) if self._included(page, last) else None
-            )
         try:
-            folded = self.journal.read(whole)
+            kept = self.journal.read(whole).visits
         except FileNotFoundError:
             return  # merged again or forgotten meanwhile, which is told too; the parts' own tables are as right
         with self.lock:
-            self.tables.replace(parts, Table(whole.first, whole.last, folded.visits))
+            parts = [table for table in self.tables.sealed if whole.first <= table.first and table.last <= whole.last]
+        for table in parts:
+            # What was left out is what the merge knew to be included, not what is known to be included now.
+            self._rebase(table, lambda page, _, last: None if page in kept else self._rebase_to(page, last, rebase))
+        with self.lock:
+            self.tables.replace(parts, Table(whole.first, whole.last, kept))
 
-    def _included(self, page: str, last: int) -> bool:
-        """Tell whether the page's partition is confirmed to include segment `last`."""
-        return segment_of(self.state.confirmed.get(partition_of(page), NO_WATERMARK)) >= last
+    def _rebase_to(self, page: str, last: int, rebase: Rebase) -> None:
+        """Rebase one page from all tables up to segment `last`: its partition includes them, though others may not."""
+        for table in self.tables.sealed:
+            if table.last <= last and page in table.visits:
+                rebase(page, table.visits[page], table.last)
 
     def _reload_state(self) -> None:
+        self._state_version = self.journal.state_version()
         self.state = State.load(self.journal.state_path)
         self.included_to = max(self.included_to, self.state.floor)
         self.writer = self.journal.writer
@@ -279,7 +294,13 @@ class WriteBuffer:
         data = os.pread(self._descriptor, end - self._offset, self._offset)
         folded.add(data)
         # First: if it fails, nothing of this has happened, and the next call meets the seal again.
-        following = self.journal.open(self.tables.current.last + 1) if folded.sealed_as else -1
+        try:
+            following = self.journal.open(self.tables.current.last + 1) if folded.sealed_as else -1
+        except FileNotFoundError:
+            # This process rested while the segment was flushed and forgotten, or merged. Made again, it would be taken
+            # for the old one, and its visits for included.
+            self._load()
+            return True
         self._offset += folded.consumed
         self._note(folded, self.tables.current.last)
         self.tables.current.add(folded.visits)

@@ -118,7 +118,16 @@ def status(as_json: bool) -> None:
     with _service() as service:
         rows = reports.shards(service)
         note = reports.rebalance_note(service)
-    _print(rows, as_json)
+    if as_json:
+        _print(rows, as_json)
+    else:
+        told = [(row["shard"], row["address"], row.pop("warnings"), row.pop("error")) for row in rows]
+        _print(rows, as_json)
+        for name, address, warnings, error in told:
+            for warning in [error] if error else warnings:
+                click.secho(
+                    f"{'down' if error else 'warning'}: {name}, {address}: {warning}", fg="red" if error else "yellow"
+                )
     if note:
         click.echo(note, err=True)
     if not all(row["up"] for row in rows):

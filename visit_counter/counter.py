@@ -20,7 +20,7 @@ from visit_counter.singleflight import SingleFlight
 from visit_counter.stores.base import NO_WATERMARK, Stored, is_base, segment_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from visit_counter.buffer import WriteBuffer
     from visit_counter.cache import LocalCache
@@ -54,10 +54,13 @@ class VisitCounter(Protocol):
 
 
 class Known(NamedTuple):
-    """What is cached of a page: its stored count, which includes this host's segments up to number `segment`."""
+    """What is cached of a page: its stored count, which includes this host's segments up to number `segment`.
 
-    stored: int
+    The later of two is the greater: a segment is never taken back, and within one the count only grows.
+    """
+
     segment: int
+    stored: int
 
 
 class BufferedCounter:
@@ -76,6 +79,8 @@ class BufferedCounter:
         self.buffer, self.store, self.cache = buffer, store, cache
         self._post_via, self._stored_via, self._pending_via = post_via, stored_via, pending_via
         self._reads: SingleFlight[None] = SingleFlight()
+        self._loads = 0  # of the buffer when the cache was last cleared
+        self._losses = 0  # of the state when the cache was last cleared
 
     def record(self, page: str, visits: int = 1) -> Answer:
         """Count visits of a page: 200 with the count, or 202 with the pending part alone if the rest is unknown."""
@@ -85,6 +90,7 @@ class BufferedCounter:
             log.debug("counting %s without its stored part: %s", page, error)
         with self.buffer.lock:
             [current] = self.buffer.append([(page, visits)])
+            self._drop_void()
             known: Known | None = self.cache.peek(page)
             if known is None:
                 return Answer(self.buffer.tables.pending(page, self.buffer.included_to), self._post_via(page), 202)
@@ -93,7 +99,8 @@ class BufferedCounter:
 
     def count(self, page: str) -> Answer:
         """Read the count of a page."""
-        cached = self.cache.get(page) is not None
+        with self.buffer.lock:
+            cached = self._known(page) is not None
         if not cached:
             try:
                 self._learn(page)
@@ -102,6 +109,7 @@ class BufferedCounter:
                     raise CountUnknownError(f"the stored count of this page cannot be read now: {error}") from None
         with self.buffer.lock:
             self.buffer.catch_up()
+            self._drop_void()
             known: Known | None = self.cache.peek(page)
             if known is None:
                 raise CountUnknownError("the cache is too small for the pages being read; raise VISITS_CACHE_PAGES")
@@ -116,46 +124,80 @@ class BufferedCounter:
 
     def answer_ready(self, requests: Sequence[tuple[bool, str]]) -> list[Answer | None]:
         """See VisitCounter.answer_ready: all visits go into the journal with one append."""
-        cache, buffer, tables = self.cache, self.buffer, self.buffer.tables
+        buffer = self.buffer
         with buffer.lock:
             # Before the entries are looked at: what others sealed and flushed is in a table or in an entry.
             buffer.catch_up()
-            entries: list[Known | None] = [cache.get(page) for _, page in requests]
-            run = [
-                (page, 1)
-                for (is_visit, page), known in zip(requests, entries, strict=True)
-                if is_visit and known is not None
-            ]
+            self._drop_void()
+            ready = [(self.cache.get(page) or self._known(page)) is not None for _, page in requests]
+            run = [(page, 1) for (is_visit, page), known in zip(requests, ready, strict=True) if is_visit and known]
             try:
                 currents = iter(buffer.append(run) if run else ())
             except JournalError:
                 currents = iter(())
+            self._drop_void()
             answers: list[Answer | None] = []
-            for (is_visit, page), known in zip(requests, entries, strict=True):
-                if known is None:
+            for (is_visit, page), known in zip(requests, ready, strict=True):
+                current = next(currents, None) if is_visit and known else None
+                if not known or (is_visit and current is None):
                     answers.append(None)
-                elif is_visit:
-                    current = next(currents, None)
-                    if current is None:
-                        answers.append(None)
-                        continue
-                    count = known.stored + current + tables.pending_sealed(page, known.segment)
-                    answers.append(Answer(count, self._post_via(page)))
                 else:
-                    answers.append(Answer(known.stored + tables.pending(page, known.segment), IN_MEMORY))
+                    answers.append(self._answer_ready(page, current))
             return answers
+
+    def _answer_ready(self, page: str, current: int | None) -> Answer | None:
+        """Answer a read, or a visit that is recorded: `current` is then what the page has in the current segment."""
+        tables = self.buffer.tables
+        known: Known | None = self.cache.peek(page)
+        if current is None:
+            return Answer(known.stored + tables.pending(page, known.segment), IN_MEMORY) if known else None
+        if known is None:
+            return Answer(tables.pending(page, self.buffer.included_to), self._post_via(page), 202)
+        return Answer(known.stored + current + tables.pending_sealed(page, known.segment), self._post_via(page))
+
+    def tick(self) -> None:
+        """Follow the journal; called once a second."""
+        self.buffer.tick(self.rebase)
+        with self.buffer.lock:
+            if self._losses != self.buffer.state.losses:
+                # A shard has lost visits for good: what was known before is more than there will be.
+                self._losses = self.buffer.state.losses
+                self.cache.clear()
 
     def rebase(self, page: str, visits: int, last: int) -> None:
         """Raise a cached count by the visits of a table that is about to be dropped. The lock is held."""
         known: Known | None = self.cache.peek(page)
         if known is not None and known.segment < last:
-            self.cache.amend(page, Known(known.stored + visits, last))
+            self.cache.amend(page, Known(last, known.stored + visits))
 
     # -- the stored part -------------------------------------------------------------------------------------------
 
+    def _known(self, page: str) -> Known | None:
+        """Return what is cached of a page, or its last known count while its shard is away. The lock is held.
+
+        Nobody waits for a shard that is known to be away, in a thread or in line for one: visits of the other shards'
+        pages would wait behind them. The service's probes find out when it is back.
+        """
+        known: Known | None = self.cache.get(page)
+        if known is None and self.store.is_away(page):
+            known = self.cache.peek(page)
+            if known is not None:
+                # Not evicted either, as long as it is asked for.
+                self.cache.set(page, known, timeout=_LAST_KNOWN_SECONDS)
+        return known
+
+    def by_shard(self, pages: Iterable[str]) -> list[list[str]]:
+        """Return the pages in groups, one for each shard, so that `learn` need not wait for one to read another's."""
+        groups: dict[str, list[str]] = {}
+        for page in pages:
+            groups.setdefault(self.store.owner(page), []).append(page)
+        return list(groups.values())
+
     def learn(self, pages: Sequence[str]) -> None:
         """Have these pages in the cache, with one call of the store. Raises StoreError, which may have spared some."""
-        self._read([page for page in pages if self.cache.get(page) is None])
+        with self.buffer.lock:
+            unknown = [page for page in pages if self._known(page) is None]
+        self._read(unknown)
 
     def _learn(self, page: str) -> None:
         """Have the page in the cache, read less than the cache time ago. Raises StoreError.
@@ -163,8 +205,9 @@ class BufferedCounter:
         If the shard cannot be asked, a last known count is good for a moment more, so that the next visitors of the
         page do not ask again, each in turn.
         """
-        if self.cache.get(page) is not None:
-            return
+        with self.buffer.lock:
+            if self._known(page) is not None:
+                return
         try:
             self._reads.do(page, lambda: self._read([page]))
         except StoreError:
@@ -180,38 +223,40 @@ class BufferedCounter:
                 return
             with self.buffer.lock:
                 self.buffer.catch_up()
-                included, writer = self.buffer.included_to, self.buffer.writer
-            found = self.store.read(writer, pages)
+                self._drop_void()
+                state, loads = self.buffer.state, self.buffer.loads
+            found = self.store.read(self.buffer.writer, pages)
             with self.buffer.lock:
-                pages = [
-                    page
-                    for page, stored in zip(pages, found, strict=True)
-                    if not self._take_over(page, stored, included)
-                ]
+                if state is not self.buffer.state or loads != self.buffer.loads:
+                    continue  # nobody could tell a shard that lost something from a read before its flush
+                pages = [page for page, stored in zip(pages, found, strict=True) if not self._take_over(page, stored)]
         if pages:
             raise StoreError(self._stored_via(pages[0]), "a flush was confirmed during every read")
 
-    def _take_over(self, page: str, stored: Stored, included: int) -> bool:
-        """Put a read into the cache; False if it must be made again. `included`: `included_to` when it began."""
+    def _drop_void(self) -> None:
+        """Drop the cache if the buffer has started anew since; see `WriteBuffer.loads`. The lock is held."""
+        if self._loads != self.buffer.loads:
+            self._loads = self.buffer.loads
+            self.cache.clear()
+
+    def _take_over(self, page: str, stored: Stored) -> bool:
+        """Put a read into the cache; False if it must be made again."""
         confirmed = self.buffer.state.confirmed.get(partition_of(page), NO_WATERMARK)
         has_base = stored.watermark == NO_WATERMARK and is_base(confirmed)
         segment = segment_of(confirmed if has_base else stored.watermark)
         known: Known | None = self.cache.peek(page)
         if segment < segment_of(confirmed):
-            # Less than the partition is known to have had: the read began before the flush, or the shard came back
-            # with older data and is being made whole.
-            if included != self.buffer.included_to:
-                return False
+            # Less than the partition is known to have had: the shard came back with older data.
             if known is None:
-                known = Known(stored.visits + self.buffer.retained(page, segment), self.buffer.included_to)
+                try:
+                    visits = stored.visits + self.buffer.retained(page, segment)
+                except FileNotFoundError:
+                    return False  # the flush has made the shard whole, and forgotten a segment
+                known = Known(max(segment, self.buffer.included_to), visits)
             self.cache.set(page, known)
             return True
-        if segment < self.buffer.included_to:
-            if included != self.buffer.included_to:
-                return False
-            # Nothing between the watermark and `included_to` was for this partition.
-            segment = included
-        if known is None or known.segment <= segment:
-            known = Known(stored.visits, segment)
-        self.cache.set(page, known)
+        # Nothing between the watermark and `included_to` was for this partition.
+        segment = max(segment, self.buffer.included_to)
+        # Two reads of one page may overtake each other; counts only grow, so the larger is the later.
+        self.cache.set(page, max(Known(segment, stored.visits), known or Known(0, 0)))
         return True

@@ -5,14 +5,18 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 
 from visit_counter import steps
+from visit_counter.errors import StoreError
 from visit_counter.records import Folded, encode
 from visit_counter.ring import partition_of
 from visit_counter.stores.base import NO_WATERMARK, Batch, is_base, segment_of
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from visit_counter.journal import Journal, Segment
     from visit_counter.state import State
     from visit_counter.stores.sharded import ShardedStore
@@ -46,7 +50,8 @@ class Round:
     def __init__(self, journal: Journal, store: ShardedStore, state: State) -> None:
         self.journal, self.store, self.state = journal, store, state
         self.visits = self.pages = 0
-        self.persisted = True
+        self.failures: set[str] = set()
+        self.away: set[str] = set()  # the shards that were not reached, wholly or in part
         self.news = False  # the processes of this host should read the state again
         self.sealed: dict[Segment, str] = {}  # sealed segments, oldest first, and their tokens
         self.content: dict[Segment, ByPartition] = {}
@@ -60,14 +65,15 @@ class Round:
         self._seal()
         partitions = sorted(self._with_visits() | self.state.confirmed.keys())
         if not self.sealed or not partitions:
-            return ""
+            return "; ".join(sorted(self.failures))
         plan, failures = self._plan(partitions)
+        failures |= self.failures
         if plan:
             failures |= self._apply(plan)
         if not failures:
             self.state.attempted.clear()
         self._move_floor()
-        self.persisted = self.store.persist(_PERSIST_SECONDS) is not False
+        self._persist()
         return "; ".join(sorted(failures))
 
     # -- seal ----------------------------------------------------------------------------------------------------
@@ -85,9 +91,14 @@ class Round:
             folded = self.journal.read(segment)
             if not folded.sealed_as:
                 number = segment.last
-                if not folded.visits:
+                if not folded.visits and not self.journal.is_followed(segment):
                     break
-                folded = self.journal.seal(segment)
+                try:
+                    folded = self.journal.seal(segment)
+                except OSError as error:
+                    # A full disk, mostly: what is sealed already is flushed all the same, and forgetting it gives room.
+                    self.failures.add(f"segment {segment.last} cannot be sealed: {error.strerror or error}")
+                    break
                 steps.step("seal")
                 number += 1
             self._keep(segment, folded)
@@ -97,9 +108,11 @@ class Round:
         if folded.unreadable:
             self._damage(f"journal segment {segment.last}: {folded.unreadable} unreadable lines were skipped")
         if folded.lines > 2 * len(folded.visits) + 8 or folded.unreadable:
-            self.journal.write_segment(segment, folded.visits, folded.sealed_as)
-        else:
-            self.journal.sync(segment)
+            try:
+                self.journal.write_segment(segment, folded.visits, folded.sealed_as)
+            except OSError as error:
+                log.warning("segment %d stays as it is: %s", segment.last, error.strerror)
+        self.journal.sync(segment)
         self.sealed[segment] = folded.sealed_as
         self.content[segment] = by_partition(folded.visits)
 
@@ -111,8 +124,10 @@ class Round:
 
     def _plan(self, partitions: list[int]) -> tuple[list[Batch], set[str]]:
         """Return the batches that bring every reachable partition up to date, and what could not be reached."""
-        found, failures = self.store.reachable_watermarks(self.state.writer, partitions)
+        found, errors = self.store.watermarks_of_reachable(self.state.writer, partitions)
         self._unreached = set(partitions) - found.keys()
+        failures = {str(error) for error in errors}
+        self.away |= {error.store for error in errors}
         if any(self._is_foreign(partition, watermark) for partition, watermark in found.items()):
             self._become_another_writer(found)
             found = dict.fromkeys(found, NO_WATERMARK)
@@ -129,21 +144,34 @@ class Round:
             have = segment_of(confirmed)
         had = segment_of(confirmed)
         if have < had:
+            # Not on its disk, until it is sent again and the shard says so.
+            self.state.unpersisted[partition] = min(self.state.unpersisted.get(partition, (have, have)), (have, have))
             self._rollbacks.append(Rollback(partition, have, had))
-            if self._is_lost(have, had):
+            if self._is_lost(partition, have):
                 # Counting goes on from what the shard has.
                 self.state.confirmed[partition] = f"{have}:"
         else:
             # What is at or below the floor and not above our watermark was never for this partition.
             have = max(have, self.state.floor)
             if watermark:
-                self.state.confirmed[partition] = watermark
+                self._confirm(partition, watermark)
         visits: dict[str, int] = {}
         for segment in self.sealed:
             if segment.last > have:
                 for page, number in self.content_of(segment).get(partition, {}).items():
                     visits[page] = visits.get(page, 0) + number
+        if not visits and have < had:
+            # Nothing is left to send. Counting goes on from what the shard has.
+            self.state.confirmed[partition] = watermark or f"{have}:"
         return Batch(partition, watermark, target, visits)
+
+    def _confirm(self, partition: int, watermark: str) -> None:
+        """Record what a partition includes; it may fall back to what it had until its shard has it on disk."""
+        before = self.state.confirmed.get(partition, NO_WATERMARK)
+        if watermark != before:
+            self.state.confirmed[partition] = watermark
+            number = segment_of(before)
+            self.state.unpersisted.setdefault(partition, (number, max(number, self.state.floor)))
 
     def content_of(self, segment: Segment) -> ByPartition:
         """Return the visits of a sealed segment; an included one is read when it is asked for."""
@@ -151,17 +179,20 @@ class Round:
             self.content[segment] = by_partition(self.journal.read(segment).visits)
         return self.content[segment]
 
-    def _is_lost(self, have: int, had: int) -> bool:
-        """Tell whether visits between two watermarks of a partition are not all retained."""
-        # A merged file has none of the visits that the partition included at the time.
-        merged = any(segment.first < segment.last and have < segment.last <= had for segment in self.sealed)
-        return merged or have + 1 < min(self.sealed).first
+    def _is_lost(self, partition: int, have: int) -> bool:
+        """Tell whether visits of a partition after a watermark that it had are no longer retained."""
+        return have < self.state.forgotten.get(partition, 0)
+
+    def note_forgotten(self, segment: Segment, partitions: Iterable[int]) -> None:
+        """Remember that the visits of these partitions in a segment are about to be dropped, being included."""
+        for partition in partitions:
+            self.state.forgotten[partition] = max(segment.last, self.state.forgotten.get(partition, 0))
 
     def _tell_rollbacks(self) -> None:
         """Tell, in a line for each shard, which ones came back with older data, and whether visits are lost."""
         by_shard: dict[tuple[str, bool], list[Rollback]] = {}
         for rollback in self._rollbacks:
-            lost = self._is_lost(rollback.have, rollback.had)
+            lost = self._is_lost(rollback.partition, rollback.have)
             by_shard.setdefault((self.store.shard_of(rollback.partition), lost), []).append(rollback)
         for (shard, lost), found in by_shard.items():
             what = (
@@ -169,6 +200,7 @@ class Round:
                 f"after {max(one.had for one in found)}"
             )
             if lost:
+                self.state.losses += 1
                 oldest = min(self.sealed).first
                 self._damage(f"{what}: visits are lost, since the oldest segment retained whole is {oldest}")
             else:
@@ -233,6 +265,7 @@ class Round:
             if answer.error is not None:
                 failures.add(answer.error)
                 unsure.add(owners[batch.partition])
+                self.away.add(self.store.shard_of(batch.partition))
             elif answer.watermark != batch.watermark:
                 unsure.add(owners[batch.partition])
                 failures.add(
@@ -240,12 +273,38 @@ class Round:
                     "the next flush starts from there"
                 )
             else:
-                self.state.confirmed[batch.partition] = batch.watermark
+                self._confirm(batch.partition, batch.watermark)
                 self.visits += sum(batch.visits.values())
                 self.pages += len(batch.visits)
         for owner in set(owners.values()) - unsure:
             del self.state.attempted[owner]
         return failures
+
+    def _persist(self) -> None:
+        """Ask the shards whether what they confirmed is on their disks; clear `state.unpersisted` where it is."""
+        for partition in [p for p in self.state.unpersisted if is_base(self.state.confirmed.get(p, ":"))]:
+            del self.state.unpersisted[partition]  # it has no watermark that could be asked for
+        owned = self.store.by_store(self.state.unpersisted)
+        mine = {store.name: partitions for store, partitions in owned}
+        # A shard vouches for what came over this process's connection, and for all that was written before it: so
+        # each is written to, even if what is unpersisted was sent by another process.
+        marks = [Batch(p, self.state.confirmed[p], self.state.confirmed[p], {}) for p, *_ in mine.values()]
+        written = self.store.apply(self.state.writer, marks)
+        answers = self.store.persist_each(_PERSIST_SECONDS)
+        for (name, partitions), mark, answer in zip(mine.items(), marks, written, strict=True):
+            # Without that write a shard has nothing to wait for, and says at once that it is done.
+            marked = answer.error is None and answer.watermark == mark.watermark
+            if marked and answers[name] is not False and self._all_there(name, partitions):
+                for partition in partitions:
+                    del self.state.unpersisted[partition]
+
+    def _all_there(self, shard: str, partitions: list[int]) -> bool:
+        """Tell whether a shard still includes all it confirmed: it may have come back with less just before."""
+        try:
+            found = self.store.stores[shard].watermarks(self.state.writer, partitions)
+        except StoreError:
+            return False
+        return found == [self.state.confirmed[partition] for partition in partitions]
 
     def _move_floor(self) -> None:
         """Raise the floor to the last segment whose visits all partitions include."""
@@ -267,11 +326,12 @@ class Round:
 
     def announce(self, kind: bytes, argument: str) -> None:
         """Append an event that every process of the host folds; a lost one is made up for by the next."""
-        descriptor = self.journal.open(self.current)
-        try:
-            os.write(descriptor, encode(kind, argument.encode("ascii")))
-        finally:
-            os.close(descriptor)
+        with suppress(OSError):
+            descriptor = self.journal.open(self.current)
+            try:
+                os.write(descriptor, encode(kind, argument.encode("ascii")))
+            finally:
+                os.close(descriptor)
 
     def _damage(self, text: str) -> None:
         log.error("%s", text)

@@ -9,10 +9,8 @@ have now; what this host remembers of them (`state.confirmed`) only tells whethe
 
 from __future__ import annotations
 
-import fcntl
-import os
 import time
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 from visit_counter import steps
@@ -24,8 +22,15 @@ from visit_counter.state import LastFlush, State
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from visit_counter.journal import Journal
+    from visit_counter.journal import Journal, Segment
     from visit_counter.stores.sharded import ShardedStore
+
+
+# With less room on the disk nothing is retained beyond what a shard may need.
+_ROOM_BYTES = 1 << 20
+# Segments that are not known to be on a shard's disk are kept up to this number: a shard that never confirms must not
+# make the journal grow for ever.
+_RETAIN_UNPERSISTED = 1000
 
 
 class FlushBusyError(Exception):
@@ -55,38 +60,45 @@ class Flusher:
         self.journal.prepare()
         with self._only_one(wait=wait):
             started = time.monotonic()
+            self.journal.remove_leftovers()
             state = State.load(self.journal.state_path)
             self.journal.remove_covered()
             round_ = Round(self.journal, self.store, state)
             error = round_.run()
             result = LastFlush(time.time(), round(time.monotonic() - started, 3), round_.visits, round_.pages, error)
             state.last_flush = result
+            state.away = {shard: state.away.get(shard, result.at) for shard in round_.away}
+            forgettable = self._forgettable(state)
+            for segment in forgettable:
+                round_.note_forgotten(segment, round_.content_of(segment))
             state.save(self.journal.state_path)
             steps.step("confirm")
             if round_.news:
                 round_.announce(FLUSHED, str(state.floor))
-            self._forget(state, persisted=round_.persisted)
+            for segment in forgettable:
+                steps.step("forget")
+                self.journal.forget(segment)
             if error:
                 merge_waiting(round_, keep=self._retain)
             return result
 
     @contextmanager
     def _only_one(self, *, wait: bool) -> Iterator[None]:
-        descriptor = os.open(self.journal.path / "flush.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
+        with ExitStack() as stack:
             try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+                stack.enter_context(self.journal.flush_lock(wait=wait))
             except BlockingIOError:
                 raise FlushBusyError from None
             yield
-        finally:
-            os.close(descriptor)
 
-    def _forget(self, state: State, *, persisted: bool) -> None:
+    def _forgettable(self, state: State) -> list[Segment]:
+        """Return the included segments that no shard may need again, oldest first."""
         included = [segment for segment in self.journal.segments() if segment.last <= state.floor]
-        retain = self._retain if persisted else max(self._retain, 1000)
-        if self.journal.size_bytes() > self._max_bytes // 2 and persisted:
-            retain = 0
-        for segment in included[: max(0, len(included) - retain)]:
-            steps.step("forget")
-            self.journal.forget(segment)
+        on_disk = min((reached for _, reached in state.unpersisted.values()), default=state.floor)
+        scarce = self.journal.size_bytes() > self._max_bytes // 2 or self.journal.room_bytes() < _ROOM_BYTES
+        retain = 0 if scarce else self._retain
+        return [
+            segment
+            for newer, segment in zip(range(len(included) - 1, -1, -1), included, strict=True)
+            if newer >= _RETAIN_UNPERSISTED or (newer >= retain and segment.last <= on_disk)
+        ]

@@ -14,9 +14,11 @@ What is in a segment is explained in `visit_counter.records`.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import secrets
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -78,6 +80,14 @@ class Journal:
         """Where `visit_counter.state` is kept."""
         return self.path / "state.json"
 
+    def state_version(self) -> tuple[int, int]:
+        """Return what changes whenever the state is saved; (0, 0) while there is none."""
+        try:
+            status = self.state_path.stat()
+        except FileNotFoundError:
+            return 0, 0
+        return status.st_ino, status.st_mtime_ns
+
     @property
     def writer(self) -> str:
         """The writer's id; raises JournalError when it cannot be read."""
@@ -103,11 +113,7 @@ class Journal:
 
     def segments(self) -> list[Segment]:
         """Return the segments there are, in order; one that a merged file contains is left out."""
-        found = []
-        for name in os.listdir(self.path):  # noqa: PTH208 - a list of names, several times faster than iterdir
-            if match := _NAME.fullmatch(name):
-                last = int(match[2] or match[1])
-                found.append(Segment(int(match[1]), last))
+        found = self._files()
         # A crash between writing a merged file and removing its parts leaves both: the wider one is whole.
         found.sort(key=lambda segment: (segment.first, -segment.last))
         kept: list[Segment] = []
@@ -116,10 +122,50 @@ class Journal:
                 kept.append(segment)
         return kept
 
-    def open(self, number: int, *, create: bool = True) -> int:
-        """Open segment `number` for appending and reading; return the file descriptor."""
-        flags = os.O_RDWR | os.O_APPEND | os.O_CLOEXEC | (os.O_CREAT if create else 0)
-        return os.open(self.path / Segment(number, number).name, flags, 0o600)
+    def _files(self) -> list[Segment]:
+        found = []
+        for name in os.listdir(self.path):  # noqa: PTH208 - a list of names, several times faster than iterdir
+            if match := _NAME.fullmatch(name):
+                last = int(match[2] or match[1])
+                found.append(Segment(int(match[1]), last))
+        return found
+
+    def remove_leftovers(self) -> None:
+        """Remove files that a crash left half written. The caller holds the flush lock: nobody else writes them."""
+        for name in os.listdir(self.path):  # noqa: PTH208 - see above
+            if name.endswith(".log.tmp"):
+                (self.path / name).unlink(missing_ok=True)
+
+    def open(self, number: int) -> int:
+        """Open segment `number` for appending and reading; return the file descriptor. Raises FileNotFoundError."""
+        return os.open(self.path / Segment(number, number).name, os.O_RDWR | os.O_APPEND | os.O_CLOEXEC)
+
+    def begin(self, number: int) -> None:
+        """Make segment `number` the first current one if the journal has none from there on. Raises OSError."""
+        if not any(segment.last >= number for segment in self.segments()):
+            # No flush between look and making: it might forget the segment, and a forgotten one must not return.
+            with self.flush_lock(wait=True):
+                if not any(segment.last >= number for segment in self.segments()):
+                    self._make(number)
+
+    def _make(self, number: int) -> None:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC
+        os.close(os.open(self.path / Segment(number, number).name, flags, 0o600))
+        self.sync_directory()
+
+    @contextmanager
+    def flush_lock(self, *, wait: bool) -> Iterator[None]:
+        """Hold the lock of the one who flushes; raises BlockingIOError if `wait` is false and another one does."""
+        descriptor = os.open(self.path / "flush.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            yield
+        finally:
+            os.close(descriptor)
+
+    def is_followed(self, segment: Segment) -> bool:
+        """Tell whether a later segment holds anything. If this one has no seal, a power loss took it."""
+        return any(later.first > segment.last and (self.path / later.name).stat().st_size for later in self.segments())
 
     def read(self, segment: Segment) -> Folded:
         """Fold a whole segment file. Raises OSError."""
@@ -131,8 +177,7 @@ class Journal:
     def seal(self, segment: Segment) -> Folded:
         """Seal the current segment, put it on the disk, and return all that is in it. Raises OSError."""
         # The next segment comes first: whoever meets the seal finds it, and its number is never given out again.
-        os.close(self.open(segment.last + 1))
-        self.sync_directory()
+        self._make(segment.last + 1)
         descriptor = self.open(segment.last)
         try:
             os.write(descriptor, encode(SEAL, new_token(segment.last).encode("ascii")))
@@ -157,12 +202,20 @@ class Journal:
         temporary = self.path / f"{segment.name}.tmp"
         lines = [encode(b"%d" % count, page.encode()) for page, count in visits.items()]
         lines.append(encode(SEAL, token.encode("ascii")))
-        write_durably(temporary, b"".join(lines))
+        try:
+            write_durably(temporary, b"".join(lines))
+        except OSError:
+            temporary.unlink(missing_ok=True)  # it may have taken the last room there was
+            raise
         temporary.replace(self.path / segment.name)
         self.sync_directory()
 
     def forget(self, segment: Segment) -> None:
-        """Remove a segment file."""
+        """Remove a segment file; of a merged one first the parts that a crash left, or they would come back."""
+        if segment.first != segment.last:
+            for part in self._files():
+                if segment.first <= part.first and part.last <= segment.last and part != segment:
+                    (self.path / part.name).unlink(missing_ok=True)
         (self.path / segment.name).unlink(missing_ok=True)
 
     def sync(self, segment: Segment) -> None:
@@ -175,11 +228,7 @@ class Journal:
 
     def sync_directory(self) -> None:
         """Put the directory's names on the disk: a file is not durable before its name is."""
-        descriptor = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        sync_directory(self.path)
 
     def size_of(self, segment: Segment) -> int:
         """Return the bytes of a segment file; 0 if it is gone."""
@@ -202,6 +251,11 @@ class Journal:
             match = _NAME.fullmatch(name)
             if match and Segment(int(match[1]), int(match[2] or match[1])) not in kept:
                 (self.path / name).unlink(missing_ok=True)
+
+    def room_bytes(self) -> int:
+        """Return how much the disk can still take."""
+        room = os.statvfs(self.path)
+        return room.f_bavail * room.f_frsize
 
     def size_bytes(self) -> int:
         """Return the bytes that all segment files take."""
@@ -234,6 +288,15 @@ def write_durably(path: Path, data: bytes) -> None:
         view = memoryview(data)
         while view:
             view = view[os.write(descriptor, view) :]
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sync_directory(path: Path) -> None:
+    """Put a directory's names on the disk. Raises OSError."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)

@@ -38,11 +38,24 @@ def merge_waiting(flushed: Round, keep: int) -> None:
                 boundaries.add(confirmed)
     group: list[Segment] = []
     for segment in waiting:
+        if _may_be_needed(flushed, segment):
+            # A partition may fall back into it, and then needs the visits that a merge leaves out.
+            if len(group) >= MERGE_FROM:
+                _merge(flushed, group)
+            group = []
+            continue
         group.append(segment)
         if segment.last in boundaries or segment is waiting[-1]:
             if len(group) >= MERGE_FROM:
                 _merge(flushed, group)
             group = []
+
+
+def _may_be_needed(flushed: Round, segment: Segment) -> bool:
+    return any(
+        reached < segment.last and segment.first <= _confirmed(flushed, partition)
+        for partition, (_, reached) in flushed.state.unpersisted.items()
+    )
 
 
 def _confirmed(flushed: Round, partition: int) -> int:
@@ -57,6 +70,9 @@ def _merge(flushed: Round, group: list[Segment]) -> None:
             if _confirmed(flushed, partition) < segment.last:
                 for page, number in pages.items():
                     visits[page] = visits.get(page, 0) + number
+            else:
+                flushed.note_forgotten(segment, [partition])
+    flushed.state.save(flushed.journal.state_path)
     flushed.journal.write_segment(whole, visits, flushed.sealed[group[-1]])
     flushed.announce(MERGED, f"{whole.first}-{whole.last}")
     for segment in group:

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 GROUP = 32
 _SCAN_FIELDS = b"1000"
 _DISK_MILLISECONDS = b"4000"
-_LOCK_KEY = b"visits:rebalance"
+_LOCK_KEY = b"visits:{0}:rebalance"
 
 # KEYS  1 the lock
 # ARGV  1 the run  2 milliseconds
@@ -68,7 +68,7 @@ def _patient(shard: Shard) -> RedisStore:
 def _read_topology(stores: Mapping[str, RedisStore]) -> tuple[Topology | None, dict[str, str]]:
     """Return the topology that these shards keep, and what each keeps; all must answer. Raises RebalanceError."""
     try:
-        texts = {name: store.topology() for name, store in stores.items()}
+        texts = {name: store.read_topology() for name, store in stores.items()}
         return newest(texts), texts
     except (StoreError, TopologyError) as error:
         raise RebalanceError(f"{error}; a rebalance needs all shards") from None

@@ -12,11 +12,14 @@ from visit_counter.rebalance import Rebalance, gather_stores
 from visit_counter.ring import PARTITIONS, partition_of
 from visit_counter.shard_list import parse_shards
 from visit_counter.state import State
-from visit_counter.stores.base import segment_of
+from visit_counter.stores.base import NO_WATERMARK, segment_of
+from visit_counter.stores.cluster import ClusterStore
+from visit_counter.stores.redis import RedisStore
 
 if TYPE_CHECKING:
     from visit_counter.service import Service
     from visit_counter.settings import Settings
+    from visit_counter.stores.describe import Seen
     from visit_counter.stores.sharded import ShardedStore
 
 
@@ -27,22 +30,71 @@ def location(store: ShardedStore, page: str) -> dict[str, Any]:
 
 
 def shards(service: Service) -> list[dict[str, Any]]:
-    """Return a row for each shard."""
+    """Return a row for each shard; for each server of a cluster. `warnings` and `error` are for below a table.
+
+    `since_seconds`: how long a server has been up, or how long flushes have not reached it.
+    """
     if service.store is None:
         return []
+    owned: dict[str, list[int]] = {}
     with suppress(StoreError):
         service.store.settle()
-    owned = Counter(service.store.shard_of(partition) for partition in range(PARTITIONS))
-    return [
-        {
-            "shard": shard.name,
-            "address": shard.address,
-            "up": service.store.stores[shard.name].ping(),
-            "partitions": owned[shard.name],
-            "share": f"{100 * owned[shard.name] / PARTITIONS:.1f}%",
-        }
-        for shard in service.settings.shards
-    ]
+    for partition in range(PARTITIONS):
+        owned.setdefault(service.store.shard_of(partition), []).append(partition)
+    pending, away, writer = _pending_by_shard(service)
+    rows = []
+    for shard in service.settings.shards:
+        store = service.store.stores[shard.name]
+        if isinstance(store, RedisStore | ClusterStore):
+            for number, seen in enumerate(store.look(writer, owned.get(shard.name, []))):
+                row = _row(shard.name, seen, away.get(shard.name))
+                # A visit waits for a cluster as a whole: its partitions may be anywhere when they are flushed.
+                rows.append(row | {"pending_visits": pending[shard.name] if number == 0 else 0} | _told(seen))
+    return rows
+
+
+def _row(name: str, seen: Seen, away_since: float | None) -> dict[str, Any]:
+    said = seen.said
+    away = max(0, round(time.time() - away_since)) if away_since else None
+    return {
+        "shard": name,
+        "address": seen.address,
+        "up": seen.up,
+        "since_seconds": said.uptime_seconds if said else away,
+        "server": f"{said.server} {said.version}" if said else None,
+        "role": said.role if said else None,
+        "appendonly": said.appendonly if said else None,
+        "appendfsync": said.appendfsync if said else None,
+        "maxmemory_policy": said.maxmemory_policy if said else None,
+        "partitions": seen.partitions,
+        "share": f"{100 * seen.partitions / PARTITIONS:.1f}%",
+        "pages": seen.pages,
+        "memory_bytes": said.memory_bytes if said else None,
+    }
+
+
+def _told(seen: Seen) -> dict[str, Any]:
+    return {
+        "safe": None if seen.said is None else not seen.warnings,
+        "warnings": list(seen.warnings),
+        "error": seen.error,
+    }
+
+
+def _pending_by_shard(service: Service) -> tuple[Counter[str], dict[str, float], str]:
+    """Return the visits that wait for each shard, since when flushes have not reached one, and the writer's id."""
+    buffer, store = service.buffer, service.store
+    pending: Counter[str] = Counter()
+    if buffer is None or store is None:
+        return pending, {}, ""
+    with buffer.lock:
+        buffer.catch_up()
+        for page, visits, last in buffer.pending_pages():
+            partition = partition_of(page)
+            if segment_of(buffer.state.confirmed.get(partition, NO_WATERMARK)) < last:
+                pending[store.shard_of(partition)] += visits
+        away = State.load(buffer.journal.state_path).away
+    return pending, away, buffer.writer
 
 
 def rebalance_note(service: Service) -> str:

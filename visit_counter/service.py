@@ -20,14 +20,14 @@ from visit_counter.flusher import FlushBusyError, Flusher
 from visit_counter.journal import Journal
 from visit_counter.scheduler import Job, Leader, Scheduler
 from visit_counter.state import State
+from visit_counter.stores.factory import make_sharded
 from visit_counter.stores.memory import MemoryStore
-from visit_counter.stores.redis import RedisStore
-from visit_counter.stores.sharded import ShardedStore
 
 if TYPE_CHECKING:
     from visit_counter.cache import LocalCache
     from visit_counter.settings import Settings
     from visit_counter.state import LastFlush
+    from visit_counter.stores.sharded import ShardedStore
 
 log = logging.getLogger(__name__)
 
@@ -35,11 +35,6 @@ log = logging.getLogger(__name__)
 # millisecond for 200 pages), so it is given a process of its own.
 _FLUSH_HERE_PAGES = 500
 _FLUSH_PROCESS_SECONDS = 600
-
-
-def make_store(settings: Settings) -> ShardedStore:
-    """Return the shards as one store. The profiles before `sharded` count on the first one, whoever else has counts."""
-    return ShardedStore([RedisStore(shard) for shard in settings.shards], shared=settings.profile == "sharded")
 
 
 class Service:
@@ -57,7 +52,7 @@ class Service:
         if settings.profile == "basic":
             self.counter = DirectCounter(MemoryStore("in_memory"), via="in_memory", waits=False)
             return
-        self.store = make_store(settings)
+        self.store = make_sharded(settings)
         if settings.profile in ("redis", "cached"):
             local = cache if settings.profile == "cached" else None
             self.counter = DirectCounter(self.store, via="redis", cache=local)
@@ -99,7 +94,11 @@ class Service:
         with self._lock:
             if self._scheduler is None and self.buffer is not None:
                 self._scheduler = Scheduler(
-                    [Job("follow", self.follow, 1.0), Job("flush", self._flush_if_leader, self.settings.flush_seconds)]
+                    [
+                        Job("follow", self.follow, 1.0),
+                        Job("flush", self._flush_if_leader, self.settings.flush_seconds),
+                        Job("probe", self._probe, 0.5),
+                    ]
                 )
                 self._scheduler.start()
 
@@ -141,9 +140,21 @@ class Service:
 
     def follow(self) -> None:
         """Follow the journal; done once a second."""
-        assert self.buffer is not None  # noqa: S101 - the scheduler runs with a buffer only
         assert isinstance(self.counter, BufferedCounter)  # noqa: S101
-        self.buffer.tick(self.counter.rebase)
+        self.counter.tick()
+
+    def _probe(self) -> None:
+        """Ask the shards that are away whether they are back, so that no visitor waits to find out."""
+        assert self.store is not None  # noqa: S101 - where there is a buffer, there are shards
+        self.store.probe()
+
+    def _refresh_topology(self) -> None:
+        """Learn of a finished rebalance, so that no partition is looked for on a shard that was removed."""
+        assert self.store is not None  # noqa: S101 - where there is a buffer, there are shards
+        try:
+            self.store.refresh()
+        except StoreError as error:
+            log.warning("%s", error)
 
     def _flush_if_leader(self) -> None:
         self._refresh_topology()
@@ -159,14 +170,6 @@ class Service:
                 self.flush(wait=False)
         except FlushBusyError:
             log.info("a flush is under way already")
-
-    def _refresh_topology(self) -> None:
-        """Learn of a finished rebalance, so that no partition is looked for on a shard that was removed."""
-        assert self.store is not None  # noqa: S101 - the scheduler runs with a buffer, and so with a store
-        try:
-            self.store.refresh()
-        except StoreError as error:
-            log.warning("%s", error)
 
     def flush(self, *, wait: bool = True) -> LastFlush | None:
         """Flush now, in this thread; None where the profile has nothing to flush. Raises FlushBusyError, OSError."""
@@ -201,7 +204,7 @@ class Service:
 
     def health(self) -> tuple[dict[str, Any], int]:
         """Return the body and the status of /health."""
-        shards = {name: store.ping() for name, store in self.store.stores.items()} if self.store else {}
+        shards = self.store.ping_each() if self.store else {}
         refusal = self._refusal(shards)
         status = "unhealthy" if refusal else "healthy" if all(shards.values()) else "degraded"
         body: dict[str, Any] = {"api_status": status, "redis_status": shards, "profile": self.settings.profile}

@@ -73,7 +73,9 @@ class Settings:
         else:
             values["embedded_ports"] = ",".join(map(str, self.embedded_ports))
         shards = EMBEDDED if self.embedded else ",".join(f"{shard.name}={shard.url}" for shard in self.shards)
-        return {_variable(name): str(value) for name, value in values.items()} | {_variable("shards"): shards}
+        given = {_variable(name): str(value) for name, value in values.items()}
+        # Without the file's name, which the child would find beside the list that was in it.
+        return given | {_variable("shards"): shards, _variable("shards_file"): ""}
 
 
 def _gather(environ: Mapping[str, str], mistakes: list[str]) -> dict[str, str]:

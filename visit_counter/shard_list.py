@@ -10,11 +10,23 @@ from __future__ import annotations
 import re
 from collections import Counter
 from dataclasses import dataclass, field
+from urllib.parse import parse_qsl
 
 EMBEDDED = "embedded"
 
 _DEFAULT_PORTS = {"redis": 6379, "rediss": 6379, "redis+sentinel": 26379, "redis+cluster": 6379}
 _MANY_HOSTS = ("redis+sentinel", "redis+cluster")
+# All that may be said of a connection. Whatever else redis-py takes (its own time-outs, `retry_on_timeout`) would
+# break promises. The schemes with several hosts say with `ssl` what the others say with rediss.
+TLS_FILES = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile")
+TLS_OPTIONS = (*TLS_FILES, "ssl_check_hostname")
+_FLAGS = ("ssl", "ssl_check_hostname")
+_OPTIONS = {
+    "redis": (),
+    "rediss": TLS_OPTIONS,
+    "redis+sentinel": (*TLS_OPTIONS, "ssl", "sentinel_username", "sentinel_password"),
+    "redis+cluster": (*TLS_OPTIONS, "ssl"),
+}
 # These are said in `served_via` for other things than a shard.
 _RESERVED_NAMES = ("in_memory", "batch")
 
@@ -81,12 +93,23 @@ def _parse_shard(entry: str) -> Shard:
         raise ValueError("allowed: redis+sentinel://host:port/service, the service being the sentinels' name for it")
     if scheme != "redis+sentinel" and path and not path.isdecimal():
         raise ValueError("allowed: a database number after the slash, or nothing")
+    _check_options(scheme, target["query"] or "")
     name = match["name"]
     if name is None:
         name = f"redis_{_with_ports(hosts, scheme).partition(',')[0].rpartition(':')[2]}"
     if not _NAME.fullmatch(name) or name in _RESERVED_NAMES:
         raise ValueError(f"allowed: names of 1 to 64 of A-Z a-z 0-9 _ . -, not {' or '.join(_RESERVED_NAMES)}")
     return Shard(name, f"{scheme}://{match['rest']}")
+
+
+def _check_options(scheme: str, query: str) -> None:
+    """Raise ValueError, with no value in it, if a url asks for something that is not allowed."""
+    options = parse_qsl(query[1:], keep_blank_values=True)
+    allowed = ", ".join(_OPTIONS[scheme]) or "nothing"
+    if any(name not in _OPTIONS[scheme] for name, _ in options):
+        raise ValueError(f"allowed behind the question mark of {scheme}://: {allowed}")
+    if any(name in _FLAGS and value not in ("true", "false") for name, value in options):
+        raise ValueError(f"allowed for {' and '.join(_FLAGS)}: true, false")
 
 
 def _with_ports(hosts: str, scheme: str) -> str:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from visit_counter.embedded import EmbeddedShards
 from visit_counter.errors import StartupError, StoreRefusedError
 from visit_counter.settings import SINGLE_PROCESS_PROFILES, Settings
-from visit_counter.stores.connect import check_shard
+from visit_counter.stores.connect import check_shard, warnings_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -97,7 +97,7 @@ def check_data_dir(data_dir: Path) -> None:
 
 
 def check_shards(settings: Settings) -> list[str]:
-    """Return a warning for each configured shard that is down; raise StartupError for one that is wrong."""
+    """Return warnings of shards that are down or unsafe; raise StartupError for one that is wrong."""
     warnings, mistakes = [], []
     for shard in settings.shards:
         try:
@@ -105,7 +105,10 @@ def check_shards(settings: Settings) -> list[str]:
         except StoreRefusedError as error:
             mistakes.append(str(error))
         else:
-            warnings += [f"shard {shard.name}: {reason}; visits are kept until it answers"] if reason else []
+            if reason:
+                warnings.append(f"shard {shard.name}: {reason}; visits are kept until it answers")
+            else:
+                warnings += [f"shard {shard.name}: {warning}" for warning in warnings_of(shard)]
     if mistakes:
         raise StartupError(f"{'; '.join(mistakes)}; see VISITS_SHARDS")
     return warnings

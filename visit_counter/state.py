@@ -11,7 +11,7 @@ import time
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from visit_counter.journal import write_durably
+from visit_counter.journal import sync_directory, write_durably
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -37,7 +37,11 @@ class State:
 
     `attempted`: by shard (and layout, see `Round._apply`), segment numbers that its partitions may or may not have as
     their watermark, because batches were sent and not all were answered; no merge crosses one of them. `damage`: what
-    was found that only a person can explain, oldest first.
+    was found that only a person can explain, oldest first. `losses`: how often a shard was found to have lost visits
+    for good. `unpersisted`: of the partitions that are not known to be on their shard's disk, the segment number that
+    each may fall back to, and the last segment that this includes. `forgotten`: by partition, the last segment whose
+    visits of it, once included, are no longer retained. `away`: by shard, since when flushes find it so; seconds since
+    the epoch, for people.
     """
 
     writer: str = ""
@@ -45,7 +49,11 @@ class State:
     confirmed: dict[int, str] = field(default_factory=dict)
     attempted: dict[str, list[int]] = field(default_factory=dict)
     damage: list[str] = field(default_factory=list)
+    losses: int = 0
     last_flush: LastFlush | None = None
+    unpersisted: dict[int, tuple[int, int]] = field(default_factory=dict)
+    forgotten: dict[int, int] = field(default_factory=dict)
+    away: dict[str, float] = field(default_factory=dict)
 
     def note_damage(self, text: str) -> None:
         """Remember one finding, once, with the time it was found at."""
@@ -60,6 +68,8 @@ class State:
         temporary = path.with_suffix(".tmp")
         write_durably(temporary, text.encode())
         temporary.replace(path)
+        # Without this a power loss brings the old state back, and with it merges across a number that was sent.
+        sync_directory(path.parent)
 
     @classmethod
     def load(cls, path: Path) -> State:
@@ -70,7 +80,15 @@ class State:
                 raise ValueError("unknown format")
             last = raw.pop("last_flush")
             confirmed = {int(partition): str(token) for partition, token in raw.pop("confirmed").items()}
-            return cls(**raw, confirmed=confirmed, last_flush=LastFlush(**last) if last else None)
+            unpersisted = {int(partition): tuple(numbers) for partition, numbers in raw.pop("unpersisted", {}).items()}
+            forgotten = {int(partition): int(number) for partition, number in raw.pop("forgotten", {}).items()}
+            return cls(
+                **raw,
+                confirmed=confirmed,
+                unpersisted=unpersisted,
+                forgotten=forgotten,
+                last_flush=LastFlush(**last) if last else None,
+            )
         except FileNotFoundError:
             return cls()
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

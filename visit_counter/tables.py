@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
 Visits = dict[str, int]
 
@@ -57,6 +57,13 @@ class Tables:
         """Return (visits, pages) of the segments after number `after`."""
         tables = [*(table for table in self.sealed if table.last > after), self.current]
         return sum(table.total for table in tables), sum(len(table.visits) for table in tables)
+
+    def walk(self, after: int) -> Iterator[tuple[str, int, int]]:
+        """Give (page, visits, segment) of all segments after number `after`."""
+        for table in [*self.sealed, self.current]:
+            if table.last > after:
+                for page, visits in table.visits.items():
+                    yield page, visits, table.last
 
     def seal(self) -> None:
         """Go on with an empty table: the current segment is sealed."""

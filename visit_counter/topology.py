@@ -1,7 +1,7 @@
 """The topology: which shards hold the partitions, kept in the shards themselves. Pure.
 
 The configured list of shards says where servers are and what is wanted; it cannot say where the counts are. So every
-shard keeps, under the key `visits:topology`, a version number and the names the ring is made of:
+shard keeps, under the key `visits:{0}:topology`, a version number and the names the ring is made of:
 
     3 {"id":"9f1c02ab","partitions":4096,"shards":{"a":"redis://10.0.0.5:7070"},"next":{"b":"redis://10.0.0.6:7070"}}
 
@@ -28,7 +28,8 @@ from visit_counter.ring import PARTITIONS
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-KEY = b"visits:topology"
+# With a hash tag, so that a cluster finds it as it finds partition 0.
+KEY = b"visits:{0}:topology"
 
 
 class TopologyError(ValueError):
@@ -57,7 +58,7 @@ class Topology:
             raw: dict[str, Any] = json.loads(body)
             found = cls(int(version), dict(raw["shards"]), dict(raw["next"]), str(raw["id"]))
         except (ValueError, KeyError, TypeError):
-            raise TopologyError(f"visits:topology cannot be read: {text[:80]!r}") from None
+            raise TopologyError(f"visits:{{0}}:topology cannot be read: {text[:80]!r}") from None
         if raw.get("partitions") != PARTITIONS:
             raise TopologyError(f"the counts are in {raw.get('partitions')} partitions; this version uses {PARTITIONS}")
         return found

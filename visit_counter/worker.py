@@ -27,6 +27,7 @@ import socket
 import sys
 import time
 from datetime import timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from gunicorn import SERVER, config, glogging, util
@@ -178,6 +179,7 @@ class VisitWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
         # Without a counter no request is ordinary, so that nobody is asked.
         self._answer_ready: AnswerReady = counter.answer_ready if counter else lambda asks: [None] * len(asks)
         self._learn: Callable[[Sequence[str]], None] | None = getattr(counter, "learn", None)
+        self._by_shard: Callable[[Sequence[str]], list[list[str]]] = getattr(counter, "by_shard", lambda pages: [pages])
         self._logs_access = self.log.access_log_enabled or type(self.log).access is not glogging.Logger.access
 
     def _find_counter(self) -> VisitCounter | None:
@@ -300,13 +302,15 @@ class VisitWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
         self._learning[page].append(connection)
 
     def _learn_pages(self) -> None:
-        """Read the pages that this turn lacks in a thread, all of them at once."""
+        """Read the pages that this turn lacks, those of each shard at once, in a thread: one may hang."""
         pages, self._to_learn = self._to_learn, []
-        future = self.tpool.submit(self._learn, pages)
-        # Whatever went wrong: those who wait ask again, and Flask tells them.
-        future.add_done_callback(lambda done: self.method_queue.defer(self._learned, pages, done.exception()))
+        for mine in self._by_shard(pages):
+            future = self.tpool.submit(self._learn, mine)
+            # Whatever went wrong: those who wait ask again, and Flask tells them.
+            future.add_done_callback(partial(self.method_queue.defer, self._learned, mine))
 
-    def _learned(self, pages: list[str], error: BaseException | None) -> None:
+    def _learned(self, pages: list[str], done: Future[None]) -> None:
+        error = done.exception()
         if error is not None:
             self.log.debug("Cannot learn %d pages: %s", len(pages), error)
         for page in pages:

@@ -19,11 +19,12 @@ class Oracle:
 
     def __init__(self, durable: bool = True) -> None:
         self.lost_power = False
+        self.refusals = 0
         self._durable = durable
         self._acknowledged: Counter[str] = Counter()
         self._uncertain: Counter[str] = Counter()
         self._safe: Counter[str] = Counter()
-        self._seen: Counter[str] = Counter()
+        self.seen: Counter[str] = Counter()
 
     def acknowledged(self, page: str) -> int:
         """Return the visits that must be counted."""
@@ -44,28 +45,38 @@ class Oracle:
 
     def refused(self, page: str, visits: int, *, surely: bool = True) -> None:
         """They were refused; not `surely` where the disk took them and then failed to sync."""
+        self.refusals += 1
         if surely:
             self._uncertain[page] -= visits
 
-    def saw(self, page: str, visits: int, lowest: int, *, strict: bool = True, monotonic: bool = True) -> None:
-        """A reader was answered; `lowest`: what was acknowledged when it asked. Raises Broken."""
+    def saw(self, page: str, visits: int, lowest: int, *, strict: bool = True) -> None:
+        """A reader was answered; `lowest`: what it had to see when it asked. Raises Broken.
+
+        Not `strict` where others count the page too.
+        """
         if visits < lowest:
-            raise Broken(f"{page}: {visits} answered where {lowest} were acknowledged")
+            raise Broken(f"{page}: {visits} answered where {lowest} were acknowledged or answered before")
         if strict and visits > self.highest(page):
             raise Broken(f"{page}: {visits} answered where {self.highest(page)} are possible")
-        if monotonic and visits < self._seen[page]:
-            raise Broken(f"{page}: {visits} answered where {self._seen[page]} was answered before")
-        self._seen[page] = max(self._seen[page], visits)
+        self.seen[page] = max(self.seen[page], visits)
 
     def check_at_most(self, page: str, visits: int) -> None:
         """A part of the count was answered. Raises Broken."""
         if visits > self.highest(page):
             raise Broken(f"{page}: {visits} pending where {self.highest(page)} are possible")
 
+    def pages(self) -> list[str]:
+        """Return every page that was visited."""
+        return list(self._acknowledged.keys() | self._uncertain.keys())
+
+    def settle(self, page: str, visits: int) -> None:
+        """Nothing is under way any more: what is stored is the truth, and must stay it."""
+        self._acknowledged[page], self._uncertain[page] = visits, 0
+
     def power_lost(self) -> None:
         """What was not durable may be gone; readers start anew."""
         self.lost_power = True
-        self._seen.clear()
+        self.seen.clear()
         if not self._durable:
             for page, visits in self._acknowledged.items():
                 self._uncertain[page] += visits

@@ -12,11 +12,9 @@ import os
 import random
 import subprocess
 import sys
-import tempfile
 import time
 from collections import Counter
 from contextlib import ExitStack, closing
-from pathlib import Path
 from threading import Event, Lock, Thread
 from typing import TYPE_CHECKING, NamedTuple, Self
 
@@ -36,6 +34,7 @@ from visit_counter.stores.sharded import ShardedStore
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from pathlib import Path
 
     from visit_counter.rebalance_plan import Plan
 
@@ -329,31 +328,24 @@ def killed(folder: Path, shards: Sequence[Shard], seed: int) -> Figures:
         return Figures(trial.visits, sum(host.reads for host in trial.hosts), moved, kills)
 
 
-def main() -> None:
-    """Run `python -m tests.faults.rebalancing [trials] [first seed]` and print what came of it."""
-    trials, first = (int(word) for word in [*sys.argv[1:], "50", "1"][:2])
-    print(f"{'what':44} {'trials':>6} {'visits':>8} {'reads':>8} {'moved':>8} {'kills':>6} {'broken':>6}")
-    with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        servers = [stack.enter_context(closing(Server(folder / name))) for name in "abc"]
-        shards = [Shard(name, server.shard.url) for name, server in zip("abc", servers, strict=True)]
-        for what, trial in (
-            ("rebalance 2 -> 3 -> 2 under load", under_load),
-            ("killed at random instants and resumed", killed),
-        ):
-            totals, broken = Counter[str](), 0
-            for seed in range(first, first + trials):
+def row(
+    trial: Callable[[Path, Sequence[Shard], int], Figures],
+) -> Callable[[Path, int, int, Callable[[int], None]], str]:
+    """Return a row of the campaign (see `tests.faults.__main__`) that runs a trial again and again. Raises Broken."""
+
+    def run(folder: Path, trials: int, seed: int, progress: Callable[[int], None]) -> str:
+        totals: Counter[str] = Counter()
+        with ExitStack() as stack:
+            servers = [stack.enter_context(closing(Server(folder / name))) for name in "abc"]
+            shards = [Shard(name, server.shard.url) for name, server in zip("abc", servers, strict=True)]
+            for number in range(trials):
                 for server in servers:
                     server.call("FLUSHALL")
                 try:
-                    totals.update(trial(folder / f"{trial.__name__}_{seed}", shards, seed)._asdict())
+                    totals.update(trial(folder / f"trial_{number}", shards, seed + number)._asdict())
                 except Broken as error:
-                    broken += 1
-                    print(f"seed {seed}: {error}")
-                print(f"{what}: {seed - first + 1} of {trials}", end="\r", file=sys.stderr, flush=True)
-            figures = " ".join(f"{totals[name]:8d}" for name in ("visits", "reads", "partitions"))
-            print(f"{what:44} {trials:6d} {figures} {totals['kills']:6d} {broken:6d}", flush=True)
+                    raise Broken(f"seed {seed + number}: {error}") from None
+                progress(number + 1)
+        return ", ".join(f"{number:,} {name}" for name, number in totals.items() if number)
 
-
-if __name__ == "__main__":
-    main()
+    return run

@@ -23,6 +23,7 @@ class Disk:
         self.point = point
         self.full = 0.0  # how likely a write is refused or cut
         self.open_files: set[int] = set()  # those of the process that runs
+        self.pid = 0  # of the process that runs
         self._synced: dict[int, int] = {}  # inode -> bytes on the disk
         self._undo: list[Callable[[], None]] = []  # names changed since the directory was synced
         self._links: list[str] = []  # keeps the inodes of undone names from being used again
@@ -76,7 +77,7 @@ class SimulatedOs:
     """The module `os`, with faults."""
 
     def __init__(self, disk: Disk) -> None:
-        self.__dict__.update(os.__dict__)
+        self.__dict__.update({name: value for name, value in vars(os).items() if name not in vars(SimulatedOs)})
         self._disk = disk
 
     def open(self, path: Any, flags: int, mode: int = 0o777) -> int:
@@ -93,6 +94,10 @@ class SimulatedOs:
             descriptor = os.open(path, flags, mode)
         disk.open_files.add(descriptor)
         return descriptor
+
+    def getpid(self) -> int:
+        """Return the id of the process that runs."""
+        return self._disk.pid
 
     def dup(self, descriptor: int) -> int:
         """Duplicate a descriptor."""

@@ -92,7 +92,8 @@ class ShardClient(Store):
         self._reach()
         shard = self._shard
         found = [
-            Stored(shard.counts.get(page, 0), shard.marks.get((writer, partition_of(page)), NO_WATERMARK)) for page in pages
+            Stored(shard.counts.get(page, 0), shard.marks.get((writer, partition_of(page)), NO_WATERMARK))
+            for page in pages
         ]
         self._point("read done")
         self._reach()

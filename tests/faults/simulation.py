@@ -17,8 +17,9 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from random import Random
 from types import SimpleNamespace
 from typing import Any
@@ -36,10 +37,11 @@ from visit_counter.answers import Answer
 from visit_counter.buffer import WriteBuffer
 from visit_counter.cache import LocalCache
 from visit_counter.counter import BufferedCounter
-from visit_counter.errors import CountUnknownError, JournalError, StoreError
+from visit_counter.errors import CountUnknownError, JournalError, StartupError, StoreError
 from visit_counter.flusher import FlushBusyError, Flusher
 from visit_counter.journal import Journal
-from visit_counter.ring import partition_of
+from visit_counter.ring import Ring, partition_of
+from visit_counter.stores import ownership as ownership_module
 from visit_counter.stores import sharded as sharded_module
 from visit_counter.stores.sharded import ShardedStore
 
@@ -64,6 +66,22 @@ class Died(BaseException):
     """The process that runs is no more."""
 
 
+class SimulatedJournal(Journal):
+    """A journal whose lock nobody can wait for: whoever would wait starts again later."""
+
+    @contextmanager
+    def flush_lock(self, *, wait: bool) -> Iterator[None]:
+        """Hold the lock, or give up."""
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(super().flush_lock(wait=False))
+            except BlockingIOError:
+                if wait:
+                    raise Died from None
+                raise
+            yield
+
+
 class Host:
     """One machine: a journal directory and a few processes."""
 
@@ -84,8 +102,9 @@ class Process:
     def __init__(self, world: World, host: Host) -> None:
         self.host = host
         self.files: set[int] = set()
-        self.busy = False
-        self.journal = Journal(SimulatedPath(host.path))
+        self.pid = world.next_pid = world.next_pid + 1
+        self.seen: Counter[str] = Counter()
+        self.journal = SimulatedJournal(SimulatedPath(host.path))
         self.store = ShardedStore([ShardClient(name, shard, world.point) for name, shard in world.shards.items()])
         self.cache = LocalCache(threshold=world.random.choice((2, 100)), ttl_seconds=5.0, clock=lambda: world.now)
         self.buffer = WriteBuffer(self.journal, fsync=host.fsync)
@@ -102,7 +121,7 @@ class World:
         self.random = random = Random(seed)
         self.now = 0.0
         self.trace: list[str] = []
-        self.died = 0
+        self.died = self.next_pid = 0
         self._running: list[Process] = []
         self._steps_to_live = 0
         self._steps_to_others = 0
@@ -146,15 +165,17 @@ class World:
             for index, process in enumerate(host.processes)
             if process is not running or not running.buffer.lock._is_owned()  # type: ignore[attr-defined]
         ]
-        if name == "record":
-            return
         kept = self._steps_to_live, steps.hook
         self._steps_to_live = 0
         self.note(f"-- at {name}")
         for _ in range(self.random.randint(1, 3)):
             if others:
                 host, index = self.random.choice(others)
-                operation = self.random.choice(("record", "count", "tick", "flush", "late", "record", "flush"))
+                # The same process has another thread only for its jobs: a second reader would wait for the first.
+                mine = host.processes[index] is running
+                operation = self.random.choice(
+                    ("tick", "flush") if mine else ("record", "count", "tick", "flush", "late")
+                )
                 self.note(f"   {operation}")
                 self.do(operation, host, index)
         self.note("--")
@@ -166,13 +187,14 @@ class World:
         host = process.host
         kept = journal_module.os, SimulatedPath.__dict__.get("disk")
         _use(host.os, host.disk)
-        outer_files, host.disk.open_files = host.disk.open_files, process.files
+        outer = host.disk.open_files, host.disk.pid
+        host.disk.open_files, host.disk.pid = process.files, process.pid
         self._running.append(process)
         try:
             yield
         finally:
             self._running.pop()
-            host.disk.open_files = outer_files
+            host.disk.open_files, host.disk.pid = outer
             _use(*kept)
 
     # -- operations ------------------------------------------------------------------------------------------------
@@ -205,7 +227,7 @@ class World:
                 getattr(self, f"_{operation}")(process)
         except Died:
             self._bury(host, process)
-        except OSError as error:
+        except (OSError, StartupError) as error:
             if not host.disk.full:
                 raise
             self.note(f"refused: {error}")
@@ -229,7 +251,7 @@ class World:
     def _record(self, process: Process) -> None:
         page, visits = self.random.choice(PAGES), self.random.choice((1, 1, 3))
         oracle = process.host.oracle
-        lowest = oracle.acknowledged(page)
+        lowest = max(self._lowest(process, page), oracle.acknowledged(page) + visits)
         oracle.begin(page, visits)
         try:
             answer = process.counter.record(page, visits)
@@ -241,23 +263,24 @@ class World:
         if answer.status == 202:
             oracle.check_at_most(page, answer.visits)
         else:
-            self._see(process.host, page, answer, lowest + visits)
+            self._see(process, page, answer, lowest)
 
     def _count(self, process: Process) -> None:
         page = self.random.choice(PAGES)
-        lowest = process.host.oracle.acknowledged(page)
+        lowest = self._lowest(process, page)
         try:
             answer = process.counter.count(page)
         except (CountUnknownError, StoreError) as error:
             self.note(f"   count {page}: {error}")
             return
         self.note(f"   count {page} {answer}")
-        self._see(process.host, page, answer, lowest)
+        self._see(process, page, answer, lowest)
 
     def _answer_ready(self, process: Process) -> None:
         requests = [(self.random.random() < 0.5, self.random.choice(PAGES)) for _ in range(self.random.randint(1, 5))]
         oracle = process.host.oracle
-        lowest = {page: oracle.acknowledged(page) for _, page in requests}
+        before = {page: self._lowest(process, page) for _, page in requests}
+        lowest = {page: oracle.acknowledged(page) for page in before}
         for is_visit, page in requests:
             if is_visit:
                 oracle.begin(page, 1)
@@ -271,29 +294,32 @@ class World:
             if is_visit:
                 oracle.acknowledge(page, 1)
                 lowest[page] += 1
-        # In one call all answers are of one moment: a later visit may show in an earlier read, never the reverse.
+        # Requests of one call came at the same time: their answers have no order.
+        seen: dict[str, list[Answer]] = {}
         for (_, page), answer in zip(requests, answers, strict=True):
             if answer is not None:
-                self._see(process.host, page, answer, 0)
-        for page in lowest:
-            seen = [answer.visits for (_, asked), answer in zip(requests, answers, strict=True) if answer and asked == page]
-            if seen and max(seen) < lowest[page]:
-                raise Broken(f"{page}: {seen} answered where {lowest[page]} are acknowledged")
+                seen.setdefault(page, []).append(answer)
+        for page, found in seen.items():
+            self._see(process, page, min(found), before[page])
+            self._see(process, page, max(found), max(before[page], lowest[page]))
 
-    def _see(self, host: Host, page: str, answer: Answer, lowest: int) -> None:
-        alone = len(self.hosts) == 1
-        host.oracle.saw(page, answer.visits, lowest, strict=alone, monotonic=alone or not self.rolled_back)
-        if not alone:
-            total = sum(one.oracle.highest(page) for one in self.hosts)
-            if answer.visits > total:
-                raise Broken(f"{page}: {answer.visits} answered where {total} are possible")
+    def _lowest(self, process: Process, page: str) -> int:
+        """Return what a reader who asks now must see: what is acknowledged, and what was answered before."""
+        oracle = process.host.oracle
+        if len(self.hosts) == 1:
+            return max(oracle.acknowledged(page), oracle.seen[page])
+        # What other hosts count shows in each process in its own time, and a rollback hides it for a while.
+        return max(oracle.acknowledged(page), 0 if self.rolled_back else process.seen[page])
+
+    def _see(self, process: Process, page: str, answer: Answer, lowest: int) -> None:
+        process.host.oracle.saw(page, answer.visits, lowest, strict=len(self.hosts) == 1)
+        process.seen[page] = max(process.seen[page], answer.visits)
+        total = sum(one.oracle.highest(page) for one in self.hosts)
+        if answer.visits > total:
+            raise Broken(f"{page}: {answer.visits} answered where {total} are possible")
 
     def _tick(self, process: Process) -> None:
-        process.counter.buffer.tick(process.counter.rebase)
-        self._note_synced(process.host)
-
-    def _note_synced(self, host: Host) -> None:
-        del host
+        process.counter.tick()
 
     def _flush(self, process: Process) -> None:
         try:
@@ -335,7 +361,7 @@ class World:
             shard.execute_late()
 
     def _lose_power(self, host: Host) -> None:
-        if self._running:
+        if self._running or not os.path.isdir(host.path):  # noqa: PTH112 - called often
             return
         for process in host.processes:
             self._bury(host, process)
@@ -401,6 +427,14 @@ class World:
         self.trace.append(text)
 
 
+_RING = Ring(NAMES)
+
+
+def _ring(names: Sequence[str]) -> Ring:
+    assert tuple(names) == NAMES
+    return _RING
+
+
 def _use(simulated: Any, disk: Any) -> None:
     for module in (journal_module, buffer_module, flusher_module, flush_round_module):
         module.os = simulated  # type: ignore[attr-defined]
@@ -410,19 +444,22 @@ def _use(simulated: Any, disk: Any) -> None:
 @contextmanager
 def simulated_modules() -> Iterator[None]:
     """Put the simulation's calls in the place of the real ones, and put these back afterwards."""
-    kept_parallel = sharded_module._in_parallel
+    kept_parallel = sharded_module.in_parallel
     kept_file_system = journal_module.file_system_of
+    kept_ring = ownership_module.Ring
     kept_merge_from = merging_module.MERGE_FROM
     # In the order of the shards, in this thread: a seed must always do the same.
-    sharded_module._in_parallel = lambda calls: [call() for call in calls]
+    sharded_module.in_parallel = lambda calls: [call() for call in calls]
     journal_module.file_system_of = lambda *_: ""
     merging_module.MERGE_FROM = 2
+    ownership_module.Ring = _ring  # type: ignore[assignment,misc]  # the same for all: making one takes milliseconds
     try:
         yield
     finally:
-        sharded_module._in_parallel = kept_parallel
+        sharded_module.in_parallel = kept_parallel
         journal_module.file_system_of = kept_file_system
         merging_module.MERGE_FROM = kept_merge_from
+        ownership_module.Ring = kept_ring  # type: ignore[misc]
         _use(os, None)
         steps.hook = None
 

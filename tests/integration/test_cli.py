@@ -81,8 +81,8 @@ def table(done: subprocess.CompletedProcess[str]) -> list[list[str]]:
 
 def fetch(server: GunicornServer, method: str, page: str) -> int:
     """Return the count that the service answers."""
-    request = urllib.request.Request(f"{server.url}/visits/{page}", method=method)  # noqa: S310 - always http://127.0.0.1
-    with urllib.request.urlopen(request) as reply:  # noqa: S310
+    request = urllib.request.Request(f"{server.url}/visits/{page}", method=method)
+    with urllib.request.urlopen(request) as reply:
         return int(json.load(reply)["visits"])
 
 
@@ -157,7 +157,11 @@ def test_shards_status_exits_1_when_a_shard_is_down(flask: Run, valkey: ValkeySe
         ("down", f"127.0.0.1:{down}", False),
     ]
     assert sum(row["partitions"] for row in found) == 4096
-    assert table(flask("shards", "status", status=1, VISITS_SHARDS=shards))[2][:3] == ["down", f"127.0.0.1:{down}", "no"]
+    assert table(flask("shards", "status", status=1, VISITS_SHARDS=shards))[2][:3] == [
+        "down",
+        f"127.0.0.1:{down}",
+        "no",
+    ]
 
 
 def test_shards_locate_needs_no_shard(flask: Run, environ: dict[str, str]) -> None:

@@ -44,10 +44,3 @@ def test_a_shard_with_another_password_is_wrong(tmp_path: Path) -> None:
     finally:
         server.kill()
     assert "hunter2" not in str(caught.value)
-
-
-@pytest.mark.parametrize("scheme", ["redis+cluster", "redis+sentinel"])
-def test_of_several_hosts_one_that_answers_is_enough(valkey: ValkeyServer, scheme: str) -> None:
-    (port,) = free_ports(1)
-    shard = Shard("one", f"{scheme}://127.0.0.1:{port},127.0.0.1:{valkey.port}/main")
-    assert connect.check_shard(shard) is None

@@ -40,7 +40,8 @@ def service(
         with shard.client() as client:
             client.flushall()
     urls = ",".join(shard.url for shard in shards)
-    server = GunicornServer(tmp_path_factory.mktemp("service"), VISITS_PROFILE=request.param, VISITS_SHARDS=urls)
+    environ = {"VISITS_PROFILE": request.param, "VISITS_SHARDS": urls}
+    server = GunicornServer(tmp_path_factory.mktemp("service"), app="tests.patient_app:patient_app()", **environ)
     try:
         yield server.start().port
     finally:

@@ -1,4 +1,4 @@
-"""The whole service from start to end: counts stay, every worker counts every visit, and a wrong start is told in a line."""
+"""The whole service from start to end: counts stay, every worker counts every visit, a wrong start is one line."""
 
 from __future__ import annotations
 
@@ -53,7 +53,8 @@ def visit_all(server: GunicornServer) -> list[int]:
 def embedded(gunicorn: Make) -> Callable[[str], GunicornServer]:
     """Make a service of a profile with embedded shards."""
     ports = ",".join(map(str, free_ports(2)))
-    return lambda profile, *arguments: gunicorn(*arguments, VISITS_PROFILE=profile, VISITS_EMBEDDED_PORTS=ports)
+    environ = {"app": "tests.patient_app:patient_app()", "VISITS_EMBEDDED_PORTS": ports}
+    return lambda profile, *arguments: gunicorn(*arguments, VISITS_PROFILE=profile, **environ)
 
 
 @pytest.mark.parametrize("profile", ["redis", "cached", "batched", "sharded"])
@@ -83,7 +84,8 @@ def test_every_worker_counts_a_visit_that_another_has_answered(
     gunicorn: Make, two_valkeys: tuple[ValkeyServer, ValkeyServer], profile: str
 ) -> None:
     urls = ",".join(shard.url for shard in two_valkeys)
-    server = gunicorn("-w", "4", VISITS_PROFILE=profile, VISITS_SHARDS=urls, VISITS_FLUSH_SECONDS="0.2").start()
+    environ = {"VISITS_PROFILE": profile, "VISITS_SHARDS": urls, "VISITS_FLUSH_SECONDS": "0.2"}
+    server = gunicorn("-w", "4", app="tests.patient_app:patient_app()", **environ).start()
     wait_until(lambda: len(server.worker_pids) == 4, "four workers")
     workers = server.worker_pids
     clients: list[Client] = []
@@ -108,7 +110,8 @@ def test_a_reload_and_a_killed_worker_lose_and_double_nothing(
 ) -> None:
     """A client that repeats only what was certainly not sent counts to the exact total, through both."""
     urls = ",".join(shard.url for shard in two_valkeys)
-    server = gunicorn(VISITS_SHARDS=urls, VISITS_FLUSH_SECONDS="0.2").start()
+    environ = {"app": "tests.patient_app:patient_app()", "VISITS_SHARDS": urls, "VISITS_FLUSH_SECONDS": "0.2"}
+    server = gunicorn(**environ).start()
     answered = unknown = 0
     done = threading.Event()
 
@@ -143,7 +146,9 @@ def test_a_reload_and_a_killed_worker_lose_and_double_nothing(
         assert answered <= visits(client, "GET", "page") <= answered + unknown
 
 
-@pytest.mark.parametrize("arguments", [("--preload",), ("-k", "sync"), ("-k", "gthread", "--threads", "8")], ids=" ".join)
+@pytest.mark.parametrize(
+    "arguments", [("--preload",), ("-k", "sync"), ("-k", "gthread", "--threads", "8")], ids=" ".join
+)
 def test_gunicorns_own_options_count_too(embedded: Callable[..., GunicornServer], arguments: tuple[str, ...]) -> None:
     server = embedded("sharded", *arguments).start()
     assert visit_all(server) == [1] * len(PAGES)

@@ -1,4 +1,4 @@
-"""Who serves which answer, profile by profile, and what a reader may rely on: the Flask application over real shards."""
+"""Who serves which answer, profile by profile, and what readers may rely on: the application over real shards."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.patient_app import patient_stores
 from tests.servers import ValkeyServer, wait_until
 from visit_counter import create_app
 from visit_counter.settings import Settings
@@ -49,6 +50,12 @@ def shards(servers: list[ValkeyServer]) -> list[ValkeyServer]:
 
 
 @pytest.fixture
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wait for a shard as long as a loaded machine takes."""
+    monkeypatch.setattr("visit_counter.stores.factory.RedisStore", patient_stores)
+
+
+@pytest.fixture
 def said(request: pytest.FixtureRequest) -> Any:
     """What a table of `cases` says for a profile; `app` asks for it so that every test may have one."""
     return getattr(request, "param", ())
@@ -59,6 +66,7 @@ def app(
     request: pytest.FixtureRequest,
     shards: list[ValkeyServer],
     tmp_path: Path,
+    patience: None,  # noqa: ARG001 - for its effect
     said: tuple[str, ...],  # noqa: ARG001 - see there
 ) -> Iterator[Flask]:
     """The application; a test's `visits` mark gives settings without their prefix. No flush but the test's own."""
@@ -93,7 +101,7 @@ def named(via: str, page: str, service: Service) -> str:
     return service.store.shard_name(page)
 
 
-def cases(table: dict[str, tuple[str, ...]], **settings: str) -> Any:
+def cases(table: dict[str, tuple[str, ...]], **settings: str) -> pytest.MarkDecorator:
     """Return parameters from a table by profile, each with its settings."""
     return pytest.mark.parametrize(
         "said",
@@ -156,6 +164,7 @@ def test_a_cached_answer_shows_own_visits_before_and_after_a_flush(client: Flask
         assert ask(client, "GET", "own") == (200, count, "in_memory")
 
 
+@pytest.mark.usefixtures("patience")
 @pytest.mark.parametrize("cache_seconds", ["0", "0.001", "5"])
 @pytest.mark.parametrize("profile", ["redis", *CACHED_PROFILES])
 def test_no_reader_sees_less_than_its_own_visit_was_answered(

@@ -110,7 +110,7 @@ def fill(store: ShardedStore) -> list[Stored]:
 def raw(server: Server) -> dict[str, object]:
     """Return every partition of a server as it is: a hash, or a sign."""
     with server.client() as client:
-        keys = sorted(client.scan_iter("visits:{*", count=5000))
+        keys = sorted(key for key in client.scan_iter("visits:*", count=5000) if not key.endswith("topology"))
         return {key: client.hgetall(key) if client.type(key) == "hash" else client.get(key) for key in keys}
 
 
@@ -164,7 +164,7 @@ def test_a_host_with_the_old_list_refuses_what_has_moved_and_serves_the_rest(
     for call in (lambda: old.read("writer", moved[:1]), lambda: old.add(moved[0], 1)):
         with pytest.raises(StoreError, match="not in VISITS_SHARDS"):
             call()
-    found, failures = old.reachable_watermarks("writer", range(PARTITIONS))
+    found, failures = old.watermarks_of_reachable("writer", range(PARTITIONS))
     assert found.keys() == {partition for partition in range(PARTITIONS) if owners[partition] != "c"}
     assert failures
     batches = [Batch(partition_of(page), "1:a", "2:b", {page: 1}) for page in (moved[0], here[0])]
@@ -312,7 +312,7 @@ def test_a_run_that_was_overtaken_cannot_end_the_move_of_another(shards: list[Sh
 
 
 def test_a_second_rebalance_waits_for_the_first_and_then_gives_up(shards: list[Shard], servers: list[Server]) -> None:
-    servers[0].call("SET", "visits:rebalance", "other")
+    servers[0].call("SET", "visits:{0}:rebalance", "other")
     with pytest.raises(RebalanceError, match="another rebalance is at work"):
         rebalance(shards)
 
@@ -360,7 +360,7 @@ def test_nothing_is_read_or_written_until_it_is_known_which_shards_have_the_coun
     with pytest.raises(StoreError, match="unknown"):
         host.read("writer", [page])
     assert all(result.error for result in host.apply("writer", [Batch(partition_of(page), "", "1:a", {page: 1})]))
-    assert host.reachable_watermarks("writer", [1])[1]
+    assert host.watermarks_of_reachable("writer", [1])[1]
     assert raw(servers[2]) == {}
 
 
@@ -369,11 +369,11 @@ def test_a_member_that_lost_its_data_is_given_the_topology_again(
 ) -> None:
     host = opened(shards)
     host.settle()
-    kept = servers[0].call("GET", "visits:topology")
+    kept = servers[0].call("GET", "visits:{0}:topology")
     for server in servers:
         server.call("FLUSHALL")
         host.refresh()
-    assert [server.call("GET", "visits:topology") for server in servers] == [kept] * 3
+    assert [server.call("GET", "visits:{0}:topology") for server in servers] == [kept] * 3
     assert Topology.from_text(str(kept)).shards.keys() == {"a", "b", "c"}
 
 

@@ -19,6 +19,7 @@ from visit_counter.stores.breaker import Breaker
 from visit_counter.stores.memory import MemoryStore
 from visit_counter.stores.redis import RedisStore
 from visit_counter.stores.sharded import ShardedStore
+from visit_counter.stores.wire import pack
 
 HOME = partition_of("home")
 HOME_KEY = f"visits:{{{HOME}}}"
@@ -308,6 +309,49 @@ def test_of_a_shard_that_hangs_one_read_finds_out_and_it_comes_back_by_itself(
         assert store.read("w", ["home"]) == [Stored(1, "")]
 
 
+def test_a_shard_that_is_away_is_found_to_be_back_by_a_probe_and_not_by_a_read(
+    own_server: Callable[..., Server],
+) -> None:
+    server = own_server()
+    now = [0.0]
+    store = RedisStore(server.shard, connect_seconds=5, read_seconds=0.2, breaker=Breaker(clock=lambda: now[0]))
+    with closing(store):
+        assert store.read("w", ["home"]) == [Stored(0, "")]
+        assert not store.is_away("home")
+        server.signal(signal.SIGSTOP)
+        with pytest.raises(StoreUnavailableError, match="Timeout"):
+            store.read("w", ["home"])
+        server.signal(signal.SIGCONT)
+        store.probe()
+        assert store.is_away("home"), "probed before it was time"
+
+        def probed() -> bool:
+            now[0] += 10
+            store.probe()
+            return not store.is_away("home")
+
+        wait_until(probed, "the server to wake up")
+        assert store.read("w", ["home"]) == [Stored(0, "")]
+
+
+def test_a_flush_does_not_wait_for_a_shard_that_it_knows_to_be_away(proxy: LossyProxy) -> None:
+    with closing(patient(proxy.shard, Breaker(probe_seconds=3600))) as store:
+        assert store.apply("w", [home_batch(1)]) == [Applied(HOME, "1:a")]
+        proxy.lose_reply_to = b"HMGET"
+        with pytest.raises(StoreUnavailableError):
+            store.watermarks("w", [HOME])
+        proxy.requests = b""
+        assert store.persist(5) is False
+        assert proxy.requests == b""
+        proxy.lose_reply_to = b"PING"
+        with pytest.raises(StoreUnavailableError, match="no answer for"):
+            store.watermarks("w", [HOME])
+        assert proxy.requests == pack(b"PING")
+        proxy.lose_reply_to = None
+        assert store.watermarks("w", [HOME]) == ["1:a"]
+        assert store.persist(5) is True
+
+
 def test_a_reply_that_came_too_late_is_never_taken_for_that_of_another_call(own_server: Callable[..., Server]) -> None:
     server = own_server()
     store = RedisStore(server.shard, connect_seconds=5, read_seconds=0.05, breaker=Breaker(probe_seconds=0.0))
@@ -428,7 +472,13 @@ def test_of_several_shards_one_that_is_away_fails_its_own_pages_alone(server: Se
         there = [page for page in pages if store.shard_name(page) != "gone"]
         assert [stored[0] for stored in store.read("writer", there)] == [0] * len(there)
         assert store.ping() is False
+        assert store.ping_each() == {stores[0].name: True, "gone": False, "in_memory": True}
         assert store.persist(1) is False
+        assert {page for page in pages if store.is_away(page)} == set(pages) - set(there)
+        assert {store.owner(page) for page in there} == {stores[0].name, "in_memory"}
+        found, errors = store.watermarks_of_reachable("writer", list(names))
+        assert found == {partition: "1:a" for partition, name in names.items() if name != "gone"}
+        assert [str(error).startswith("gone: ") for error in errors] == [True]
 
 
 # What a server says about itself

@@ -8,10 +8,17 @@ from itertools import pairwise
 from threading import Barrier
 
 import pytest
+from redis import Redis
 
+from tests.cluster import Cluster
+from tests.least_acl import user_options
 from tests.redis_servers import Server
+from tests.sentinels import Sentinels
 from visit_counter.ring import PARTITIONS, partition_of
+from visit_counter.settings import Shard
 from visit_counter.stores.base import NO_WATERMARK, Applied, Batch, Store, Stored, segment_of
+from visit_counter.stores.cluster import ClusterStore
+from visit_counter.stores.factory import make_store
 from visit_counter.stores.memory import MemoryStore
 from visit_counter.stores.redis import RedisStore
 from visit_counter.stores.sharded import ShardedStore
@@ -25,21 +32,53 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Server]]:
     """Two servers, empty at first."""
     with ExitStack() as stack:
         folders = [tmp_path_factory.mktemp(name) for name in ("one", "two")]
-        yield [stack.enter_context(closing(Server(folder))) for folder in folders]
+        yield [stack.enter_context(closing(Server(folder, *user_options()))) for folder in folders]
 
 
-@pytest.fixture(params=["memory", "redis", "sharded"])
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """A cluster of three primaries and three replicas."""
+    with Cluster(tmp_path_factory.mktemp("cluster")) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def sentinels(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sentinels]:
+    """A primary, its replica and three sentinels."""
+    with Sentinels(tmp_path_factory.mktemp("sentinels")) as made:
+        yield made
+
+
+def patient(shard: Shard) -> RedisStore | ClusterStore:
+    """Return the shard's store, patient with a machine that has other things to do."""
+    return make_store(shard, connect_seconds=10, read_seconds=10, add_seconds=10)
+
+
+@pytest.fixture(params=["memory", "redis", "sharded", "cluster", "sentinel"])
 def store(request: pytest.FixtureRequest) -> Iterator[Store]:
-    """Each store in turn, empty; patient with a machine that has other things to do."""
+    """Each store in turn, empty; the servers know no other user than the one the manual describes."""
     made: Store = MemoryStore()
-    if request.param != "memory":
+    if request.param in ("redis", "sharded"):
         servers: list[Server] = request.getfixturevalue("servers")
-        for server in servers:
-            server.call("FLUSHALL")
-        shards = [RedisStore(server.shard, connect_seconds=10, read_seconds=10, add_seconds=10) for server in servers]
+        empty(servers)
+        shards = [patient(server.shard) for server in servers]
         made = shards[0] if request.param == "redis" else ShardedStore(shards)
+    elif request.param == "cluster":
+        cluster: Cluster = request.getfixturevalue("cluster")
+        empty(cluster.primaries())
+        made = patient(cluster.shard)
+    elif request.param == "sentinel":
+        sentinels: Sentinels = request.getfixturevalue("sentinels")
+        empty(sentinels.servers[:1])
+        made = patient(sentinels.shard)
     yield made
     made.close()
+
+
+def empty(servers: list[Server]) -> None:
+    """Delete everything."""
+    for server in servers:
+        server.call("FLUSHALL")
 
 
 def batches_of(visits: dict[str, int], expected: str, watermark: str) -> list[Batch]:
@@ -152,10 +191,10 @@ def test_a_batch_of_any_size_is_applied_whole(store: Store, pages: int) -> None:
 
 def hash_of(store: RedisStore, partition: int) -> dict[str, str]:
     """Return the partition as the server holds it."""
-    with store._reads.connection() as connection:
-        connection.send_command("HGETALL", f"visits:{{{partition}}}")  # type: ignore[no-untyped-call]  # redis-py's gap
-        flat = [value.decode() for value in connection.read_response()]
-    return dict(zip(flat[::2], flat[1::2], strict=True))
+    with Redis(port=int(store._flushes.address.rpartition(":")[2]), decode_responses=True) as client:
+        found = client.hgetall(f"visits:{{{partition}}}")
+    assert isinstance(found, dict)
+    return found
 
 
 def test_every_partition_can_be_applied_in_one_call(store: Store) -> None:

@@ -10,6 +10,7 @@ from visit_counter.counter import BufferedCounter
 from visit_counter.flusher import Flusher
 from visit_counter.journal import Journal
 from visit_counter.ring import PARTITIONS
+from visit_counter.state import State
 from visit_counter.stores.memory import MemoryStore
 from visit_counter.stores.sharded import ShardedStore
 
@@ -58,7 +59,7 @@ class Host:
     def tick(self) -> None:
         """Let every process do what it does once a second."""
         for counter in self.counters:
-            counter.buffer.tick(counter.rebase)
+            counter.tick()
 
     def stored(self, page: str) -> int:
         """Return what the shards hold of a page."""
@@ -68,6 +69,10 @@ class Host:
     def watermarks(self) -> list[str]:
         """Return the watermarks that partitions have."""
         return [found for found in self.store.watermarks(self.journal.writer, range(PARTITIONS)) if found]
+
+    def flusher_damage(self) -> list[str]:
+        """Return what the flush holds for damage."""
+        return list(State.load(self.journal.state_path).damage)
 
     def close(self) -> None:
         """Close the buffers' files."""

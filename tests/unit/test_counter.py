@@ -12,6 +12,7 @@ from tests.unit.core import NAMES, Host
 from tests.unit.test_buffer import file_size_limit
 from tests.unit.test_flusher import Shard
 from visit_counter.answers import Answer
+from visit_counter.cache import LocalCache
 from visit_counter.counter import BufferedCounter, Known
 from visit_counter.errors import CountUnknownError, JournalError
 
@@ -23,11 +24,15 @@ if TYPE_CHECKING:
 
 
 class Watched(Shard):
-    """A shard that counts its reads and lets a test act while one is under way."""
+    """A shard that counts its reads, lets a test act while one is under way, and can be known to be away."""
 
     reads = 0
+    away_for: Sequence[str] = ()
     during: Callable[[], None] | None = None
     after: Callable[[], None] | None = None
+
+    def is_away(self, page: str) -> bool:
+        return page in self.away_for
 
     def read(self, writer: str, pages: Sequence[str]) -> list[Stored]:
         self.reads += 1
@@ -144,6 +149,51 @@ def test_a_shard_that_is_away_is_asked_for_a_page_once_a_second_at_most(
     assert counter.count("a") == Answer(1, "redis_7070")
 
 
+def test_a_shard_known_to_be_away_is_not_asked_for_a_known_page_and_nobody_waits_for_it(
+    host: Host, shard: Watched, counter: BufferedCounter
+) -> None:
+    counter.record("a")
+    host.clock.now += 6
+    shard.away, shard.away_for = True, ["a", "b"]
+    before = shard.reads
+    asked = [(True, "a"), (False, "a"), (True, "b"), (False, "b")]
+    assert counter.answer_ready(asked) == [Answer(2, "redis_7070"), Answer(2, "in_memory"), None, None]
+    host.clock.now += 6
+    assert counter.record("a") == Answer(3, "redis_7070")
+    host.clock.now += 6
+    assert counter.count("a") == Answer(3, "in_memory")
+    host.clock.now += 6
+    counter.learn(["a"])
+    assert shard.reads == before
+    host.clock.now += 1
+    shard.away, shard.away_for = False, ()
+    assert counter.count("a") == Answer(3, "redis_7070")
+
+
+def test_a_page_asked_for_while_its_shard_is_away_makes_no_room_for_others(
+    host: Host, shard: Watched, counter: BufferedCounter
+) -> None:
+    counter.cache = LocalCache(threshold=2, ttl_seconds=5.0, clock=host.clock)
+    counter.record("a")
+    host.clock.now += 6
+    counter.count("b")
+    shard.away_for = ["a"]
+    assert counter.answer_ready([(False, "a")]) == [Answer(1, "in_memory")]
+    counter.count("c")
+    assert counter.answer_ready([(False, "a"), (False, "b")]) == [Answer(1, "in_memory"), None]
+
+
+def test_pages_are_learnt_by_shard(tmp_path: Path) -> None:
+    host = Host(tmp_path)
+    counter = host.process()
+    pages = [f"page/{number}" for number in range(20)]
+    groups = counter.by_shard(pages)
+    assert len(groups) == 2
+    assert sorted(page for group in groups for page in group) == sorted(pages)
+    assert [len({host.store.shard_name(page) for page in group}) for group in groups] == [1, 1]
+    host.close()
+
+
 def test_an_unknown_page_of_a_shard_that_is_away_is_accepted_but_not_guessed(
     host: Host, shard: Watched, counter: BufferedCounter
 ) -> None:
@@ -178,7 +228,7 @@ def test_a_read_from_before_a_flush_never_replaces_a_newer_one(host: Host, count
     host.flusher.flush()
     host.tick()
     counter.count("a")
-    counter.cache.set("a", Known(7, 9))
+    counter.cache.set("a", Known(9, 7))
     host.clock.now += 10
     assert counter.count("a").visits == 7
 

@@ -174,6 +174,27 @@ def test_a_shard_that_comes_back_with_older_data_is_made_whole(host: Host, shard
     assert damage(host) == []
 
 
+def test_a_partition_seldom_visited_is_made_whole_from_what_is_retained(tmp_path: Path, shards: list[Shard]) -> None:
+    """What is forgotten by then was never for that partition."""
+    host = Host(tmp_path, list(shards), retain_segments=1)
+    counter = host.process()
+    counter.record("seldom")
+    host.flusher.flush()
+    for _ in range(5):
+        counter.record("often")
+        host.flusher.flush()
+    older = [shard.save() for shard in shards]
+    counter.record("seldom")
+    counter.record("new")
+    host.flusher.flush()
+    for shard, data in zip(shards, older, strict=True):
+        shard.put_back(data)
+    host.flusher.flush()
+    assert [host.stored(page) for page in ("seldom", "often", "new")] == [2, 5, 1]
+    assert damage(host) == []
+    host.close()
+
+
 def test_a_shard_that_lost_more_than_is_retained_is_told_once_and_counting_goes_on(
     host: Host, shards: list[Shard]
 ) -> None:
@@ -193,6 +214,9 @@ def test_a_shard_that_lost_more_than_is_retained_is_told_once_and_counting_goes_
     visit_all(host)
     host.flusher.flush()
     assert {host.stored(page) for page in lost} == {5}
+    # Nobody goes on telling what was known before.
+    host.tick()
+    assert {host.counters[0].count(page).visits for page in lost} == {5}
     assert len(damage(host)) == told
 
 

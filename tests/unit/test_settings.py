@@ -87,7 +87,7 @@ def test_a_profile_takes_the_shards_it_uses(profile: str, embedded: int, configu
         ("a=redis://:p,w@h:1,b=redis://:x=y@h:2", [("a", "h:1"), ("b", "h:2")]),
         ("redis://[::1]:7070/0", [("redis_7070", "[::1]:7070")]),
         ("s=redis+sentinel://h1,h2:5/main", [("s", "h1:26379,h2:5")]),
-        ("redis+cluster://h1:7,h2:7?x=1,redis://h3:8", [("redis_7", "h1:7,h2:7"), ("redis_8", "h3:8")]),
+        ("redis+cluster://h1:7,h2:7?ssl=true,redis://h3:8", [("redis_7", "h1:7,h2:7"), ("redis_8", "h3:8")]),
         ("a=redis://h:1/0,b=redis://h:1/1", [("a", "h:1"), ("b", "h:1")]),
     ],
 )
@@ -96,12 +96,14 @@ def test_a_list_of_shards_is_read_with_names_and_addresses(text: str, shards: li
 
 
 def test_the_url_is_kept_whole_for_the_client() -> None:
-    (shard,) = Settings.load({"VISITS_SHARDS": f"one=redis://:{SECRET}@h:1/2?ssl=1"}).shards
-    assert shard.url == f"redis://:{SECRET}@h:1/2?ssl=1"
+    (shard,) = Settings.load({"VISITS_SHARDS": f"one=redis://:{SECRET}@h:1/2"}).shards
+    assert shard.url == f"redis://:{SECRET}@h:1/2"
 
 
 def test_a_secret_is_not_in_any_text_of_the_settings() -> None:
-    settings = Settings.load({"VISITS_SHARDS": f"redis://user:{SECRET}@h:1,rediss://h:2?password={SECRET}"})
+    settings = Settings.load(
+        {"VISITS_SHARDS": f"redis://user:{SECRET}@h:1,s=redis+sentinel://h:2/a?sentinel_password={SECRET}"}
+    )
     for text in (repr(settings), str(settings), *(f"{shard} {shard!r} {shard.address}" for shard in settings.shards)):
         assert SECRET not in text
 
@@ -121,6 +123,8 @@ def test_a_secret_is_not_in_any_text_of_the_settings() -> None:
         f"in_memory=redis://:{SECRET}@h:1",
         f"redis://h:1,redis://:{SECRET}@h:1",
         f"redis://h:1#{SECRET}",
+        f"redis://h:1?retry_on_timeout={SECRET}",
+        f"redis+cluster://h:1?ssl={SECRET}",
     ],
 )
 def test_a_secret_is_not_in_the_message_about_a_wrong_list(text: str) -> None:
@@ -244,3 +248,24 @@ def test_a_mistake_in_a_file_is_told_too(
     (tmp_path / f"{name}.toml").write_text(content)
     monkeypatch.setattr("visit_counter.settings.CONFIG_DIR", tmp_path)
     assert any(said in mistake for mistake in mistakes_of())
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("redis://h:1?socket_timeout=60", "allowed behind the question mark of redis://: nothing"),
+        ("rediss://h:1?retry_on_timeout=true", "allowed behind the question mark of rediss://: ssl_ca_certs"),
+        ("redis+cluster://h:1?sentinel_password=x", "allowed behind the question mark of redis+cluster://"),
+        ("redis+cluster://h:1?ssl=yes", "allowed for ssl and ssl_check_hostname: true, false"),
+    ],
+)
+def test_what_a_url_may_not_ask_for_is_told(url: str, said: str) -> None:
+    assert any(said in mistake for mistake in mistakes_of(VISITS_SHARDS=url))
+
+
+def test_a_child_process_reads_the_list_that_was_in_a_file(tmp_path: Path) -> None:
+    """The flush process gets the settings by its environment, beside what stood there before."""
+    (tmp_path / "shards").write_text("one=redis://:secret@h:1", encoding="ascii")
+    environ = {"VISITS_SHARDS_FILE": str(tmp_path / "shards")}
+    settings = Settings.load(environ)
+    assert Settings.load(environ | settings.environ()) == settings

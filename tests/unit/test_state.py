@@ -13,7 +13,17 @@ if TYPE_CHECKING:
 
 
 def test_a_state_comes_back_as_it_was_saved(tmp_path: Path) -> None:
-    state = State("w", 7, {3: "7:ab", 4000: "5:"}, {"redis_7070": [6]}, ["x"], LastFlush(1.5, 0.1, 3, 2, "e"))
+    state = State(
+        "w",
+        7,
+        {3: "7:ab", 4000: "5:"},
+        {"redis_7070": [6]},
+        ["x"],
+        4,
+        LastFlush(1.5, 0.1, 3, 2, "e"),
+        {3: (5, 6)},
+        {3: 5},
+    )
     state.save(tmp_path / "state.json")
     assert State.load(tmp_path / "state.json") == state
 

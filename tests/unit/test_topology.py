@@ -25,10 +25,10 @@ class Away(MemoryStore):
 
     back = False
 
-    def topology(self) -> str:
+    def read_topology(self) -> str:
         if not self.back:
             raise StoreUnavailableError(self.name, "no answer")
-        return super().topology()
+        return super().read_topology()
 
 
 class Gone(MemoryStore):
@@ -41,7 +41,7 @@ class Gone(MemoryStore):
 
 
 def kept(*stores: MemoryStore) -> list[str]:
-    return [store.topology() for store in stores]
+    return [store.read_topology() for store in stores]
 
 
 def test_a_topology_comes_back_as_it_was_written() -> None:

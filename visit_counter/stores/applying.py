@@ -11,10 +11,10 @@ from hashlib import sha1
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
-from redis.exceptions import NoScriptError, RedisError, ResponseError
+from redis.exceptions import AskError, NoScriptError, RedisError, ResponseError
 
 from visit_counter.stores.base import NO_WATERMARK, Applied, Batch, segment_of
-from visit_counter.stores.wire import drop, exchange, explain, is_away, is_elsewhere, pack
+from visit_counter.stores.wire import drop, exchange, exchange_asking, explain, is_away, is_elsewhere, pack
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -73,6 +73,10 @@ return watermark
 SCRIPT_SHA = sha1(SCRIPT, usedforsecurity=False).hexdigest().encode()
 
 
+# What an Applier vouches for: the watermark it applied, by writer and partition.
+Vouched = dict[tuple[str, int], str]
+
+
 def partition_key(partition: int) -> bytes:
     """Return the key of a partition; the braces keep it, and what may join it, in one slot of a Redis Cluster."""
     return b"visits:{%d}" % partition
@@ -87,39 +91,68 @@ class Applier:
     """Applies batches over one connection of its own, one call at a time."""
 
     def __init__(
-        self, shard: str, wire: Wire, persist_limit_seconds: float, report: Callable[[Sequence[Any]], None]
+        self,
+        shard: str,
+        wire: Wire,
+        persist_limit_seconds: float,
+        report: Callable[[Sequence[Any]], None],
+        known_replicas: Callable[[], int],
     ) -> None:
         self._shard = shard
         self._report = report
         self._wire = wire
         self._persist_limit_seconds = persist_limit_seconds
+        self._known_replicas = known_replicas
         self._lock = Lock()
         self._connection: Connection | None = None
         # What `persist` has to vouch for: (writer, partition) -> watermark, applied over the connection there is ...
-        self._applied: dict[tuple[str, int], str] = {}
+        self._applied: Vouched = {}
         # ... or over one since lost: the server may have come back without it.
-        self._orphaned: dict[tuple[str, int], str] = {}
+        self._orphaned: Vouched = {}
 
     def apply(self, writer: str, batches: Sequence[Batch]) -> list[Applied]:
-        """Apply each batch, or say why not. Once the shard is away the rest is not tried: each chunk would wait."""
-        results: list[Applied] = []
+        """Apply each batch, or say why not."""
+        replies = self.send(writer, batches)
+        return [applied_of(self._shard, batch, reply) for batch, reply in zip(batches, replies, strict=True)]
+
+    def send(self, writer: str, batches: Sequence[Batch], *, asking: bool = False) -> list[Any]:
+        """Apply each batch; return what came for each: the watermark there is, or a RedisError.
+
+        Once the shard is away the rest is not tried: each chunk would wait. With `asking`, a server of a cluster takes
+        what is on its way to it already.
+        """
+        results: list[Any] = []
         with self._lock:
             for chunk in _chunks(batches, watermark_field(writer)):
-                replies = self._send(chunk)
-                results += self._note(writer, batches[len(results) : len(results) + len(chunk)], replies)
-                if is_away(replies[-1]):
-                    results += self._note(
-                        writer, batches[len(results) :], [replies[-1]] * (len(batches) - len(results))
-                    )
+                results += self._send(chunk, asking=asking)
+                if is_away(results[-1]):
+                    results += [results[-1]] * (len(batches) - len(results))
                     break
+            self._note(writer, batches, results)
         return results
+
+    def hand_over(self, leaves: Callable[[int], bool]) -> Vouched:
+        """Give up vouching for partitions that are no longer on this server; return what was applied to them here."""
+        with self._lock:
+            everything = self._orphaned | self._applied
+            gone = {at: mark for at, mark in everything.items() if leaves(at[1])}
+            for at in gone:
+                self._applied.pop(at, None)
+                self._orphaned.pop(at, None)
+        return gone
+
+    def take_over(self, vouched: Vouched) -> None:
+        """Vouch from now on for what was applied to these partitions when they were on another server."""
+        with self._lock:
+            self._orphaned |= vouched
 
     def persist(self, timeout_seconds: float) -> bool | None:
         """Wait, no longer than the limit given to this object, until what was applied is on disk here and on replicas.
 
         The server remembers an offset for each connection, that of its last write. So what was applied over a
         connection since lost is first looked for, and written again, over the connection there is now.
-        A replica without an append-only file never confirms: with one connected, the answer stays False.
+        A replica without an append-only file never confirms: with one connected, the answer stays False. So it does
+        while a replica that is known of (and may be promoted) is not connected.
         """
         with self._lock:
             try:
@@ -128,7 +161,7 @@ class Applier:
                     return False
                 return self._wait(connection, min(timeout_seconds, self._persist_limit_seconds))
             except RedisError as error:
-                return False if is_away(error) else None
+                return False if is_away(error) or isinstance(error, AskError) else None
 
     def close(self) -> None:
         """Close the connection; a later call opens a new one."""
@@ -136,34 +169,29 @@ class Applier:
             if self._connection is not None:
                 drop(self._connection)
 
-    def _send(self, commands: Sequence[bytes]) -> list[Any]:
+    def _send(self, commands: Sequence[bytes], *, asking: bool = False) -> list[Any]:
         try:
-            replies = self._run(self._connect(), commands)
+            replies = self._run(self._connect(), commands, asking=asking)
         except RedisError as error:
             replies = [error] * len(commands)
         self._report(replies)
         return replies
 
-    def _note(self, writer: str, batches: Sequence[Batch], replies: Sequence[Any]) -> list[Applied]:
-        """Say what came of each batch, and remember what `persist` has to vouch for."""
-        results = []
+    def _note(self, writer: str, batches: Sequence[Batch], replies: Sequence[Any]) -> None:
+        """Remember what `persist` has to vouch for."""
         for batch, reply in zip(batches, replies, strict=True):
-            if isinstance(reply, RedisError):
-                results.append(Applied(batch.partition, NO_WATERMARK, explain(self._shard, reply).reason))
-                continue
-            results.append(Applied(batch.partition, reply.decode()))
-            if results[-1].watermark == batch.watermark:
+            if not isinstance(reply, RedisError) and reply.decode() == batch.watermark:
                 self._applied[writer, batch.partition] = batch.watermark
                 self._orphaned.pop((writer, batch.partition), None)
-        return results
 
-    def _run(self, connection: Connection, commands: Sequence[bytes]) -> list[Any]:
+    def _run(self, connection: Connection, commands: Sequence[bytes], *, asking: bool) -> list[Any]:
         """Send script calls; those that found no script (after SCRIPT FLUSH) were not run, and are sent again."""
-        replies = exchange(connection, commands)
+        send = exchange_asking if asking else exchange
+        replies = send(connection, commands)
         missed = [index for index, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
         if missed and connection.is_connected:
-            load = pack(b"SCRIPT", b"LOAD", SCRIPT)
-            again = exchange(connection, [load, *(commands[index] for index in missed)])[1:]
+            exchange(connection, [pack(b"SCRIPT", b"LOAD", SCRIPT)])
+            again = send(connection, [commands[index] for index in missed])
             for index, reply in zip(missed, again, strict=True):
                 replies[index] = reply
         return replies
@@ -218,7 +246,7 @@ class Applier:
 
     def _wait(self, connection: Connection, timeout_seconds: float) -> bool | None:
         (replication,) = exchange(connection, [pack(b"INFO", b"replication")])
-        replicas = _connected_replicas(replication)
+        replicas = max(_connected_replicas(replication), self._known_replicas())
         wait = pack(b"WAITAOF", b"1", b"%d" % replicas, b"%d" % max(1, int(timeout_seconds * 1000)))
         (reply,) = exchange(connection, [wait])
         if isinstance(reply, ResponseError) and not is_away(reply):
@@ -229,6 +257,13 @@ class Applier:
             return False
         self._applied.clear()
         return True
+
+
+def applied_of(shard: str, batch: Batch, reply: Any) -> Applied:
+    """Say what came of a batch, given the watermark that the script returned or a RedisError."""
+    if isinstance(reply, RedisError):
+        return Applied(batch.partition, NO_WATERMARK, explain(shard, reply).reason)
+    return Applied(batch.partition, reply.decode())
 
 
 def _usable(connection: Connection) -> bool:

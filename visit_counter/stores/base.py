@@ -101,7 +101,7 @@ class Store(ABC):
         True: it is. False: not within the time-out, ask again later. None: this store cannot tell.
         """
 
-    def topology(self) -> str:
+    def read_topology(self) -> str:
         """Return the topology kept here (see `visit_counter.topology`), or "" for none. Raises StoreError."""
         return ""
 
@@ -115,6 +115,17 @@ class Store(ABC):
     @abstractmethod
     def ping(self) -> bool:
         """Tell whether the store answers now; never raises."""
+
+    def owner(self, page: str) -> str:  # noqa: ARG002 - of several stores, it is the one that keeps the page
+        """Return the name of the store that keeps a page."""
+        return self.name
+
+    def is_away(self, page: str) -> bool:  # noqa: ARG002 - of several stores, it is the one that keeps the page
+        """Tell, without asking, whether the store of a page is known not to answer now."""
+        return False
+
+    def probe(self) -> None:  # noqa: B027 - a store that is never away has nothing to do
+        """Ask a store that is away whether it is back, if it is time to; called every half second, never raises."""
 
     @abstractmethod
     def close(self) -> None:

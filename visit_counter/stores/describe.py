@@ -24,7 +24,21 @@ class Description:
     appendfsync: str  # always, everysec or no
     maxmemory_policy: str
     memory_bytes: int
+    uptime_seconds: int
     warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A server as it was just found: `said` is what it says of itself, None if it is down for the reason `error`."""
+
+    address: str
+    partitions: int
+    up: bool = False
+    pages: int | None = None
+    said: Description | None = None
+    warnings: tuple[str, ...] = ()
+    error: str = ""
 
 
 def describe(info: Mapping[str, str]) -> Description:
@@ -38,6 +52,7 @@ def describe(info: Mapping[str, str]) -> Description:
         appendfsync=info.get("appendfsync", UNKNOWN),
         maxmemory_policy=info.get("maxmemory_policy", UNKNOWN),
         memory_bytes=int(info.get("used_memory", 0)),
+        uptime_seconds=int(info.get("uptime_in_seconds", 0)),
         warnings=tuple(_warnings(info)),
     )
 
@@ -68,5 +83,7 @@ def _warnings(info: Mapping[str, str]) -> Iterable[str]:
     # volatile-* evicts keys that expire only, and ours never do.
     if policy.startswith("allkeys-"):
         yield f"maxmemory-policy is {policy}: a full server throws counts away; set it to noeviction"
+    if info.get("cluster-require-full-coverage") == "yes":
+        yield "cluster-require-full-coverage is yes: one primary that is lost stops all of them; set it to no"
     if info.get("aof_last_write_status") == "err":
         yield "the last write to the append-only file failed: it refuses visits until its disk is mended"

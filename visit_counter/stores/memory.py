@@ -48,7 +48,7 @@ class MemoryStore(Store):
         """Return None: there is no disk."""
         return None
 
-    def topology(self) -> str:
+    def read_topology(self) -> str:
         """Return the topology kept here, or ""."""
         return self._topology
 

@@ -49,7 +49,7 @@ class Ownership:
         """Return the store of a shard. Raises StoreUnavailableError for one that this host does not know."""
         store = self._stores.get(name) or self._renamed.get(name)
         if store is None:
-            raise StoreUnavailableError(name, "it has partitions of these counts, and is not in VISITS_SHARDS")
+            raise unknown_shard(name)
         return store
 
     def follow(self, partition: int, name: str) -> bool:
@@ -61,3 +61,8 @@ class Ownership:
             return False
         self.owners[partition] = name
         return True
+
+
+def unknown_shard(name: str) -> StoreUnavailableError:
+    """Return the error for a shard that has counts and that this host has no address of."""
+    return StoreUnavailableError(name, "it has partitions of these counts, and is not in VISITS_SHARDS")

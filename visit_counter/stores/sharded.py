@@ -9,19 +9,21 @@ from __future__ import annotations
 
 import logging
 import time
+from contextlib import suppress
 from functools import partial
-from threading import Lock, Thread
+from threading import Lock
 from types import MappingProxyType
 from typing import TYPE_CHECKING, TypeVar
 
 from visit_counter.errors import PartitionMovedError, StoreError, StoreRefusedError, StoreUnavailableError
 from visit_counter.ring import partition_of
 from visit_counter.stores.base import NO_WATERMARK, Applied, Batch, Store, Stored
-from visit_counter.stores.ownership import Ownership
+from visit_counter.stores.ownership import Ownership, unknown_shard
+from visit_counter.stores.parallel import in_parallel
 from visit_counter.topology import Topology, TopologyError, newest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 log = logging.getLogger(__name__)
 
@@ -115,11 +117,11 @@ class ShardedStore(Store):
 
         def ask(store: Store) -> tuple[str, str | StoreError]:
             try:
-                return store.name, store.topology()
+                return store.name, store.read_topology()
             except StoreError as error:
                 return store.name, error
 
-        answers = _in_parallel([partial(ask, store) for store in self.stores.values()])
+        answers = in_parallel([partial(ask, store) for store in self.stores.values()])
         texts = {name: answer for name, answer in answers if isinstance(answer, str)}
         return texts, [answer for _, answer in answers if isinstance(answer, StoreError)]
 
@@ -229,14 +231,38 @@ class ShardedStore(Store):
 
     def persist(self, timeout_seconds: float) -> bool | None:
         """Wait for all shards at once: False if any is late, else None if any cannot tell, else True."""
-        answers = _in_parallel([partial(store.persist, timeout_seconds) for store in self.stores.values()])
+        answers = self.persist_each(timeout_seconds).values()
         if False in answers:
             return False
         return None if None in answers else True
 
+    def persist_each(self, timeout_seconds: float) -> dict[str, bool | None]:
+        """Wait for all shards at once; return what each of them answers."""
+        answers = in_parallel([partial(store.persist, timeout_seconds) for store in self.stores.values()])
+        return dict(zip(self.stores, answers, strict=True))
+
     def ping(self) -> bool:
         """Tell whether all shards answer; ask `stores` for each."""
-        return all(_in_parallel([store.ping for store in self.stores.values()]))
+        return all(self.ping_each().values())
+
+    def ping_each(self) -> dict[str, bool]:
+        """Tell for each shard, by name, whether it answers."""
+        return dict(zip(self.stores, in_parallel([store.ping for store in self.stores.values()]), strict=True))
+
+    def owner(self, page: str) -> str:
+        """Return the name of the shard that has a page."""
+        return self.shard_name(page)
+
+    def is_away(self, page: str) -> bool:
+        """Tell whether the shard of a page is known not to answer now, or not known at all."""
+        try:
+            return self._store(partition_of(page)).is_away(page)
+        except StoreError:
+            return True
+
+    def probe(self) -> None:
+        """Ask the shards that are away, all at once, whether they are back."""
+        in_parallel([store.probe for store in self.stores.values() if store.is_away("")])
 
     def close(self) -> None:
         """Release the connections of all shards."""
@@ -245,30 +271,46 @@ class ShardedStore(Store):
 
     # -- for the flush -----------------------------------------------------------------------------------------------
 
-    def reachable_watermarks(self, writer: str, partitions: Iterable[int]) -> tuple[dict[int, str], set[str]]:
+    def watermarks_of_reachable(
+        self, writer: str, partitions: Sequence[int]
+    ) -> tuple[dict[int, str], list[StoreError]]:
         """Return the watermark of each partition that can be reached, and why others cannot; never raises."""
-        found: dict[int, str] = {}
-        failures: set[str] = set()
-        waiting = list(partitions)
         try:
             self.settle()
         except StoreError as error:
-            return {}, {str(error)}
+            return {}, [error]
+        found: dict[int, str] = {}
+        errors: list[StoreError] = []
+        waiting = list(partitions)
         for _ in range(_HOPS):
-            moved: list[int] = []
-            for name, mine in self._by_owner(waiting).items():
-                try:
-                    found.update(zip(mine, self._ownership.store(name).watermarks(writer, mine), strict=True))
-                except PartitionMovedError as error:
-                    lost = {at for at, to in error.moved.items() if not self._ownership.follow(at, to)}
-                    failures |= {f"partition {at} has moved to {error.moved[at]}, which is unknown" for at in lost}
-                    moved += [at for at in mine if at not in lost]
-                except StoreError as error:
-                    failures.add(str(error))
-            waiting = moved
+            groups = self._by_owner(waiting)
+            calls = [partial(self._try_watermarks, writer, name, mine) for name, mine in groups.items()]
+            waiting = []
+            for mine, answer in zip(groups.values(), in_parallel(calls), strict=True):
+                if isinstance(answer, PartitionMovedError):
+                    lost = {at: to for at, to in answer.moved.items() if not self._ownership.follow(at, to)}
+                    waiting += [at for at in mine if at not in lost]
+                    errors += [unknown_shard(name) for name in set(lost.values())]
+                elif isinstance(answer, StoreError):
+                    errors.append(answer)
+                else:
+                    found |= answer
         if waiting:
-            failures.add("a partition is being moved")
-        return found, failures
+            errors.append(StoreUnavailableError(self.name, "a partition is being moved"))
+        return found, errors
+
+    def _try_watermarks(self, writer: str, name: str, partitions: Sequence[int]) -> dict[int, str] | StoreError:
+        try:
+            marks = self._ownership.store(name).watermarks(writer, partitions)
+        except StoreError as error:
+            return error
+        return dict(zip(partitions, marks, strict=True))
+
+    def by_store(self, partitions: Iterable[int]) -> Iterator[tuple[Store, list[int]]]:
+        """Give each store known here that has any of the partitions, and those it has."""
+        for name, mine in self._by_owner(partitions).items():
+            with suppress(StoreError):
+                yield self._ownership.store(name), mine
 
     def _by_owner(self, partitions: Iterable[int]) -> dict[str, list[int]]:
         owned: dict[str, list[int]] = {}
@@ -292,7 +334,7 @@ class ShardedStore(Store):
         places: dict[str, list[int]] = {}
         for place, item in enumerate(items):
             places.setdefault(owner(item), []).append(place)
-        answers = _in_parallel([partial(call, name, [items[place] for place in mine]) for name, mine in places.items()])
+        answers = in_parallel([partial(call, name, [items[place] for place in mine]) for name, mine in places.items()])
         results: dict[int, R] = {}
         for mine, answer in zip(places.values(), answers, strict=True):
             results.update(zip(mine, answer, strict=True))
@@ -301,26 +343,3 @@ class ShardedStore(Store):
 
 def _all_failed(batches: Sequence[Batch], error: StoreError) -> list[Applied]:
     return [Applied(batch.partition, NO_WATERMARK, str(error)) for batch in batches]
-
-
-def _in_parallel(calls: Sequence[Callable[[], T]]) -> list[T]:
-    """Run the calls side by side, the last one in this thread; return their results, or raise the first error."""
-    results: dict[int, T] = {}
-    errors: dict[int, Exception] = {}
-
-    def run(index: int) -> None:
-        try:
-            results[index] = calls[index]()
-        except Exception as error:  # noqa: BLE001 - raised again below, in the caller's thread
-            errors[index] = error
-
-    threads = [Thread(target=run, args=(index,), daemon=True) for index in range(len(calls) - 1)]
-    for thread in threads:
-        thread.start()
-    if calls:
-        run(len(calls) - 1)
-    for thread in threads:
-        thread.join()
-    for index in sorted(errors):
-        raise errors[index]
-    return [results[index] for index in range(len(calls))]

@@ -10,9 +10,8 @@ from __future__ import annotations
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from redis.backoff import NoBackoff
-from redis.connection import ConnectionPool
 from redis.exceptions import (
+    AskError,
     AuthenticationError,
     AuthorizationError,
     ClusterDownError,
@@ -20,14 +19,17 @@ from redis.exceptions import (
     ResponseError,
     TryAgainError,
 )
-from redis.retry import Retry
+from redis.sentinel import MasterNotFoundError, SentinelConnectionPool
 
 from visit_counter.errors import StoreError, StoreRefusedError, StoreUnavailableError
+from visit_counter.stores.pools import join_host, make_pool
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from redis.connection import Connection
+
+    from visit_counter.settings import Shard
 
 
 class Wire:
@@ -36,16 +38,8 @@ class Wire:
     After a fork the pool starts anew, so that a connection is never used by two processes.
     """
 
-    def __init__(self, url: str, connect_seconds: float, answer_seconds: float) -> None:
-        self._pool = ConnectionPool.from_url(
-            url,
-            socket_connect_timeout=connect_seconds,
-            socket_timeout=answer_seconds,
-            retry=Retry(NoBackoff(), 0),
-            protocol=2,
-            # No CLIENT SETINFO: two round trips less on connecting, and one command less in the ACL.
-            driver_info=None,
-        )
+    def __init__(self, shard: Shard, connect_seconds: float, answer_seconds: float) -> None:
+        self._pool = make_pool(shard, connect_seconds, answer_seconds)
 
     @contextmanager
     def connection(self) -> Iterator[Connection]:
@@ -63,17 +57,34 @@ class Wire:
             self._pool.release(instead_of)
         return self._pool.get_connection()
 
-    def ask(self, commands: Sequence[bytes]) -> list[Any]:
+    def ask(self, commands: Sequence[bytes], *, asking: bool = False) -> list[Any]:
         """Send the commands in one go and return what came for each: its reply, or the RedisError."""
         try:
             with self.connection() as connection:
-                return exchange(connection, commands)
+                return (exchange_asking if asking else exchange)(connection, commands)
         except RedisError as error:
             return [error] * len(commands)
+
+    @property
+    def address(self) -> str:
+        """The server as host:port, for people; with sentinels the primary they named last, or nothing."""
+        if isinstance(self._pool, SentinelConnectionPool):
+            return join_host(*self._pool.master_address) if self._pool.master_address else ""
+        known = self._pool.connection_kwargs
+        return join_host(known["host"], known["port"])
+
+    def known_replicas(self) -> int:
+        """Return how many replicas the sentinels may promote; 0 without sentinels. Asks them; never raises."""
+        if not isinstance(self._pool, SentinelConnectionPool):
+            return 0
+        replicas = self._pool.sentinel_manager.discover_slaves(self._pool.service_name)
+        return len(replicas)
 
     def close(self) -> None:
         """Close all connections; a later call opens new ones."""
         self._pool.disconnect()
+        if isinstance(self._pool, SentinelConnectionPool):
+            self._pool.sentinel_manager.close()
 
 
 def exchange(connection: Connection, commands: Sequence[bytes]) -> list[Any]:
@@ -99,6 +110,12 @@ def exchange(connection: Connection, commands: Sequence[bytes]) -> list[Any]:
     return replies
 
 
+def exchange_asking(connection: Connection, commands: Sequence[bytes]) -> list[Any]:
+    """Exchange commands with a server of a cluster that their partitions are on the way to (after an ASK)."""
+    asking = pack(b"ASKING")
+    return exchange(connection, [part for command in commands for part in (asking, command)])[1::2]
+
+
 def drop(connection: Connection) -> None:
     """Close a connection, and forget what it may still have to say."""
     connection.disconnect()  # type: ignore[no-untyped-call]  # redis-py's gap
@@ -111,10 +128,14 @@ def pack(*parts: bytes) -> bytes:
 
 def explain(shard: str, error: RedisError) -> StoreError:
     """Return the StoreError that an error of redis-py means. redis-py's texts hold addresses, but no passwords."""
+    if isinstance(error, MasterNotFoundError):  # its text shows objects of redis-py
+        return StoreUnavailableError(shard, "the sentinels do not answer, or know no primary that does")
     # redis-py takes the code off the text of the errors it knows, and a reader would look for it.
     code = getattr(error, "status_code", None)
     text = f"{code} {error}" if code and code != "ERR" else str(error)
-    return (StoreUnavailableError if is_away(error) else StoreRefusedError)(shard, text)
+    # AskError, which MOVED is one of: not carried out, and it will be once it is asked in the right place.
+    unavailable = is_away(error) or isinstance(error, AskError)
+    return (StoreUnavailableError if unavailable else StoreRefusedError)(shard, text)
 
 
 def is_elsewhere(reply: object) -> bool:

@@ -1,0 +1,103 @@
+"""The fault campaign: `python -m tests.faults`. docs/reliability.md says what it does and what it found.
+
+python -m tests.faults                       every row, with its number of trials
+python -m tests.faults --list                the rows
+python -m tests.faults --only simulation --trials 1000 --seed 7
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from tests.faults import local_rows, rebalancing, rows
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+class Row(NamedTuple):
+    """A fault, how often it is tried, and the function that tries it: directory, trials, seed, progress -> detail."""
+
+    name: str
+    trials: int
+    function: Callable[[Path, int, int, Callable[[int], None]], str]
+
+
+ROWS = (
+    Row("worker-kill", 1000, rows.kill_worker),
+    *(Row(f"step-{step}", 100, rows.kill_at_step(step)) for step in rows.STEPS),
+    Row("master-kill", 100, rows.kill_master),
+    Row("shard-kill-everysec", 200, rows.kill_shard("everysec")),
+    Row("shard-kill-always", 200, rows.kill_shard("always")),
+    Row("lost-replies", 2000, local_rows.lose_replies),
+    Row("worker-stop", 100, rows.freeze_worker),
+    Row("shard-stop", 100, rows.freeze_shard),
+    Row("journal-damage", 40, local_rows.damage_journal),
+    Row("disk-full", 50, rows.full_disk),
+    Row("clock", 20, rows.set_clock),
+    Row("rollback", 100, rows.roll_back),
+    Row("rebalance", 50, rebalancing.row(rebalancing.under_load)),
+    Row("rebalance-kill", 50, rebalancing.row(rebalancing.killed)),
+    Row("simulation", 100_000, local_rows.simulate),
+)
+
+
+def run(row: Row, trials: int, seed: int) -> bool:
+    """Run one row and print its line of the table; tell whether every promise held."""
+    started = time.monotonic()
+    shown = 0.0
+    done = 0
+
+    def progress(trial: int) -> None:
+        nonlocal shown, done
+        done = trial
+        if time.monotonic() - shown > 1 and sys.stderr.isatty():
+            shown = time.monotonic()
+            sys.stderr.write(f"\r{row.name}: {trial} of {trials}, {shown - started:.0f} s ")
+
+    result, detail = "held", ""
+    with tempfile.TemporaryDirectory() as directory:
+        try:
+            detail = row.function(Path(directory) / row.name, trials, seed, progress)
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # noqa: BLE001 - whatever broke is the finding
+            result, detail = "BROKEN", f"{type(error).__name__}: {error}"
+    if sys.stderr.isatty():
+        sys.stderr.write("\r\x1b[K")
+    what = (row.function.__doc__ or "").partition("\n")[0].rstrip(".")
+    print(f"| {what} | `{row.name}` | {done} | {time.monotonic() - started:.0f} | {result} | {detail} |", flush=True)
+    return result == "held"
+
+
+def main() -> int:
+    """Run the command line; the exit status is 1 if a promise was broken."""
+    parser = argparse.ArgumentParser(description="The fault campaign; see docs/reliability.md.")
+    parser.add_argument("--list", action="store_true", help="list the rows")
+    parser.add_argument("--only", action="append", metavar="NAME", help="only this row; may be repeated")
+    parser.add_argument("--trials", type=int, help="another number of trials for every row")
+    parser.add_argument("--scale", type=float, default=1.0, help="a share of each row's trials, e.g. 0.1")
+    parser.add_argument("--seed", type=int, default=1)
+    options = parser.parse_args()
+    chosen = [row for row in ROWS if not options.only or row.name in options.only]
+    if options.only and len(chosen) != len(set(options.only)):
+        parser.error(f"rows are: {', '.join(row.name for row in ROWS)}")
+    if options.list:
+        for row in chosen:
+            print(f"{row.name:20} {row.trials:7}  {(row.function.__doc__ or '').partition(chr(10))[0]}")
+        return 0
+    print(
+        f"seed {options.seed}\n\n| fault | row | trials | seconds | promises | |\n|---|---|--:|--:|---|---|", flush=True
+    )
+    held = [run(row, options.trials or max(1, round(row.trials * options.scale)), options.seed) for row in chosen]
+    print(f"\n{sum(held)} of {len(held)} rows held")
+    return 0 if all(held) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,54 @@
+"""Injected faults: imported by every Python process that is started with this folder in PYTHONPATH, and only there.
+
+The first process that reaches a step for which a file lies in the folder FAULTS_DIR takes the file and does what its
+name says: `kill.send` ends the process, `stop.send` freezes it, `tell.send` only tells that the step was reached.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec, PathFinder
+from types import ModuleType
+from typing import Any
+
+_SIGNALS = (("kill", signal.SIGKILL), ("stop", signal.SIGSTOP), ("tell", None))
+
+
+def _hook(name: str) -> None:
+    folder = os.environ["FAULTS_DIR"]
+    if not os.listdir(folder):  # noqa: PTH208 - at every step
+        return
+    for kind, number in _SIGNALS:
+        try:
+            # Only one process can take it.
+            os.rename(f"{folder}/{kind}.{name}", f"{folder}.taken/{kind}.{name}.{os.getpid()}")  # noqa: PTH104
+        except FileNotFoundError:
+            continue
+        if number is not None:
+            os.kill(os.getpid(), number)
+
+
+class _Finder(MetaPathFinder):
+    """Puts the hook into `visit_counter.steps` when that is imported; nothing is imported early."""
+
+    def find_spec(self, name: str, path: Any, target: ModuleType | None = None) -> ModuleSpec | None:
+        if name != "visit_counter.steps":
+            return None
+        spec = PathFinder.find_spec(name, path, target)
+        if spec is None or spec.loader is None:
+            return spec
+        load = spec.loader.exec_module
+
+        def load_and_hook(module: ModuleType) -> None:
+            load(module)
+            module.hook = _hook  # type: ignore[attr-defined]
+
+        spec.loader.exec_module = load_and_hook  # type: ignore[method-assign]
+        return spec
+
+
+if "FAULTS_DIR" in os.environ:
+    sys.meta_path.insert(0, _Finder())

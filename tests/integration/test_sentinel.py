@@ -1,0 +1,121 @@
+"""RedisStore behind real sentinels: a primary dies; nothing is lost or doubled, and the new one is found."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from tests.least_acl import LEAST_USER, PASSWORD
+from tests.redis_servers import free_port, wait_until
+from tests.sentinels import SERVICE, Sentinels
+from tests.under_load import load
+from visit_counter.errors import StoreRefusedError, StoreUnavailableError
+from visit_counter.ring import PARTITIONS, partition_of
+from visit_counter.settings import Shard
+from visit_counter.stores.base import Applied, Batch, Stored
+from visit_counter.stores.breaker import Breaker
+from visit_counter.stores.redis import RedisStore
+
+HOME = partition_of("home")
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sentinels]:
+    """One pair and its sentinels, which each test leaves whole."""
+    with Sentinels(tmp_path_factory.mktemp("sentinels")) as made:
+        yield made
+
+
+@pytest.fixture
+def sentinels(running: Sentinels) -> Sentinels:
+    """Return the pair, emptied, and both up."""
+    for server in running.servers:
+        if not server.runs():
+            running.bring_back(server)
+    primary = running.primary()
+    assert primary is not None
+    primary.call("FLUSHALL")
+    return running
+
+
+def patient(shard: Shard) -> RedisStore:
+    """Return a store that is patient, and asks again at once."""
+    return RedisStore(
+        shard, connect_seconds=5, read_seconds=5, add_seconds=5, apply_seconds=10, breaker=Breaker(probe_seconds=0.0)
+    )
+
+
+@pytest.mark.parametrize("behind", [False, True])
+def test_no_visit_is_lost_or_doubled_when_the_primary_is_killed_under_load(
+    sentinels: Sentinels, tmp_path: Path, caplog: pytest.LogCaptureFixture, behind: bool
+) -> None:
+    caplog.set_level(logging.WARNING)
+    # None is retained for its own sake: only what a replica lacks is.
+    with load(tmp_path, [RedisStore(sentinels.shard)], retain_segments=0) as oracle:
+        wait_until(lambda: oracle.answers > 500, "some load")
+        sentinels.fail_over(behind=behind)
+        before = oracle.answers
+        wait_until(lambda: oracle.answers > before + 500, "some load after the failover")
+    assert oracle.mistakes == []
+    if behind:
+        assert "made whole from the retained segments" in caplog.text
+
+
+def test_the_promoted_server_is_found_and_vouches_for_what_it_received(sentinels: Sentinels) -> None:
+    with closing(patient(sentinels.shard)) as store:
+        store.apply("writer", [Batch(HOME, "", "1:a", {"home": 1})])
+        assert store.persist(5) is True
+        sentinels.fail_over()
+        wait_until(store.ping, "the new primary to be found")
+        assert store.read("writer", ["home"]) == [Stored(1, "1:a")]
+        wait_until(lambda: store.persist(1) is True, "the promoted server to vouch for it")
+        assert store.apply("writer", [Batch(HOME, "1:a", "2:a", {"home": 1})]) == [Applied(HOME, "2:a")]
+
+
+def test_a_primary_that_has_become_a_replica_is_left_for_the_new_one(sentinels: Sentinels) -> None:
+    with closing(patient(sentinels.shard)) as store:
+        assert store.add("home", 1) == 1
+        sentinels.demote()
+        wait_until(lambda: is_added(store), "the new primary to be found")
+        assert store.read("writer", ["home"]) == [Stored(2, "")]
+
+
+def is_added(store: RedisStore) -> bool:
+    """Try to count a visit where refusal is certain: a demoted server says READONLY, or closes the connection first."""
+    try:
+        store.add("home", 1)
+    except StoreUnavailableError:
+        return False
+    return True
+
+
+def test_a_wrong_password_is_refused_and_not_shown(sentinels: Sentinels) -> None:
+    with closing(patient(Shard("watched", sentinels.shard.url.replace(PASSWORD, "wrong-canary")))) as store:
+        with pytest.raises(StoreRefusedError, match="WRONGPASS|invalid username") as refused:
+            store.read("writer", ["home"])
+        (row,) = store.look("writer", range(PARTITIONS))
+    assert "canary" not in f"{refused.value!r} {refused.value} {row}"
+
+
+@pytest.mark.parametrize("service", [SERVICE, "unknown"])
+def test_sentinels_that_are_away_or_do_not_know_the_service_are_unavailable(sentinels: Sentinels, service: str) -> None:
+    port = sentinels.ports[0] if service == "unknown" else free_port()
+    shard = Shard(
+        "watched", f"redis+sentinel://{LEAST_USER}:canary-1@127.0.0.1:{port}/{service}?sentinel_password=canary-2"
+    )
+    if service == "unknown":
+        shard = Shard("watched", shard.url.partition("?")[0])
+    with closing(patient(shard)) as store:
+        with pytest.raises(StoreUnavailableError) as away:
+            store.read("writer", ["home"])
+        assert store.ping() is False
+        assert store.persist(0.1) is False
+    assert str(away.value) == "watched: the sentinels do not answer, or know no primary that does"
+
+
+def test_one_sentinel_that_answers_is_enough(sentinels: Sentinels) -> None:
+    url = f"redis+sentinel://{LEAST_USER}:{PASSWORD}@127.0.0.1:{free_port()},127.0.0.1:{sentinels.ports[2]}/{SERVICE}"
+    with closing(patient(Shard("watched", url))) as store:
+        assert store.add("home", 1) == 1

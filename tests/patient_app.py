@@ -1,0 +1,21 @@
+"""The service as it is, but patient with its shards: that a loaded machine is slow is not what a test is about.
+
+`gunicorn "tests.patient_app:patient_app()"`; for an application in the test's own process, `patient_stores` alone.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+from visit_counter import create_app, startup
+from visit_counter.stores import factory
+from visit_counter.stores.redis import RedisStore
+
+patient_stores = partial(RedisStore, connect_seconds=10, read_seconds=10, add_seconds=10)
+
+
+def patient_app() -> object:
+    """Return the application, its stores made with patience."""
+    factory.RedisStore = patient_stores  # type: ignore[misc,assignment]  # made with the same arguments
+    with startup.told_in_one_line():
+        return create_app()

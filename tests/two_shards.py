@@ -1,0 +1,65 @@
+"""The service with two shards of its own and pages that it knows: what a load is put on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tests.servers import GunicornServer, ValkeyServer
+from visit_counter.ring import Ring, partition_of
+from visit_counter.settings import Shard
+from visit_counter.stores.redis import RedisStore
+
+if TYPE_CHECKING:
+    from tests.load import Load
+
+
+class Service:
+    """gunicorn and two shards of its own, in a directory; `pages` are known to every worker."""
+
+    def __init__(self, folder: Path, pages: int, *arguments: str, **environ: Any) -> None:
+        self.shards = [ValkeyServer(folder / name).start() for name in ("one", "two")]
+        self.names = [f"shard_{name}" for name in ("one", "two")]
+        urls = ",".join(f"{name}={shard.url}" for name, shard in zip(self.names, self.shards, strict=True))
+        self.gunicorn = GunicornServer(folder / "service", *arguments, VISITS_SHARDS=urls, **environ).start()
+        ring = Ring(self.names)
+        self.pages = [f"blog/article-{number}" for number in range(pages)]
+        self.owner = {page: ring.shard_of(partition_of(page)) for page in self.pages}
+
+    def every_worker_serves(self, connections: int) -> bool:
+        """Tell whether each worker has so many clients: the kernel spreads connections as it likes."""
+        lines = [line.split() for line in Path("/proc/net/tcp").read_text(encoding="ascii").splitlines()]
+        port = f":{self.gunicorn.port:04X}"
+        served = {f"socket:[{line[9]}]" for line in lines if line[1].endswith(port) and line[3] == "01"}
+        return all(
+            sum(_target(link) in served for link in Path(f"/proc/{pid}/fd").iterdir()) >= connections
+            for pid in self.gunicorn.worker_pids
+        )
+
+    def stored(self) -> dict[str, int]:
+        """Return what the shards hold of each page."""
+        found: dict[str, int] = {}
+        for name, server in zip(self.names, self.shards, strict=True):
+            store = RedisStore(Shard(name, server.url), connect_seconds=5, read_seconds=5)
+            mine = [page for page in self.pages if self.owner[page] == name]
+            found.update(zip(mine, [stored.visits for stored in store.read("", mine)], strict=True))
+            store.close()
+        return found
+
+    def lost_and_doubled(self, load: Load) -> tuple[int, int]:
+        """End the service, whose last flush brings everything into the shards, and compare."""
+        self.gunicorn.stop()
+        return load.tally.compare(self.stored().__getitem__)
+
+    def close(self) -> None:
+        """End what runs."""
+        self.gunicorn.stop()
+        for server in self.shards:
+            server.kill()
+
+
+def _target(link: Path) -> str:
+    try:
+        return str(link.readlink())
+    except FileNotFoundError:
+        return ""

@@ -1,0 +1,156 @@
+"""One host under load in this process, while something happens to its shards; and the oracle that judges it.
+
+Every page's acknowledged visits are kept. At any time a reader of the host must be given at least what was acknowledged
+before it asked, and never less than it was given before. At the end the shards must hold exactly what was acknowledged.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections import Counter
+from contextlib import contextmanager
+from threading import Event, Lock, Thread
+from typing import TYPE_CHECKING
+
+from tests.redis_servers import wait_until
+from tests.unit.core import Host
+from visit_counter.errors import CountUnknownError, StoreError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from visit_counter.answers import Answer
+    from visit_counter.counter import BufferedCounter
+    from visit_counter.stores.base import Store
+
+PAGES = [f"page/{number}" for number in range(300)]
+FLUSH_SECONDS = 0.05
+
+
+class Oracle:
+    """What was acknowledged, and what was answered."""
+
+    def __init__(self) -> None:
+        self.acknowledged: Counter[str] = Counter()
+        self.mistakes: list[str] = []
+        self.answers = self.unknown = 0
+        self._started: Counter[str] = Counter()
+        self._seen: Counter[str] = Counter()
+        self._lock = Lock()
+
+    def visit(self, page: str, record: Callable[[str], Answer]) -> None:
+        """Count a visit and judge the answer."""
+        with self._lock:
+            self._started[page] += 1
+            least = max(self.acknowledged[page] + 1, self._seen[page])
+        answer = record(page)
+        with self._lock:
+            self.acknowledged[page] += 1
+            if answer.status == 200:
+                self._judge(page, answer.visits, least)
+            else:
+                self.unknown += 1
+
+    def look(self, page: str, count: Callable[[str], Answer]) -> None:
+        """Read a page and judge the answer."""
+        with self._lock:
+            least = max(self.acknowledged[page], self._seen[page])
+        try:
+            answer = count(page)
+        except (CountUnknownError, StoreError):
+            with self._lock:
+                self.unknown += 1
+            return
+        with self._lock:
+            self._judge(page, answer.visits, least)
+
+    def _judge(self, page: str, visits: int, least: int) -> None:
+        self.answers += 1
+        if not least <= visits <= self._started[page]:
+            self.mistakes.append(f"{page}: answered {visits}, not {least} to {self._started[page]}")
+        self._seen[page] = max(self._seen[page], visits)
+
+    def judge_stored(self, host: Host) -> None:
+        """Compare what the shards hold with what was acknowledged."""
+        pages = list(self.acknowledged)
+        stored = host.store.read(host.journal.writer, pages)
+        for page, found in zip(pages, stored, strict=True):
+            if found.visits != self.acknowledged[page]:
+                kind = "lost" if found.visits < self.acknowledged[page] else "doubled"
+                self.mistakes.append(f"{page}: {kind}: stored {found.visits}, acknowledged {self.acknowledged[page]}")
+
+
+@contextmanager
+def load(path: Path, stores: list[Store], seed: int = 0, retain_segments: int = 200) -> Iterator[Oracle]:
+    """Give the oracle while a host counts, reads and flushes; at the end, flush all and judge what is stored.
+
+    `retain_segments` is that high because flushes are that close: 10 s of them.
+    """
+    host = Host(path, stores, retain_segments=retain_segments)
+    oracle = Oracle()
+    counters = [host.process(), host.process()]
+    end = Event()
+    rounds = [
+        *(_visitor(oracle, counter, random.Random(f"{seed} {index}")) for index, counter in enumerate(counters)),
+        _background(host, random.Random(f"{seed} background")),
+    ]
+    threads = [Thread(target=_repeat, args=(each, end, oracle), daemon=True) for each in rounds]
+    for thread in threads:
+        thread.start()
+    try:
+        yield oracle
+    finally:
+        end.set()
+        for thread in threads:
+            thread.join()
+    wait_until(lambda: not host.flusher.flush().error, "a flush that reaches everything")
+    # A rollback of what was confirmed in the last flush is found by one more.
+    wait_until(lambda: not host.flusher.flush().error, "another flush that reaches everything")
+    wait_until(lambda: _answers(host), "the shards to be read")
+    host.close()
+    oracle.judge_stored(host)
+    oracle.mistakes += host.flusher_damage()
+    host.store.close()
+
+
+def _repeat(step: Callable[[], None], end: Event, oracle: Oracle) -> None:
+    try:
+        while not end.is_set():
+            step()
+    except Exception as error:  # noqa: BLE001 - a thread that dies is a mistake of the service, to be told
+        oracle.mistakes.append(f"raised {error!r}")
+
+
+def _visitor(oracle: Oracle, counter: BufferedCounter, dice: random.Random) -> Callable[[], None]:
+    fresh = iter(range(10**9))
+
+    def step() -> None:
+        page = dice.choice(PAGES)
+        if dice.random() < 0.02:
+            page = f"once/{id(counter)}/{next(fresh)}"
+        oracle.visit(page, counter.record)
+        oracle.look(dice.choice(PAGES), counter.count)
+        time.sleep(dice.uniform(0, 0.002))
+
+    return step
+
+
+def _background(host: Host, dice: random.Random) -> Callable[[], None]:
+    def step() -> None:
+        host.flusher.flush()
+        host.tick()
+        # Every few flushes all cached counts are old, so that the shards are read often.
+        host.clock.now += dice.choice([0, 0, 0, 10])
+        time.sleep(FLUSH_SECONDS)
+
+    return step
+
+
+def _answers(host: Host) -> bool:
+    try:
+        host.store.read(host.journal.writer, PAGES)
+    except StoreError:
+        return False
+    return True
