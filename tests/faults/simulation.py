@@ -42,6 +42,7 @@ from visit_counter.errors import CountUnknownError, JournalError, StartupError, 
 from visit_counter.flusher import FlushBusyError, Flusher
 from visit_counter.journal import Journal
 from visit_counter.ring import Ring, partition_of
+from visit_counter.stores import ownership as ownership_module
 from visit_counter.stores import sharded as sharded_module
 from visit_counter.stores.sharded import ShardedStore
 
@@ -448,7 +449,7 @@ def simulated_modules() -> Iterator[None]:
         # In the order of the shards, in this thread: a seed must always do the same.
         (sharded_module, "in_parallel", lambda calls: [call() for call in calls]),
         # The same for all: making one takes milliseconds.
-        (sharded_module, "Ring", _ring),
+        (ownership_module, "Ring", _ring),
         (journal_module, "file_system_of", lambda *_: ""),
         (merging_module, "MERGE_FROM", 2),
     )
