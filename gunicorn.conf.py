@@ -13,7 +13,7 @@ from visit_counter import startup
 settings = startup.load_settings()
 
 bind = "127.0.0.1:8000"
-worker_class = "visit_counter.worker.VisitWorker"
+worker_class = startup.worker_class()
 threads = 4
 with startup.told_in_one_line():
     workers = startup.worker_count(settings, os.environ)

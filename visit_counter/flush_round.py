@@ -286,14 +286,16 @@ class Round:
             del self.state.unpersisted[partition]  # it has no watermark that could be asked for
         owned = self.store.by_store(self.state.unpersisted)
         mine = {store.name: partitions for store, partitions in owned}
-        # A shard vouches for what came over this process's connection, and for all that was written before it: so
+        # A server vouches for what came over this process's connection, and for all that was written before it: so
         # each is written to, even if what is unpersisted was sent by another process.
-        marks = [Batch(p, self.state.confirmed[p], self.state.confirmed[p], {}) for p, *_ in mine.values()]
-        written = self.store.apply(self.state.writer, marks)
+        marks = {name: self.store.stores[name].one_per_server(partitions) for name, partitions in mine.items()}
+        again = [(p, self.state.confirmed[p]) for each in marks.values() for p in each]
+        written = self.store.apply(self.state.writer, [Batch(p, mark, mark, {}) for p, mark in again])
+        there = {applied.partition: applied.watermark for applied in written if applied.error is None}
         answers = self.store.persist_each(_PERSIST_SECONDS)
-        for (name, partitions), mark, answer in zip(mine.items(), marks, written, strict=True):
-            # Without that write a shard has nothing to wait for, and says at once that it is done.
-            marked = answer.error is None and answer.watermark == mark.watermark
+        for name, partitions in mine.items():
+            # Without that write a server has nothing to wait for, and says at once that it is done.
+            marked = all(there.get(p) == self.state.confirmed[p] for p in marks[name])
             if marked and answers[name] is not False and self._all_there(name, partitions):
                 for partition in partitions:
                     del self.state.unpersisted[partition]

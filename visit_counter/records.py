@@ -31,6 +31,7 @@ FLUSHED = b"flushed"
 MERGED = b"merged"
 _EVENTS = frozenset((SEAL, FLUSHED, MERGED))
 _SEAL_MARK = b"\tseal\t"
+_FEW_LINES = 256
 
 
 def encode(kind: bytes, argument: bytes) -> bytes:
@@ -70,6 +71,17 @@ def parse(line: bytes) -> Record | None:
     return Record(kind, argument)
 
 
+def _read_visit(line: bytes) -> tuple[str, int]:
+    """Return the page and the number of visits of a line; ("", 0) if it is anything else."""
+    record = parse(line)
+    if record is None or record.kind in _EVENTS:
+        return "", 0
+    return record.argument.decode("utf-8", "replace"), int(record.kind)
+
+
+_visit_of_line = lru_cache(maxsize=1 << 16)(_read_visit)
+
+
 @dataclass(slots=True)
 class Folded:
     """What a piece of a segment adds up to."""
@@ -107,16 +119,30 @@ class Folded:
             self.sealed_as = record.argument.decode("ascii", "replace")
 
     def _add_lines(self, data: bytes) -> None:
-        # The same page makes the same line, so equal lines are counted in C and each is read once.
         lines = data.split(b"\n")
         lines.pop()
         self.lines += len(lines)
+        visits = self.visits
+        if len(lines) <= _FEW_LINES:
+            # What another worker has appended since this one's last request, mostly of popular pages.
+            for line in lines:
+                page, number = _visit_of_line(line)
+                if number:
+                    visits[page] = visits.get(page, 0) + number
+                else:
+                    self._add_other(line, 1)
+            return
+        # The same page makes the same line, so equal lines are counted in C and each is read once.
         for line, times in Counter(lines).items():
-            record = parse(line)
-            if record is None:
-                self.unreadable += times
-            elif record.kind in _EVENTS:
-                self.events.append(record)
+            page, number = _read_visit(line)
+            if number:
+                visits[page] = visits.get(page, 0) + number * times
             else:
-                page = record.argument.decode("utf-8", "replace")
-                self.visits[page] = self.visits.get(page, 0) + int(record.kind) * times
+                self._add_other(line, times)
+
+    def _add_other(self, line: bytes, times: int) -> None:
+        record = parse(line)
+        if record is not None and record.kind in _EVENTS:
+            self.events.append(record)
+        else:
+            self.unreadable += times

@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from tests.faults import local_rows, rebalancing, rows
+from tests.faults import failover_rows, local_rows, rebalancing, rows, shards
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -37,12 +37,18 @@ ROWS = (
     Row("lost-replies", 2000, local_rows.lose_replies),
     Row("worker-stop", 100, rows.freeze_worker),
     Row("shard-stop", 100, rows.freeze_shard),
+    Row("shard-hang", 200, shards.hang),
+    Row("shard-die", 200, shards.die),
+    Row("shard-restart", 200, shards.restart),
     Row("journal-damage", 40, local_rows.damage_journal),
     Row("disk-full", 50, rows.full_disk),
     Row("clock", 20, rows.set_clock),
     Row("rollback", 100, rows.roll_back),
     Row("rebalance", 50, rebalancing.row(rebalancing.under_load)),
     Row("rebalance-kill", 50, rebalancing.row(rebalancing.killed)),
+    Row("cluster-primary-kill", 50, failover_rows.kill_cluster_primary),
+    Row("cluster-slots-move", 50, failover_rows.move_cluster_slots),
+    Row("sentinel-failover", 20, failover_rows.kill_watched_primary),
     Row("simulation", 100_000, local_rows.simulate),
 )
 

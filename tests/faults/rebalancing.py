@@ -18,7 +18,7 @@ from contextlib import ExitStack, closing
 from threading import Event, Lock, Thread
 from typing import TYPE_CHECKING, NamedTuple, Self
 
-from tests.faults.oracle import Broken
+from tests.faults.oracle import BrokenError
 from tests.redis_servers import Server
 from visit_counter.buffer import WriteBuffer
 from visit_counter.cache import LocalCache
@@ -147,7 +147,7 @@ class LoadedHost:
         if answer.status == 200:
             self._check(page, answer.visits, self._own[page])
         elif self.complete:
-            raise Broken(f"{page}: answered {answer.status}")
+            raise BrokenError(f"{page}: answered {answer.status}")
 
     def _look(self) -> None:
         page = f"page/{self._random.randrange(SHARED_PAGES)}"
@@ -168,7 +168,7 @@ class LoadedHost:
         with self._ledger.lock:
             highest = self._ledger.sent[page]
         if not lowest <= count <= highest:
-            raise Broken(f"{page}: {count} answered, where {lowest} to {highest} are possible")
+            raise BrokenError(f"{page}: {count} answered, where {lowest} to {highest} are possible")
 
     def _flush(self) -> None:
         self.store.refresh()
@@ -216,7 +216,7 @@ class Trial:
         deadline = time.monotonic() + seconds
         while self.visits < goal and not any(host.broken for host in self.hosts):
             if time.monotonic() > deadline:
-                raise Broken(f"{self.visits} of {goal} visits after {seconds} s")
+                raise BrokenError(f"{self.visits} of {goal} visits after {seconds} s")
             time.sleep(0.01)
 
     @property
@@ -225,7 +225,7 @@ class Trial:
         return self.ledger.acknowledged.total()
 
     def check(self, final: Sequence[Shard]) -> None:
-        """End the load, bring everything in, and compare every page. Raises Broken."""
+        """End the load, bring everything in, and compare every page. Raises BrokenError."""
         for host in self.hosts:
             host.stop()
         broken = [text for host in self.hosts for text in host.broken]
@@ -243,7 +243,7 @@ class Trial:
                 if stored.visits != self.ledger.acknowledged[page]:
                     broken.append(f"{page}: {stored.visits} stored, {self.ledger.acknowledged[page]} acknowledged")
         if broken:
-            raise Broken("; ".join(broken[:5]))
+            raise BrokenError("; ".join(broken[:5]))
 
 
 class Figures(NamedTuple):
@@ -291,7 +291,7 @@ def start_process(wanted: Sequence[Shard], kill_at: str = "-") -> subprocess.Pop
 
 
 def under_load(folder: Path, shards: Sequence[Shard], seed: int) -> Figures:
-    """Go from two shards to three and back while two hosts count; `shards`: three empty servers. Raises Broken."""
+    """Go from two shards to three and back while two hosts count; `shards`: three empty servers. Raises BrokenError."""
     two, three = shards[:2], shards
     with Trial(folder, seed) as trial:
         # This host keeps the old list: it cannot place what is on the third shard, and has it wait.
@@ -307,7 +307,7 @@ def under_load(folder: Path, shards: Sequence[Shard], seed: int) -> Figures:
 
 
 def killed(folder: Path, shards: Sequence[Shard], seed: int) -> Figures:
-    """As `under_load`, with rebalances that are killed at random instants until one finishes. Raises Broken."""
+    """As `under_load`, with rebalances that are killed at random instants until one finishes. Raises BrokenError."""
     two, three = shards[:2], shards
     kills = moved = 0
     with Trial(folder, seed) as trial:
@@ -331,7 +331,7 @@ def killed(folder: Path, shards: Sequence[Shard], seed: int) -> Figures:
 def row(
     trial: Callable[[Path, Sequence[Shard], int], Figures],
 ) -> Callable[[Path, int, int, Callable[[int], None]], str]:
-    """Return a row of the campaign (see `tests.faults.__main__`) that runs a trial again and again. Raises Broken."""
+    """Return a row of the campaign (see `tests.faults.__main__`) that runs a trial again and again. Raises BrokenError."""
 
     def run(folder: Path, trials: int, seed: int, progress: Callable[[int], None]) -> str:
         totals: Counter[str] = Counter()
@@ -343,8 +343,8 @@ def row(
                     server.call("FLUSHALL")
                 try:
                     totals.update(trial(folder / f"trial_{number}", shards, seed + number)._asdict())
-                except Broken as error:
-                    raise Broken(f"seed {seed + number}: {error}") from None
+                except BrokenError as error:
+                    raise BrokenError(f"seed {seed + number}: {error}") from None
                 progress(number + 1)
         return ", ".join(f"{number:,} {name}" for name, number in totals.items() if number)
 

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.load import Load
+from tests.own_shards import Service
 from tests.servers import DEADLINE_SECONDS
-from tests.two_shards import Service
 from visit_counter.journal import Journal
 from visit_counter.state import State
 

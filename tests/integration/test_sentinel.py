@@ -93,7 +93,7 @@ def is_added(store: RedisStore) -> bool:
 
 def test_a_wrong_password_is_refused_and_not_shown(sentinels: Sentinels) -> None:
     with closing(patient(Shard("watched", sentinels.shard.url.replace(PASSWORD, "wrong-canary")))) as store:
-        with pytest.raises(StoreRefusedError, match="WRONGPASS|invalid username") as refused:
+        with pytest.raises(StoreRefusedError, match=r"WRONGPASS|invalid username") as refused:
             store.read("writer", ["home"])
         (row,) = store.look("writer", range(PARTITIONS))
     assert "canary" not in f"{refused.value!r} {refused.value} {row}"

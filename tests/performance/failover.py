@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tests.load import Load, Sample, percentile
+from tests.own_shards import Service
 from tests.servers import wait_until
-from tests.two_shards import Service
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.load import Load, percentile
-from tests.two_shards import Service
+from tests.own_shards import Service
 from visit_counter.journal import Journal
 from visit_counter.state import State
 from visit_counter.stores.base import segment_of

@@ -112,17 +112,28 @@ class Store(ABC):
         """
         return text
 
+    def one_per_server(self, partitions: Sequence[int]) -> list[int]:
+        """Return some of these partitions: one for each server that has any.
+
+        After a write to it through this object, `persist` speaks for all that its server was sent before, by whomever.
+        """
+        return list(partitions[:1])
+
     @abstractmethod
     def ping(self) -> bool:
         """Tell whether the store answers now; never raises."""
 
     def owner(self, page: str) -> str:  # noqa: ARG002 - of several stores, it is the one that keeps the page
-        """Return the name of the store that keeps a page."""
+        """Return who keeps a page; pages of one owner are answered, or not, together."""
         return self.name
 
     def is_away(self, page: str) -> bool:  # noqa: ARG002 - of several stores, it is the one that keeps the page
         """Tell, without asking, whether the store of a page is known not to answer now."""
         return False
+
+    def needs_probe(self) -> bool:
+        """Tell, without asking, whether anything of this store is known not to answer now."""
+        return self.is_away("")
 
     def probe(self) -> None:  # noqa: B027 - a store that is never away has nothing to do
         """Ask a store that is away whether it is back, if it is time to; called every half second, never raises."""

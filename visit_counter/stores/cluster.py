@@ -122,11 +122,33 @@ class ClusterStore(Store):
             return False
         return None if None in answers else True
 
+    def one_per_server(self, partitions: Sequence[int]) -> list[int]:
+        """Return one of these partitions for each server of the cluster that has any."""
+        return list({self.topology.owner(partition): partition for partition in partitions}.values())
+
     def ping(self) -> bool:
         """Tell whether every partition has a server and all of these answer."""
         self.topology.refresh(force=True)
         answers = in_parallel([node.ping for node in self.nodes()])
         return all(answers) and self.topology.covers_all()
+
+    def owner(self, page: str) -> str:
+        """Return the server that has the page: the pages of another one are not to wait for it."""
+        return f"{self.name} {self.topology.owner(partition_of(page))}"
+
+    def is_away(self, page: str) -> bool:
+        """Tell whether the server of a page is known and known not to answer."""
+        partition = partition_of(page)
+        return bool(self.topology.owner(partition)) and not self._reachable(partition)
+
+    def needs_probe(self) -> bool:
+        """Tell whether a server that has partitions is known not to answer."""
+        return any(node.needs_probe() for node in self.nodes())
+
+    def probe(self) -> None:
+        """Ask who has the partitions of the servers that are away, and those whether they are back."""
+        self.topology.refresh()
+        in_parallel([node.probe for node in self.nodes() if node.needs_probe()])
 
     def look(self, writer: str, partitions: Sequence[int]) -> list[Seen]:
         """Return what each server is like that has any of the partitions, and last what has no server."""

@@ -83,7 +83,7 @@ def _warnings(info: Mapping[str, str]) -> Iterable[str]:
     # volatile-* evicts keys that expire only, and ours never do.
     if policy.startswith("allkeys-"):
         yield f"maxmemory-policy is {policy}: a full server throws counts away; set it to noeviction"
-    if info.get("cluster-require-full-coverage") == "yes":
+    if info.get("cluster_enabled") == "1" and info.get("cluster-require-full-coverage") == "yes":
         yield "cluster-require-full-coverage is yes: one primary that is lost stops all of them; set it to no"
     if info.get("aof_last_write_status") == "err":
         yield "the last write to the append-only file failed: it refuses visits until its disk is mended"

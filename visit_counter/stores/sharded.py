@@ -250,8 +250,11 @@ class ShardedStore(Store):
         return dict(zip(self.stores, in_parallel([store.ping for store in self.stores.values()]), strict=True))
 
     def owner(self, page: str) -> str:
-        """Return the name of the shard that has a page."""
-        return self.shard_name(page)
+        """Return the shard that has a page, and which of its servers."""
+        try:
+            return self._store(partition_of(page)).owner(page)
+        except StoreError:
+            return self.shard_name(page)
 
     def is_away(self, page: str) -> bool:
         """Tell whether the shard of a page is known not to answer now, or not known at all."""
@@ -260,9 +263,13 @@ class ShardedStore(Store):
         except StoreError:
             return True
 
+    def needs_probe(self) -> bool:
+        """Tell whether any shard is known not to answer now."""
+        return any(store.needs_probe() for store in self.stores.values())
+
     def probe(self) -> None:
         """Ask the shards that are away, all at once, whether they are back."""
-        in_parallel([store.probe for store in self.stores.values() if store.is_away("")])
+        in_parallel([store.probe for store in self.stores.values() if store.needs_probe()])
 
     def close(self) -> None:
         """Release the connections of all shards."""

@@ -1,4 +1,4 @@
-"""The service with two shards of its own and pages that it knows: what a load is put on."""
+"""The service with shards of its own and pages that it knows: what a load is put on."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 
 
 class Service:
-    """gunicorn and two shards of its own, in a directory; `pages` are known to every worker."""
+    """gunicorn and shards of its own, in a directory; `pages` are known to every worker."""
 
-    def __init__(self, folder: Path, pages: int, *arguments: str, **environ: Any) -> None:
-        self.shards = [ValkeyServer(folder / name).start() for name in ("one", "two")]
-        self.names = [f"shard_{name}" for name in ("one", "two")]
+    def __init__(self, folder: Path, pages: int, *arguments: str, shards: int = 2, **environ: Any) -> None:
+        self.names = [f"shard_{number}" for number in range(shards)]
+        self.shards = [ValkeyServer(folder / name).start() for name in self.names]
         urls = ",".join(f"{name}={shard.url}" for name, shard in zip(self.names, self.shards, strict=True))
         self.gunicorn = GunicornServer(folder / "service", *arguments, VISITS_SHARDS=urls, **environ).start()
         ring = Ring(self.names)

@@ -1,0 +1,174 @@
+"""Deliberate breakages: `python -m tests.breakages`. Each must make its named test fail (docs/reliability.md).
+
+A breakage is one replacement in a temporary copy of the project. The tests that hold the promise then run there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+SIMULATION = "tests/integration/test_faults_simulation.py"
+LOCAL = "tests/integration/test_faults_local.py"
+
+
+class Breakage(NamedTuple):
+    """What is broken, where, how, and the test that must fail."""
+
+    name: str
+    file: str
+    search: str
+    replace: str
+    test: str
+
+
+BREAKAGES = (
+    Breakage(
+        "drop the watermark check in the script",
+        "stores/applying.py",
+        "if present ~= expected then return present end",
+        "",
+        "tests/integration/test_store_contract.py",
+    ),
+    Breakage(
+        "believe a shard's word about its disk without a write that it vouches for",
+        "flush_round.py",
+        "if marked and answers",
+        "if answers",
+        SIMULATION,
+    ),
+    Breakage(
+        "forget segments before every partition includes them",
+        "flusher.py",
+        "if segment.last <= state.floor]",
+        "]",
+        SIMULATION,
+    ),
+    Breakage(
+        "clear what is pending before it is applied",
+        "flush_round.py",
+        "                if behind:\n                    break\n",
+        "                del behind\n",
+        SIMULATION,
+    ),
+    Breakage(
+        "read a count without looking at the end of the journal",
+        "counter.py",
+        "            self.buffer.catch_up()\n            self._drop_void()\n            known",
+        "            self._drop_void()\n            known",
+        SIMULATION,
+    ),
+    Breakage(
+        "count a visit that lies behind a seal",
+        "buffer.py",
+        "if end - written == self._offset or not self._fold_others(end - written):\n",
+        "if end - written == self._offset or self._fold_others(end - written) in (True, False):\n",
+        SIMULATION,
+    ),
+    Breakage(
+        "make a forgotten segment again",
+        "journal.py",
+        "os.O_RDWR | os.O_APPEND | os.O_CLOEXEC)",
+        "os.O_RDWR | os.O_APPEND | os.O_CLOEXEC | os.O_CREAT, 0o600)",
+        SIMULATION,
+    ),
+    Breakage(
+        "take a visit for counted of which the disk took a part",
+        "buffer.py",
+        "            if written < 0:\n                break\n",
+        "",
+        SIMULATION,
+    ),
+    Breakage(
+        "acknowledge before the disk has it, with fsync always",
+        "buffer.py",
+        "        if self._always_sync:\n            self._sync()\n        else:",
+        "        if True:",
+        SIMULATION,
+    ),
+    Breakage(
+        "trust a shard that came back with older data",
+        "counter.py",
+        "if segment < segment_of(confirmed):",
+        "if False:",
+        SIMULATION,
+    ),
+    Breakage(
+        "skip the comparison with what was confirmed, so that nothing is sent again",
+        "flush_round.py",
+        "        if have < had:\n            fallback",
+        "        if False:\n            fallback",
+        SIMULATION,
+    ),
+    Breakage(
+        "merge segments across a watermark that a shard may have",
+        "merging.py",
+        "if segment.last in boundaries or segment is waiting[-1]:",
+        "if segment is waiting[-1]:",
+        SIMULATION,
+    ),
+    Breakage(
+        "read lines without their checksum",
+        "records.py",
+        'claimed != crc32(b"%b\\t%b" % (kind, argument))',
+        "claimed < 0",
+        f"{LOCAL}::test_damage_at_any_offset_loses_one_line_at_most",
+    ),
+)
+
+
+def run(breakage: Breakage) -> bool:
+    """Break a copy and run the test there; print the outcome and tell whether the test failed, as it must."""
+    started = time.monotonic()
+    with tempfile.TemporaryDirectory() as directory:
+        copy = Path(directory) / "project"
+        shutil.copytree(
+            REPOSITORY, copy, ignore=shutil.ignore_patterns(".git", ".venv", "data", "__pycache__", ".*_cache")
+        )
+        path = copy / "visit_counter" / breakage.file
+        text = path.read_text(encoding="utf-8")
+        if text.count(breakage.search) != 1:
+            print(
+                f"STALE      {breakage.name}: the text to replace is {text.count(breakage.search)} times in {path.name}"
+            )
+            return False
+        path.write_text(text.replace(breakage.search, breakage.replace), encoding="utf-8")
+        finished = subprocess.run(
+            [sys.executable, "-m", "pytest", "-q", "-x", breakage.test],
+            cwd=copy,
+            capture_output=True,
+            check=False,
+            text=True,
+        )
+    # pytest's status 1: tests ran, and one failed. Anything else is no proof.
+    caught = finished.returncode == 1
+    seconds = time.monotonic() - started
+    print(f"{'caught' if caught else 'NOT CAUGHT':10} {breakage.name}: {breakage.test} ({seconds:.0f} s)", flush=True)
+    return caught
+
+
+def main() -> int:
+    """Run the command line; the exit status is 1 if a breakage was not caught."""
+    parser = argparse.ArgumentParser(description="Deliberate breakages; see docs/reliability.md.")
+    parser.add_argument("--list", action="store_true", help="list them")
+    parser.add_argument("--only", metavar="WORD", default="", help="only those with this word in their name")
+    options = parser.parse_args()
+    chosen = [breakage for breakage in BREAKAGES if options.only in breakage.name]
+    if options.list:
+        for breakage in chosen:
+            print(f"{breakage.name}: visit_counter/{breakage.file}, {breakage.test}")
+        return 0
+    caught = [run(breakage) for breakage in chosen]
+    print(f"{sum(caught)} of {len(caught)} caught")
+    return 0 if all(caught) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

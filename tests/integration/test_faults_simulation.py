@@ -1,0 +1,22 @@
+"""A short run of the simulation; `python -m tests.faults --only simulation` is the long one."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.faults.simulation import run_seeds
+
+# Each of these once broke a promise.
+ONCE_BROKEN = (1, 5, 16, 48, 148, 195, 525, 1453, 1535, 2432, 3141, 8748)
+
+
+@pytest.mark.parametrize("seed", ONCE_BROKEN)
+def test_a_seed_that_once_broke_a_promise_keeps_it(seed: int) -> None:
+    found = run_seeds(range(seed, seed + 1))
+    assert found.seed is None, found.error.args
+
+
+def test_no_seed_loses_or_doubles_a_visit() -> None:
+    found = run_seeds(range(200_000, 200_300))
+    assert found.seed is None, (found.seed, found.error.args)
+    assert found.died > 0

@@ -1,0 +1,252 @@
+"""How the cost grows with pages, visits and shards: the figures of docs/scaling.md.
+
+    python -m tests.performance.scaling [shard] [worker] [flush] [visits] [--millions 1 10]
+
+shard    memory of a shard for each page, and the latency of reading one page, against a shard with 1,000 pages
+worker   memory of a worker for each cached page and for each pending page
+flush    seconds of a flush against the distinct pages in it, with two shards that sync every write
+visits   CPU of a visit with 1, 2 and 4 shards: the worker's, its flushes' and the shards'
+
+Ten million pages take 2 GB of memory and a minute.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import multiprocessing
+import os
+import sys
+import tempfile
+import time
+from contextlib import ExitStack, closing
+from pathlib import Path
+from random import Random
+from typing import TYPE_CHECKING, Any
+
+from tests.load import Load, percentile
+from tests.own_shards import Service
+from tests.servers import ValkeyServer
+from visit_counter.buffer import WriteBuffer
+from visit_counter.cache import LocalCache
+from visit_counter.counter import Known
+from visit_counter.flusher import Flusher
+from visit_counter.journal import Journal
+from visit_counter.ring import partition_of
+from visit_counter.settings import Shard
+from visit_counter.stores.applying import partition_key, watermark_field
+from visit_counter.stores.redis import RedisStore
+from visit_counter.stores.sharded import ShardedStore
+from visit_counter.stores.wire import pack
+from visit_counter.tables import Table
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+WRITER = "0123456789abcdef"
+READS = 20_000
+FILL_PAGES = 400_000  # in one round of pipelined HSETs
+
+
+def page(number: int) -> str:
+    """Return a page of 26 to 32 bytes, as long as a usual path."""
+    return f"example.org/blog/article-{number}"
+
+
+# -- a shard ---------------------------------------------------------------------------------------------------------
+
+
+def store_of(server: ValkeyServer) -> RedisStore:
+    """Return a store with a server that may be slow for a while."""
+    return RedisStore(Shard(f"redis_{server.port}", server.url), read_seconds=60, connect_seconds=5, apply_seconds=60)
+
+
+def fill(server: ValkeyServer, pages: range) -> None:
+    """Put pages with counts of three digits, and a watermark for each partition, straight into a server."""
+    with server.client(decode_responses=False, socket_timeout=600) as client:
+        connection = client.connection_pool.get_connection()
+        for first in range(pages.start, pages.stop, FILL_PAGES):
+            fields: dict[int, list[bytes]] = {}
+            for number in range(first, min(first + FILL_PAGES, pages.stop)):
+                name = page(number)
+                found = fields.setdefault(partition_of(name), [watermark_field(WRITER), b"1000:0123456789ab"])
+                found += (name.encode(), b"%d" % (100 + number % 900))
+            for partition, parts in fields.items():
+                connection.send_packed_command([pack(b"HSET", partition_key(partition), *parts)])
+            for _ in fields:
+                connection.read_response()
+        client.connection_pool.release(connection)
+
+
+def memory(server: ValkeyServer) -> int:
+    """Return the bytes that the server's data takes."""
+    with server.client() as client:
+        return int(client.info("memory")["used_memory"])
+
+
+def latencies(store: RedisStore, pages: int, reads: int) -> list[float]:
+    """Return the seconds of single reads of pages drawn at random."""
+    random = Random(1)
+    seconds = []
+    for _ in range(reads):
+        asked = [page(random.randrange(pages))]
+        start = time.perf_counter()
+        store.read(WRITER, asked)
+        seconds.append(time.perf_counter() - start)
+    return seconds
+
+
+def measure_shard(folder: Path, millions: list[int]) -> None:
+    """Print memory and latency for each size."""
+    with ExitStack() as stack:
+        small, large = (ValkeyServer(folder / name, appendonly="no").start() for name in ("small_shard", "large_shard"))
+        for server in (small, large):
+            stack.callback(server.kill)
+        fill(small, range(1000))
+        small_store, large_store = (stack.enter_context(closing(store_of(server))) for server in (small, large))
+        empty = memory(large)
+        filled = 0
+        print("   pages on the shard  bytes each  fill s   read p50 us   p99 us  against 1,000 pages (p50, p99)")
+        for size in [million * 1_000_000 for million in millions]:
+            start = time.perf_counter()
+            fill(large, range(filled, size))
+            seconds, filled = time.perf_counter() - start, size
+            few: list[float] = []
+            many: list[float] = []
+            for _ in range(20):  # in turn, so that what else the machine does meets both
+                few += latencies(small_store, 1000, READS // 20)
+                many += latencies(large_store, size, READS // 20)
+            ratios = [percentile(many, share) / percentile(few, share) for share in (0.5, 0.99)]
+            print(
+                f"{size:23,} {(memory(large) - empty) / size:11.1f} {seconds:7.1f} {percentile(many, 0.5) * 1e6:13.0f} "
+                f"{percentile(many, 0.99) * 1e6:8.0f}  {ratios[0]:.2f}, {ratios[1]:.2f}",
+                flush=True,
+            )
+
+
+# -- a worker --------------------------------------------------------------------------------------------------------
+
+
+def resident() -> int:
+    """Return the bytes of this process in memory."""
+    return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def grow_cache(pages: int) -> None:
+    """Print the memory of cached pages."""
+    before = resident()
+    cache = LocalCache(threshold=pages, ttl_seconds=5.0)
+    for number in range(pages):
+        cache.set(page(number), Known(1_000_000 + number, 1000))
+    print(f"{pages:23,} cached  {(resident() - before) / pages:7.1f} bytes each", flush=True)
+
+
+def grow_table(pages: int) -> None:
+    """Print the memory of pending pages."""
+    before = resident()
+    table = Table(1, 1, {})
+    for number in range(pages):
+        table.visits[page(number)] = 300 + number
+    print(f"{pages:23,} pending {(resident() - before) / pages:7.1f} bytes each", flush=True)
+
+
+def measure_worker(millions: list[int]) -> None:
+    """Print memory for each size, in a process of its own for each."""
+    for million in millions:
+        for grow in (grow_cache, grow_table):
+            process = multiprocessing.get_context("spawn").Process(target=grow, args=(million * 1_000_000,))
+            process.start()
+            process.join()
+
+
+# -- a flush ---------------------------------------------------------------------------------------------------------
+
+
+def measure_flush(folder: Path, sizes: tuple[int, ...] = (1000, 10_000, 100_000, 1_000_000)) -> None:
+    """Print the seconds of flushes with so many distinct pages, each of them visited twice."""
+    with ExitStack() as stack:
+        servers = [ValkeyServer(folder / f"flush_{number}").start() for number in range(2)]
+        for server in servers:
+            stack.callback(server.kill)
+        print("     distinct pages  visits  journal bytes each  flush s   us for a page")
+        for size in sizes:
+            journal = Journal(folder / f"journal_{size}")
+            buffer = WriteBuffer(journal, fsync="os")
+            buffer.open()
+            for first in range(0, size, 500):
+                run = [(page(number), 1) for number in range(first, min(first + 500, size))]
+                for _ in range(2):
+                    buffer.append(run)
+            written = journal.size_bytes()
+            buffer.close()
+            store = ShardedStore([store_of(server) for server in servers])
+            gc.collect()
+            result = Flusher(journal, store).flush()
+            store.close()
+            assert result.visits == 2 * size, result
+            print(
+                f"{size:19,} {result.visits:7,} {written / result.visits:19.1f} {result.seconds:8.3f} "
+                f"{result.seconds / size * 1e6:15.1f}",
+                flush=True,
+            )
+
+
+# -- a visit ---------------------------------------------------------------------------------------------------------
+
+
+def cpu_seconds(pid: int) -> tuple[float, float]:
+    """Return the CPU time of a process, and of its children that have ended."""
+    fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
+    own, children = (int(fields[at]) + int(fields[at + 1]) for at in (11, 13))
+    return own / os.sysconf("SC_CLK_TCK"), children / os.sysconf("SC_CLK_TCK")
+
+
+def cost(service: Service) -> Iterator[float]:
+    """Give the CPU seconds so far: of the worker, of its flushes, of the shards."""
+    (worker,) = service.gunicorn.worker_pids
+    yield from cpu_seconds(worker)
+    yield sum(cpu_seconds(shard.pid)[0] for shard in service.shards)
+
+
+def measure_visits(folder: Path, rate: float = 2000, pages: int = 2000, seconds: float = 20) -> None:
+    """Print the CPU time of a visit with 1, 2 and 4 shards."""
+    print(" shards   visits   worker us  flushes us  shards us of a visit    p50 ms   p99 ms")
+    for shards in (1, 2, 4):
+        environ: dict[str, Any] = {"VISITS_FLUSH_SECONDS": "5"}
+        with closing(Service(folder / f"visits_{shards}", pages, "-w", "1", shards=shards, **environ)) as service:
+            load = Load(service.gunicorn.port, service.pages, rate=rate, posts=1.0)
+            load.make_known(lambda service=service: service.every_worker_serves(16))  # type: ignore[misc]  # mypy infers no lambda with a default
+            before = list(cost(service))
+            load.run(seconds)
+            used = [now - then for now, then in zip(cost(service), before, strict=True)]
+            taken = [sample.seconds for sample in load.samples]
+            each = [f"{one / len(taken) * 1e6:11.1f}" for one in used]
+            print(
+                f"{shards:7} {len(taken):8} {''.join(each)} {percentile(taken, 0.5) * 1e3:23.2f} "
+                f"{percentile(taken, 0.99) * 1e3:8.2f}",
+                flush=True,
+            )
+            load.close()
+
+
+def main() -> int:
+    """Measure what was named, or everything."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", nargs="*", choices=["shard", "worker", "flush", "visits", []])
+    parser.add_argument("--millions", type=int, nargs="+", default=[1, 10], help="of pages")
+    arguments = parser.parse_args()
+    what = arguments.what or ["shard", "worker", "flush", "visits"]
+    with tempfile.TemporaryDirectory() as name:
+        if "shard" in what:
+            measure_shard(Path(name), arguments.millions)
+        if "worker" in what:
+            measure_worker(arguments.millions)
+        if "flush" in what:
+            measure_flush(Path(name))
+        if "visits" in what:
+            measure_visits(Path(name))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
