@@ -10,7 +10,8 @@ from visit_counter.errors import VisitCounterError
 from visit_counter.flusher import FlushBusyError, Flusher
 from visit_counter.journal import Journal
 from visit_counter.settings import Settings
-from visit_counter.stores.factory import make_sharded
+from visit_counter.stores.factory import make_store
+from visit_counter.stores.sharded import ShardedStore
 
 log = logging.getLogger(__name__)
 
@@ -21,7 +22,7 @@ def main() -> int:
     os.nice(10)
     try:
         settings = Settings.load(os.environ)
-        store = make_sharded(settings)
+        store = ShardedStore([make_store(shard) for shard in settings.shards], shared=settings.profile == "sharded")
         flusher = Flusher(
             Journal(settings.data_dir / "journal"),
             store,

@@ -20,14 +20,14 @@ from visit_counter.flusher import FlushBusyError, Flusher
 from visit_counter.journal import Journal
 from visit_counter.scheduler import Job, Leader, Scheduler
 from visit_counter.state import State
-from visit_counter.stores.factory import make_sharded
+from visit_counter.stores.factory import make_store
 from visit_counter.stores.memory import MemoryStore
+from visit_counter.stores.sharded import ShardedStore
 
 if TYPE_CHECKING:
     from visit_counter.cache import LocalCache
     from visit_counter.settings import Settings
     from visit_counter.state import LastFlush
-    from visit_counter.stores.sharded import ShardedStore
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +52,10 @@ class Service:
         if settings.profile == "basic":
             self.counter = DirectCounter(MemoryStore("in_memory"), via="in_memory", waits=False)
             return
-        self.store = make_sharded(settings)
+        # The profiles before `sharded` count on the first shard, whoever else has counts.
+        self.store = ShardedStore(
+            [make_store(shard) for shard in settings.shards], shared=settings.profile == "sharded"
+        )
         if settings.profile in ("redis", "cached"):
             local = cache if settings.profile == "cached" else None
             self.counter = DirectCounter(self.store, via="redis", cache=local)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from contextlib import ExitStack, closing
@@ -14,6 +15,7 @@ import pytest
 
 from tests.faults import rebalancing
 from tests.faults.rebalancing import Trial, plan, rebalance
+from tests.least_acl import LEAST_USER, MANUAL, PASSWORD, rules
 from tests.redis_servers import Server
 from tests.servers import REPOSITORY
 from visit_counter import steps
@@ -459,3 +461,16 @@ def test_a_removed_shard_with_a_password_is_given_with_from(
     finally:
         with closing(RedisStore(locked)) as store:
             store.run([(b"CONFIG", b"SET", b"requirepass", b"")])
+
+
+def test_a_rebalance_needs_no_more_rights_than_the_manual_says(
+    servers: list[Server], shards: list[Shard], opened: Opened
+) -> None:
+    (more,) = re.findall(r"`flask shards rebalance` needs more: `(.*)`", MANUAL.read_text(encoding="utf-8"))
+    for server in servers:
+        server.call("ACL", "SETUSER", LEAST_USER, *rules(), *more.split())
+    login = [Shard(shard.name, shard.url.replace("//", f"//{LEAST_USER}:{PASSWORD}@")) for shard in shards]
+    stored = fill(opened(login[:2]))
+    rebalance(login)
+    rebalance(login[:2], former=login)
+    assert opened(login[:2]).read("writer", PAGES) == stored
