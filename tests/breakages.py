@@ -94,13 +94,6 @@ BREAKAGES = (
         SIMULATION,
     ),
     Breakage(
-        "trust a shard that came back with older data",
-        "counter.py",
-        "if segment < segment_of(confirmed):",
-        "if False:",
-        SIMULATION,
-    ),
-    Breakage(
         "skip the comparison with what was confirmed, so that nothing is sent again",
         "flush_round.py",
         "        if have < had:\n            # Not on",
