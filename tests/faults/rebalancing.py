@@ -331,7 +331,7 @@ def killed(folder: Path, shards: Sequence[Shard], seed: int) -> Figures:
 def row(
     trial: Callable[[Path, Sequence[Shard], int], Figures],
 ) -> Callable[[Path, int, int, Callable[[int], None]], str]:
-    """Return a row of the campaign (see `tests.faults.__main__`) that runs a trial again and again. Raises BrokenError."""
+    """Return a row of the campaign (see `tests.faults.__main__`) that runs a trial again and again."""
 
     def run(folder: Path, trials: int, seed: int, progress: Callable[[int], None]) -> str:
         totals: Counter[str] = Counter()
