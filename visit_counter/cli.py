@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
     from flask import Flask
 
+    from visit_counter.rebalance_plan import Plan
     from visit_counter.service import Service
-    from visit_counter.stores.rebalance_plan import Plan
 
 MAX_COUNT = 10**9
 

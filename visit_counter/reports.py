@@ -8,12 +8,12 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from visit_counter.errors import RebalanceError, StoreError
+from visit_counter.rebalance import Rebalance, gather_stores
 from visit_counter.ring import PARTITIONS, partition_of
 from visit_counter.shard_list import parse_shards
 from visit_counter.state import State
 from visit_counter.stores.base import NO_WATERMARK, segment_of
 from visit_counter.stores.cluster import ClusterStore
-from visit_counter.stores.rebalance import Rebalance, gather_stores
 from visit_counter.stores.redis import RedisStore
 
 if TYPE_CHECKING:

@@ -26,9 +26,9 @@ from visit_counter.counter import BufferedCounter
 from visit_counter.errors import CountUnknownError
 from visit_counter.flusher import Flusher
 from visit_counter.journal import Journal
+from visit_counter.rebalance import Rebalance, gather_stores
 from visit_counter.shard_list import Shard
 from visit_counter.state import State
-from visit_counter.stores.rebalance import Rebalance, gather_stores
 from visit_counter.stores.redis import RedisStore
 from visit_counter.stores.sharded import ShardedStore
 
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
-    from visit_counter.stores.rebalance_plan import Plan
+    from visit_counter.rebalance_plan import Plan
 
 SHARED_PAGES = 400
 FLUSH_SECONDS = 0.2
@@ -48,7 +48,7 @@ LOCK_SECONDS = 0.5
 _PROCESS = f"""
 import os, signal, sys
 from visit_counter import steps
-from visit_counter.stores.rebalance import Rebalance, gather_stores
+from visit_counter.rebalance import Rebalance, gather_stores
 from visit_counter.shard_list import Shard
 *words, kill = sys.argv[1:]
 name, _, times = kill.partition(":")
@@ -331,7 +331,7 @@ def killed(folder: Path, shards: Sequence[Shard], seed: int) -> Figures:
 def row(
     trial: Callable[[Path, Sequence[Shard], int], Figures],
 ) -> Callable[[Path, int, int, Callable[[int], None]], str]:
-    """Return a row of the campaign (see `tests.faults`) that runs a trial again and again. Raises BrokenError."""
+    """Return a row of the campaign (see `tests.faults.__main__`) that runs a trial again and again."""
 
     def run(folder: Path, trials: int, seed: int, progress: Callable[[int], None]) -> str:
         totals: Counter[str] = Counter()

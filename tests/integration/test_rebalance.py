@@ -474,3 +474,8 @@ def test_a_rebalance_needs_no_more_rights_than_the_manual_says(
     rebalance(login)
     rebalance(login[:2], former=login)
     assert opened(login[:2]).read("writer", PAGES) == stored
+
+
+def test_partitions_are_not_moved_to_or_from_a_cluster(shards: list[Shard]) -> None:
+    with pytest.raises(RebalanceError, match="d: partitions cannot be moved to or from a cluster"):
+        rebalance([*shards, Shard("d", "redis+cluster://127.0.0.1:1")])

@@ -13,18 +13,16 @@ from __future__ import annotations
 
 import secrets
 import time
-from typing import TYPE_CHECKING, Any
-
-from redis.exceptions import RedisError, ResponseError
+from typing import TYPE_CHECKING
 
 from visit_counter import steps
 from visit_counter.errors import RebalanceError, StoreError
+from visit_counter.rebalance_plan import Plan, groups_of, make_plan
 from visit_counter.shard_list import Shard
 from visit_counter.stores import moving
 from visit_counter.stores.moving import Place
-from visit_counter.stores.rebalance_plan import Plan, groups_of, make_plan, run_all
 from visit_counter.stores.redis import RedisStore, offer
-from visit_counter.stores.wire import explain, is_away
+from visit_counter.stores.running import run_all, run_on_disk
 from visit_counter.topology import Topology, TopologyError, newest
 
 if TYPE_CHECKING:
@@ -34,7 +32,6 @@ if TYPE_CHECKING:
 # a flush leaves their visits pending.
 GROUP = 32
 _SCAN_FIELDS = b"1000"
-_DISK_MILLISECONDS = b"4000"
 _LOCK_KEY = b"visits:{0}:rebalance"
 
 # KEYS  1 the lock
@@ -53,6 +50,10 @@ def gather_stores(wanted: Sequence[Shard], former: Sequence[Shard] = ()) -> dict
 
     A kept address has no password: where one is needed, the shard has to be in `former`. Raises RebalanceError.
     """
+    if clusters := [shard.name for shard in (*former, *wanted) if shard.url.startswith("redis+cluster:")]:
+        raise RebalanceError(
+            f"{', '.join(clusters)}: partitions cannot be moved to or from a cluster; it moves its own"
+        )
     stores = {shard.name: _patient(shard) for shard in (*former, *wanted)}
     topology, _ = _read_topology(stores)
     if topology is not None:
@@ -138,7 +139,7 @@ class Rebalance:
         self._tell(topology.shards, {**topology.next, **plan.wanted})
         self._set_aside(plan)
         for partition, shard, owner in plan.rejects:
-            _on_disk(self._stores[shard], [moving.reject(partition, owner)])
+            run_on_disk(self._stores[shard], [moving.reject(partition, owner)])
         for partition, shard in plan.thaws:
             run_all(self._stores[shard], [moving.thaw(partition)])
         for partition, shard in plan.activations:
@@ -164,7 +165,7 @@ class Rebalance:
         made = Topology(former.version + 1, dict(shards), dict(following), former.id)
         text = made.to_text()
         for name in [*made.everyone, *sorted(former.everyone.keys() - made.everyone.keys())]:
-            (kept,) = _on_disk(self._stores[name], [offer(text)])
+            (kept,) = run_on_disk(self._stores[name], [offer(text)])
             if kept != text.encode():
                 raise RebalanceError(f"{name} has a newer topology: another rebalance has been at work")
             steps.step("tell")
@@ -205,10 +206,10 @@ class Rebalance:
         steps.step("freeze")
         sizes = _copy(partitions, source, target)
         steps.step("copy")
-        placed = _on_disk(target, [moving.place(at, arriving, sizes[at]) for at in partitions])
+        placed = run_on_disk(target, [moving.place(at, arriving, sizes[at]) for at in partitions])
         _expect(arriving, placed, target_name)
         steps.step("place")
-        buried = _on_disk(source, [moving.bury(at, leaving) for at in partitions])
+        buried = run_on_disk(source, [moving.bury(at, leaving) for at in partitions])
         _expect(Place("moved", target_name), buried, source_name)
         steps.step("bury")
         _expect(Place(), run_all(target, [moving.activate(at) for at in partitions]), target_name)
@@ -242,26 +243,3 @@ def _expect(place: Place, replies: Sequence[bytes], shard: str) -> None:
     for reply in replies:
         if reply != place.to_bytes():
             raise RebalanceError(f"{shard}: a partition is {reply.decode()!r} instead of {place!r}; run it again")
-
-
-def _on_disk(store: RedisStore, commands: Sequence[moving.Command]) -> list[Any]:
-    """Run commands that write, and wait until that is on the server's disk and has reached its replicas.
-
-    A server that cannot tell (before 7.2, or without an append-only file) is taken at its word.
-    """
-    (info,) = run_all(store, [(b"INFO", b"replication")])
-    counts = [line.partition(b":")[2] for line in bytes(info).splitlines() if line.startswith(b"connected_slaves:")]
-    replicas = counts[0] if counts else b"0"
-    waits = [(b"WAITAOF", b"1", b"0", _DISK_MILLISECONDS), (b"WAIT", replicas, _DISK_MILLISECONDS)]
-    # In one round trip: a server knows the last write of the connection it is asked on.
-    *replies, on_disk, reached = store.run([*commands, *(waits if replicas != b"0" else (waits[0], (b"PING",)))])
-    for reply in replies:
-        if isinstance(reply, RedisError):
-            raise RebalanceError(f"{explain(store.name, reply)}; run it again to finish")
-    if isinstance(on_disk, RedisError):
-        synced = isinstance(on_disk, ResponseError) and not is_away(on_disk)
-    else:
-        synced = on_disk[0] >= 1
-    if not synced or (replicas != b"0" and (isinstance(reached, RedisError) or reached < int(replicas))):
-        raise RebalanceError(f"{store.name}: not on its disk, or its replicas, within 4 s; run it again to finish")
-    return replies

@@ -6,13 +6,11 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from redis.exceptions import RedisError
-
 from visit_counter.errors import RebalanceError
 from visit_counter.ring import PARTITIONS, Ring
 from visit_counter.stores import moving
 from visit_counter.stores.moving import Place
-from visit_counter.stores.wire import explain
+from visit_counter.stores.running import run_all
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -180,12 +178,3 @@ def groups_of(moves: Sequence[Move], size: int) -> Iterator[tuple[tuple[str, str
     for way, mine in sorted(by_way.items()):
         for first in range(0, len(mine), size):
             yield way, mine[first : first + size]
-
-
-def run_all(store: RedisStore, commands: Sequence[moving.Command]) -> list[Any]:
-    """Run commands in one round trip and return their replies. Raises RebalanceError for the first that failed."""
-    replies = store.run(commands)
-    for reply in replies:
-        if isinstance(reply, RedisError):
-            raise RebalanceError(f"{explain(store.name, reply)}; run it again to finish")
-    return replies
