@@ -1,4 +1,4 @@
-"""Deliberate breakages: `python -m tests.breakages`. Each must make its named test fail; docs/reliability.md lists them.
+"""Deliberate breakages: `python -m tests.breakages`. Each must make its named test fail (docs/reliability.md).
 
 A breakage is one replacement in a temporary copy of the project. The tests that hold the promise then run there.
 """
@@ -38,11 +38,11 @@ BREAKAGES = (
         "tests/integration/test_store_contract.py",
     ),
     Breakage(
-        "take a batch that is there already for a new one",
-        "stores/applying.py",
-        "if present == watermark then",
-        "if false then",
-        f"{LOCAL}::test_a_lost_reply_counts_nothing_twice",
+        "believe a shard's word about its disk without a write that it vouches for",
+        "flush_round.py",
+        "if marked and answers",
+        "if answers",
+        SIMULATION,
     ),
     Breakage(
         "forget segments before every partition includes them",
@@ -61,15 +61,15 @@ BREAKAGES = (
     Breakage(
         "read a count without looking at the end of the journal",
         "counter.py",
-        "        with self.buffer.lock:\n            self.buffer.catch_up()\n            self._drop_void()\n            known",
-        "        with self.buffer.lock:\n            self._drop_void()\n            known",
+        "            self.buffer.catch_up()\n            self._drop_void()\n            known",
+        "            self._drop_void()\n            known",
         SIMULATION,
     ),
     Breakage(
         "count a visit that lies behind a seal",
         "buffer.py",
-        "if end - written == self._offset or not self._fold_others(end - written):\n                    break",
-        "if end - written != self._offset:\n                    self._fold_others(end - written)\n                break",
+        "if end - written == self._offset or not self._fold_others(end - written):\n",
+        "if end - written == self._offset or self._fold_others(end - written) in (True, False):\n",
         SIMULATION,
     ),
     Breakage(
@@ -129,19 +129,28 @@ def run(breakage: Breakage) -> bool:
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as directory:
         copy = Path(directory) / "project"
-        shutil.copytree(REPOSITORY, copy, ignore=shutil.ignore_patterns(".git", ".venv", "data", "__pycache__", ".*_cache"))
+        shutil.copytree(
+            REPOSITORY, copy, ignore=shutil.ignore_patterns(".git", ".venv", "data", "__pycache__", ".*_cache")
+        )
         path = copy / "visit_counter" / breakage.file
         text = path.read_text(encoding="utf-8")
         if text.count(breakage.search) != 1:
-            print(f"STALE      {breakage.name}: the text to replace is {text.count(breakage.search)} times in {path.name}")
+            print(
+                f"STALE      {breakage.name}: the text to replace is {text.count(breakage.search)} times in {path.name}"
+            )
             return False
         path.write_text(text.replace(breakage.search, breakage.replace), encoding="utf-8")
         finished = subprocess.run(
-            [sys.executable, "-m", "pytest", "-q", "-x", breakage.test], cwd=copy, capture_output=True, check=False, text=True
+            [sys.executable, "-m", "pytest", "-q", "-x", breakage.test],
+            cwd=copy,
+            capture_output=True,
+            check=False,
+            text=True,
         )
     # pytest's status 1: tests ran, and one failed. Anything else is no proof.
     caught = finished.returncode == 1
-    print(f"{'caught' if caught else 'NOT CAUGHT':10} {breakage.name}: {breakage.test} ({time.monotonic() - started:.0f} s)", flush=True)
+    seconds = time.monotonic() - started
+    print(f"{'caught' if caught else 'NOT CAUGHT':10} {breakage.name}: {breakage.test} ({seconds:.0f} s)", flush=True)
     return caught
 
 

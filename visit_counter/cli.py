@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -13,6 +13,7 @@ from flask.cli import AppGroup
 from visit_counter import embedded, reports
 from visit_counter.errors import VisitCounterError
 from visit_counter.pages import check_page
+from visit_counter.ring import PARTITIONS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -20,11 +21,12 @@ if TYPE_CHECKING:
     from flask import Flask
 
     from visit_counter.service import Service
+    from visit_counter.stores.rebalance_plan import Plan
 
 MAX_COUNT = 10**9
 
 visits = AppGroup("visits", help="Count, read and flush visits; look at the journal.")
-shards = AppGroup("shards", help="Look at the shards.")
+shards = AppGroup("shards", help="Look at the shards; move pages between them.")
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
 
 
@@ -115,6 +117,7 @@ def status(as_json: bool) -> None:
     """Show each shard; exit status 1 if one is down."""
     with _service() as service:
         rows = reports.shards(service)
+        note = reports.rebalance_note(service)
     if as_json:
         _print(rows, as_json)
     else:
@@ -125,6 +128,8 @@ def status(as_json: bool) -> None:
                 click.secho(
                     f"{'down' if error else 'warning'}: {name}, {address}: {warning}", fg="red" if error else "yellow"
                 )
+    if note:
+        click.echo(note, err=True)
     if not all(row["up"] for row in rows):
         raise SystemExit(1)
 
@@ -138,6 +143,54 @@ def locate(pages: Sequence[str], as_json: bool) -> None:
     if service.store is None:
         raise click.ClickException(f"the profile {service.settings.profile} has no shards")
     _print([reports.location(service.store, page) for page in pages], as_json)
+
+
+@shards.command("rebalance")
+@click.option("--dry-run", is_flag=True, help="Only show how many partitions and pages would go from where to where.")
+@click.option(
+    "--from",
+    "former",
+    metavar="LIST",
+    help="Shards that VISITS_SHARDS no longer has, in its format; needed only where they have a password or options.",
+)
+@click.option("--set-aside", is_flag=True, help="Keep counts that are in the way under visits:{N}:stray:...")
+@as_json
+def rebalance(dry_run: bool, former: str | None, set_aside: bool, as_json: bool) -> None:
+    """Move pages to the shards that VISITS_SHARDS gives them to; the service may run meanwhile.
+
+    Killed or failed, it is started again and goes on from where it stopped.
+    """
+    with _service() as service:
+        if service.settings.profile != "sharded":
+            raise click.ClickException("only the profile sharded has more than one shard")
+        work = reports.rebalance_of(service.settings, former)
+        if dry_run:
+            _print_plan(work.plan(), as_json)
+            return
+        with ExitStack() as stack:
+            bars: list[Any] = []
+
+            def progress(number: int) -> None:
+                for bar in bars:
+                    bar.update(number)
+
+            def begin(plan: Plan) -> None:
+                _print_plan(plan, as_json)
+                if plan.moves and not as_json:
+                    bar = click.progressbar(length=len(plan.moves), label="partitions", show_pos=True)
+                    bars.append(stack.enter_context(bar))
+
+            work.run(begin, progress, set_aside=set_aside)
+    if not as_json:
+        click.echo("every page is on its shard")
+
+
+def _print_plan(plan: Plan, as_json: bool) -> None:
+    rows = plan.rows()
+    _print(rows, as_json)
+    if not as_json:
+        pages = sum(row["pages"] for row in rows)
+        click.echo(f"{len(plan.moves):,} of {PARTITIONS:,} partitions, {pages:,} pages to move")
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
 
 class VisitCounterError(Exception):
@@ -68,6 +68,20 @@ class StoreUnavailableError(StoreError):
 
 class StoreRefusedError(StoreError):
     """The store answered and refused; the call was not carried out."""
+
+
+class PartitionMovedError(StoreRefusedError):
+    """Partitions are on other shards now: `moved` has the shard's name by partition. Nothing was carried out."""
+
+    def __init__(self, store: str, moved: Mapping[int, str]) -> None:
+        self.moved = dict(moved)
+        partition, name = next(iter(self.moved.items()))
+        more = f" and {len(self.moved) - 1} more" if len(self.moved) > 1 else ""
+        super().__init__(store, f"partition {partition}{more} has moved to {name}")
+
+
+class RebalanceError(VisitCounterError):
+    """Partitions cannot be moved now; `str()` is one message for a person."""
 
 
 class CountUnknownError(VisitCounterError):

@@ -10,8 +10,7 @@ from visit_counter.errors import VisitCounterError
 from visit_counter.flusher import FlushBusyError, Flusher
 from visit_counter.journal import Journal
 from visit_counter.settings import Settings
-from visit_counter.stores.factory import make_store
-from visit_counter.stores.sharded import ShardedStore
+from visit_counter.stores.factory import make_sharded
 
 log = logging.getLogger(__name__)
 
@@ -22,7 +21,7 @@ def main() -> int:
     os.nice(10)
     try:
         settings = Settings.load(os.environ)
-        store = ShardedStore([make_store(shard) for shard in settings.shards])
+        store = make_sharded(settings)
         flusher = Flusher(
             Journal(settings.data_dir / "journal"),
             store,

@@ -56,6 +56,7 @@ class Round:
         self.sealed: dict[Segment, str] = {}  # sealed segments, oldest first, and their tokens
         self.content: dict[Segment, ByPartition] = {}
         self._rollbacks: list[Rollback] = []
+        self._unreached: set[int] = set()  # partitions whose watermark could not be read
         self.current = 0  # the segment that visits are appended to now
 
     def run(self) -> str:
@@ -69,6 +70,8 @@ class Round:
         failures |= self.failures
         if plan:
             failures |= self._apply(plan)
+        if not failures:
+            self.state.attempted.clear()
         self._move_floor()
         self._persist()
         return "; ".join(sorted(failures))
@@ -122,6 +125,7 @@ class Round:
     def _plan(self, partitions: list[int]) -> tuple[list[Batch], set[str]]:
         """Return the batches that bring every reachable partition up to date, and what could not be reached."""
         found, errors = self.store.watermarks_of_reachable(self.state.writer, partitions)
+        self._unreached = set(partitions) - found.keys()
         failures = {str(error) for error in errors}
         self.away |= {error.store for error in errors}
         if any(self._is_foreign(partition, watermark) for partition, watermark in found.items()):
@@ -189,7 +193,7 @@ class Round:
         by_shard: dict[tuple[str, bool], list[Rollback]] = {}
         for rollback in self._rollbacks:
             lost = self._is_lost(rollback.partition, rollback.have)
-            by_shard.setdefault((self.store.ring.shard_of(rollback.partition), lost), []).append(rollback)
+            by_shard.setdefault((self.store.shard_of(rollback.partition), lost), []).append(rollback)
         for (shard, lost), found in by_shard.items():
             what = (
                 f"{len(found)} partitions of {shard} are back at segment {min(one.have for one in found)} or later, "
@@ -244,22 +248,26 @@ class Round:
 
     def _apply(self, batches: list[Batch]) -> set[str]:
         """Send the batches; record which are confirmed; return what failed."""
-        shards = {self.store.ring.shard_of(batch.partition) for batch in batches}
-        for shard in shards:
-            self.state.attempted.setdefault(shard, []).append(segment_of(batches[0].watermark))
+        # Attempts are noted by shard under the layout of the moment: a partition may move to another shard and take
+        # a number along as its watermark that was noted for the former one.
+        layout = self.store.layout
+        owners = {batch.partition: f"{self.store.shard_of(batch.partition)}@{layout}" for batch in batches}
+        for owner in set(owners.values()):
+            self.state.attempted.setdefault(owner, []).append(segment_of(batches[0].watermark))
         # Durable before anything is sent: no merge may cross a number that a partition may have got.
         self.state.save(self.journal.state_path)
         steps.step("send")
         applied = self.store.apply(self.state.writer, batches)
         steps.step("reply")
         failures = set()
+        unsure = {f"{self.store.shard_of(partition)}@{layout}" for partition in self._unreached}
         for batch, answer in zip(batches, applied, strict=True):
-            if answer.watermark != batch.watermark or answer.error is not None:
-                shards.discard(self.store.ring.shard_of(batch.partition))
             if answer.error is not None:
                 failures.add(answer.error)
-                self.away.add(self.store.ring.shard_of(batch.partition))
+                unsure.add(owners[batch.partition])
+                self.away.add(self.store.shard_of(batch.partition))
             elif answer.watermark != batch.watermark:
+                unsure.add(owners[batch.partition])
                 failures.add(
                     f"partition {batch.partition} is at {answer.watermark!r} instead of {batch.expected!r}; "
                     "the next flush starts from there"
@@ -268,8 +276,8 @@ class Round:
                 self._confirm(batch.partition, batch.watermark)
                 self.visits += sum(batch.visits.values())
                 self.pages += len(batch.visits)
-        for shard in shards:
-            del self.state.attempted[shard]
+        for owner in set(owners.values()) - unsure:
+            del self.state.attempted[owner]
         return failures
 
     def _persist(self) -> None:

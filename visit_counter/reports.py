@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+from visit_counter.errors import RebalanceError, StoreError
 from visit_counter.ring import PARTITIONS, partition_of
+from visit_counter.shard_list import parse_shards
 from visit_counter.state import State
 from visit_counter.stores.base import NO_WATERMARK, segment_of
 from visit_counter.stores.cluster import ClusterStore
+from visit_counter.stores.rebalance import Rebalance, gather_stores
 from visit_counter.stores.redis import RedisStore
 
 if TYPE_CHECKING:
     from visit_counter.service import Service
+    from visit_counter.settings import Settings
     from visit_counter.stores.describe import Seen
     from visit_counter.stores.sharded import ShardedStore
 
@@ -21,7 +26,7 @@ if TYPE_CHECKING:
 def location(store: ShardedStore, page: str) -> dict[str, Any]:
     """Return where a page belongs."""
     partition = partition_of(page)
-    return {"page": page, "partition": partition, "shard": store.ring.shard_of(partition)}
+    return {"page": page, "partition": partition, "shard": store.shard_of(partition)}
 
 
 def shards(service: Service) -> list[dict[str, Any]]:
@@ -32,8 +37,10 @@ def shards(service: Service) -> list[dict[str, Any]]:
     if service.store is None:
         return []
     owned: dict[str, list[int]] = {}
-    for partition, name in enumerate(service.store.ring.owners):
-        owned.setdefault(name, []).append(partition)
+    with suppress(StoreError):
+        service.store.settle()
+    for partition in range(PARTITIONS):
+        owned.setdefault(service.store.shard_of(partition), []).append(partition)
     pending, away, writer = _pending_by_shard(service)
     rows = []
     for shard in service.settings.shards:
@@ -85,9 +92,27 @@ def _pending_by_shard(service: Service) -> tuple[Counter[str], dict[str, float],
         for page, visits, last in buffer.pending_pages():
             partition = partition_of(page)
             if segment_of(buffer.state.confirmed.get(partition, NO_WATERMARK)) < last:
-                pending[store.ring.shard_of(partition)] += visits
+                pending[store.shard_of(partition)] += visits
         away = State.load(buffer.journal.state_path).away
     return pending, away, buffer.writer
+
+
+def rebalance_note(service: Service) -> str:
+    """Return what a person should know about shards whose partitions are not where the list wants them, or ""."""
+    agreed = service.store.agreed if service.store else None
+    if agreed is None or (agreed.shards.keys() == service.store.stores.keys() and not agreed.next):  # type: ignore[union-attr]
+        return ""
+    return f"the counts are on {', '.join(sorted(agreed.everyone))}; flask shards rebalance moves or finishes"
+
+
+def rebalance_of(settings: Settings, former: str | None) -> Rebalance:
+    """Return the rebalance to the configured shards; `former` is a list in the format of VISITS_SHARDS."""
+    mistakes: list[str] = []
+    shards = parse_shards(former, mistakes) or []
+    if mistakes:
+        raise RebalanceError("; ".join(mistakes).replace("VISITS_SHARDS", "--from"))
+    stores = gather_stores(settings.shards, shards)
+    return Rebalance([shard.name for shard in settings.shards], stores, former=[shard.name for shard in shards])
 
 
 def journal(service: Service) -> dict[str, Any] | None:
@@ -138,7 +163,7 @@ def _watermarks(service: Service, confirmed: dict[int, str]) -> list[dict[str, A
         return []
     numbers: dict[str, list[int]] = {name: [] for name in service.store.stores}
     for partition, token in confirmed.items():
-        numbers[service.store.ring.shard_of(partition)].append(segment_of(token))
+        numbers.setdefault(service.store.shard_of(partition), []).append(segment_of(token))
     return [
         {
             "shard": name,

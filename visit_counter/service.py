@@ -15,18 +15,19 @@ from visit_counter.buffer import WriteBuffer
 from visit_counter.counter import BufferedCounter, VisitCounter
 from visit_counter.direct import DirectCounter
 from visit_counter.embedded import EmbeddedShards
+from visit_counter.errors import StoreError
 from visit_counter.flusher import FlushBusyError, Flusher
 from visit_counter.journal import Journal
 from visit_counter.scheduler import Job, Leader, Scheduler
 from visit_counter.state import State
-from visit_counter.stores.factory import make_store
+from visit_counter.stores.factory import make_sharded
 from visit_counter.stores.memory import MemoryStore
-from visit_counter.stores.sharded import ShardedStore
 
 if TYPE_CHECKING:
     from visit_counter.cache import LocalCache
     from visit_counter.settings import Settings
     from visit_counter.state import LastFlush
+    from visit_counter.stores.sharded import ShardedStore
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +52,7 @@ class Service:
         if settings.profile == "basic":
             self.counter = DirectCounter(MemoryStore("in_memory"), via="in_memory", waits=False)
             return
-        self.store = ShardedStore([make_store(shard) for shard in settings.shards])
+        self.store = make_sharded(settings)
         if settings.profile in ("redis", "cached"):
             local = cache if settings.profile == "cached" else None
             self.counter = DirectCounter(self.store, via="redis", cache=local)
@@ -147,7 +148,16 @@ class Service:
         assert self.store is not None  # noqa: S101 - where there is a buffer, there are shards
         self.store.probe()
 
+    def _refresh_topology(self) -> None:
+        """Learn of a finished rebalance, so that no partition is looked for on a shard that was removed."""
+        assert self.store is not None  # noqa: S101 - where there is a buffer, there are shards
+        try:
+            self.store.refresh()
+        except StoreError as error:
+            log.warning("%s", error)
+
     def _flush_if_leader(self) -> None:
+        self._refresh_topology()
         if not self._leader.acquire() or self.buffer is None:
             return
         with self.buffer.lock:

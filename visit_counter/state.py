@@ -35,12 +35,13 @@ class LastFlush:
 class State:
     """`floor`: every partition includes the segments up to it. `confirmed`: watermark token by partition.
 
-    `attempted`: by shard, segment numbers that its partitions may or may not have as their watermark, because batches
-    were sent and not all were answered; no merge crosses one of them. `damage`: what was found that only a person can
-    explain, oldest first. `losses`: how often a shard was found to have lost visits for good. `unpersisted`: of the
-    partitions that are not known to be on their shard's disk, the segment number that each may fall back to, and the
-    last segment that this includes. `forgotten`: by partition, the last segment whose visits of it, once included, are
-    no longer retained. `away`: by shard, since when flushes find it so; seconds since the epoch, for people.
+    `attempted`: by shard (and layout, see `Round._apply`), segment numbers that its partitions may or may not have as
+    their watermark, because batches were sent and not all were answered; no merge crosses one of them. `damage`: what
+    was found that only a person can explain, oldest first. `losses`: how often a shard was found to have lost visits
+    for good. `unpersisted`: of the partitions that are not known to be on their shard's disk, the segment number that
+    each may fall back to, and the last segment that this includes. `forgotten`: by partition, the last segment whose
+    visits of it, once included, are no longer retained. `away`: by shard, since when flushes find it so; seconds since
+    the epoch, for people.
     """
 
     writer: str = ""

@@ -8,6 +8,12 @@
     confirm  what the partitions include is recorded
     forget   a segment file is about to be removed
 
+and of a rebalance, for a group of partitions each (`rebalance`, `stores.moving`)
+
+    freeze, copy, place, bury, activate   this was done
+    tell      one more shard has the next topology
+    topology  all partitions are where they belong, the shards are not yet told
+
 `hook` is None outside fault tests.
 """
 

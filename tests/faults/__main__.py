@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from tests.faults import failover_rows, local_rows, rows, shards
+from tests.faults import failover_rows, local_rows, rebalancing, rows, shards
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -47,6 +47,8 @@ ROWS = (
     Row("cluster-primary-kill", 50, failover_rows.kill_cluster_primary),
     Row("cluster-slots-move", 50, failover_rows.move_cluster_slots),
     Row("sentinel-failover", 20, failover_rows.kill_watched_primary),
+    Row("rebalance", 50, rebalancing.row(rebalancing.under_load)),
+    Row("rebalance-kill", 50, rebalancing.row(rebalancing.killed)),
     Row("simulation", 100_000, local_rows.simulate),
 )
 

@@ -12,7 +12,7 @@ import time
 from typing import TYPE_CHECKING
 
 from tests.cluster import Cluster
-from tests.faults.oracle import Broken
+from tests.faults.oracle import BrokenError
 from tests.sentinels import Sentinels
 from tests.under_load import PAGES, load
 from visit_counter.ring import partition_of
@@ -77,7 +77,7 @@ def kill_watched_primary(directory: Path, trials: int, seed: int, progress: Call
                     sentinels.bring_back(server)
             primary = sentinels.primary()
             if primary is None:
-                raise Broken("the sentinels know no primary")
+                raise BrokenError("the sentinels know no primary")
             primary.call("FLUSHALL")
 
         return _repeat(directory, sentinels.shard, trials, dice, progress, fault, mend)
@@ -102,7 +102,7 @@ def _repeat(  # noqa: PLR0917 - one call in each row
             fault()
             time.sleep(dice.uniform(0.1, 0.5))
         if oracle.mistakes:
-            raise Broken(f"trial {trial}: {len(oracle.mistakes)} mistakes, the first: {oracle.mistakes[0]}")
+            raise BrokenError(f"trial {trial}: {len(oracle.mistakes)} mistakes, the first: {oracle.mistakes[0]}")
         shutil.rmtree(host)
         visits += oracle.acknowledged.total()
         answers += oracle.answers

@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from random import Random
 from typing import TYPE_CHECKING
 
-from tests.faults.oracle import Broken
+from tests.faults.oracle import BrokenError
 from tests.faults.proxy import Proxy
 from tests.faults.simulation import run_seeds
 from tests.servers import ValkeyServer
@@ -59,13 +59,18 @@ def lose_replies(directory: Path, trials: int, seed: int, progress: Callable[[in
             progress(trial + 1)
         for proxy in proxies:
             proxy.share = 0.0
-        for _ in range(3):
-            result = flusher.flush()
-        if result.error:
-            raise Broken(f"the last flush failed: {result.error}")
-        found = {page: store.read(journal.writer, [page])[0].visits for page in counted}
+        direct = ShardedStore(
+            [
+                RedisStore(Shard(f"s{n}", f"redis://127.0.0.1:{server.port}"), read_seconds=30.0, apply_seconds=30.0)
+                for n, server in enumerate(servers)
+            ]
+        )
+        stack.callback(direct.close)
+        if error := Flusher(journal, direct).flush().error:
+            raise BrokenError(f"the last flush failed: {error}")
+        found = {page: direct.read(journal.writer, [page])[0].visits for page in counted}
         if found != counted:
-            raise Broken(f"stored and counted differ: {sorted(found.items() ^ counted.items())}")
+            raise BrokenError(f"stored and counted differ: {sorted(found.items() ^ counted.items())}")
         return f"{failed} flushes failed, {sum(proxy.faults for proxy in proxies)} replies met a fault"
 
 
@@ -134,11 +139,11 @@ def _check(journal: Journal, whole: bytes, damaged: bytes) -> None:
         buffer.close()
     # A newline that was flipped joins two lines: the later one is found, the earlier one is damaged.
     if not found.items() <= written.items() or len(undamaged - found.keys()) > 1:
-        raise Broken(f"found {found} where {written} was written and {sorted(undamaged)} is undamaged")
+        raise BrokenError(f"found {found} where {written} was written and {sorted(undamaged)} is undamaged")
     again = WriteBuffer(journal, fsync="os")
     again.open()
     if again.tables.current.visits.get("after") != 1:
-        raise Broken("a visit behind the damage is not counted")
+        raise BrokenError("a visit behind the damage is not counted")
     again.close()
 
 
@@ -147,5 +152,5 @@ def simulate(directory: Path, trials: int, seed: int, progress: Callable[[int], 
     del directory
     found = run_seeds(range(seed, seed + trials), progress)
     if found.error is not None:
-        raise Broken(f"seed {found.seed}: {found.error.args[:-1]}")
+        raise BrokenError(f"seed {found.seed}: {found.error.args[:-1]}")
     return f"{found.died} processes died"

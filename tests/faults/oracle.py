@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import Counter
 
 
-class Broken(AssertionError):
+class BrokenError(AssertionError):
     """A promise was broken."""
 
 
@@ -50,20 +50,20 @@ class Oracle:
             self._uncertain[page] -= visits
 
     def saw(self, page: str, visits: int, lowest: int, *, strict: bool = True) -> None:
-        """A reader was answered; `lowest`: what it had to see when it asked. Raises Broken.
+        """A reader was answered; `lowest`: what it had to see when it asked. Raises BrokenError.
 
         Not `strict` where others count the page too.
         """
         if visits < lowest:
-            raise Broken(f"{page}: {visits} answered where {lowest} were acknowledged or answered before")
+            raise BrokenError(f"{page}: {visits} answered where {lowest} were acknowledged or answered before")
         if strict and visits > self.highest(page):
-            raise Broken(f"{page}: {visits} answered where {self.highest(page)} are possible")
+            raise BrokenError(f"{page}: {visits} answered where {self.highest(page)} are possible")
         self.seen[page] = max(self.seen[page], visits)
 
     def check_at_most(self, page: str, visits: int) -> None:
-        """A part of the count was answered. Raises Broken."""
+        """A part of the count was answered. Raises BrokenError."""
         if visits > self.highest(page):
-            raise Broken(f"{page}: {visits} pending where {self.highest(page)} are possible")
+            raise BrokenError(f"{page}: {visits} pending where {self.highest(page)} are possible")
 
     def pages(self) -> list[str]:
         """Return every page that was visited."""

@@ -14,7 +14,7 @@ from random import Random
 from typing import TYPE_CHECKING, Self
 from urllib.parse import quote
 
-from tests.faults.oracle import Broken, Oracle
+from tests.faults.oracle import BrokenError, Oracle
 from tests.servers import REPOSITORY, GunicornServer, ValkeyServer, process_runs, wait_until
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ class Visitors:
             if response.status == 200:
                 self.oracle.saw(page, body["visits"], lowest)
             elif response.status not in (202, 503):
-                raise Broken(f"{page}: status {response.status}: {body}")
+                raise BrokenError(f"{page}: status {response.status}: {body}")
 
 
 class FaultyService:
@@ -131,7 +131,7 @@ class FaultyService:
             shard.start()
         self._environ["VISITS_SHARDS"] = ",".join(f"s{n}={shard.url}" for n, shard in enumerate(self.shards))
         # With the application loaded before the fork a worker is back in a few milliseconds.
-        self.server = GunicornServer(self.dir, "--preload", "-w", str(self._workers), **self._environ).start()
+        self.server = GunicornServer(self.dir, "--preload", "-w", str(self._workers), port=0, **self._environ).start()
         self.visitors = Visitors(self.server.port, self.oracle, self.random.randrange(1 << 30))
         self.visitors.go()
         return self
@@ -189,7 +189,7 @@ class FaultyService:
             connection.close()
 
     def compare(self) -> None:
-        """Let everything be flushed, and compare each page in the shards with the oracle. Raises Broken."""
+        """Let everything be flushed, and compare each page in the shards with the oracle. Raises BrokenError."""
         with self.at_rest():
             wait_until(lambda: self.pending() == 0, f"everything is flushed; the log: {self.server.log[-2000:]}", 60)
             if self.visitors.broken:
@@ -198,7 +198,7 @@ class FaultyService:
             for page in self.oracle.pages():
                 lowest, highest = self.oracle.acknowledged(page), self.oracle.highest(page)
                 if not lowest <= stored.get(page, 0) <= highest:
-                    raise Broken(f"{page}: {stored.get(page, 0)} stored, {lowest} to {highest} are right")
+                    raise BrokenError(f"{page}: {stored.get(page, 0)} stored, {lowest} to {highest} are right")
                 self.oracle.settle(page, stored.get(page, 0))
 
     def stored(self) -> dict[str, int]:

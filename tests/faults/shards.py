@@ -15,7 +15,7 @@ from contextlib import closing
 from random import Random
 from typing import TYPE_CHECKING, Any
 
-from tests.faults.oracle import Broken
+from tests.faults.oracle import BrokenError
 from tests.load import Load
 from tests.own_shards import Service
 from tests.servers import wait_until
@@ -94,7 +94,7 @@ def _under_load(
     others = Counter(sample.status for sample in load.samples if sample.status != 200)
     detail = f"{sum(load.tally.acknowledged.values())} visits, lost {lost}, doubled {doubled}"
     if lost or doubled or load.tally.wrong or others:
-        raise Broken(f"{detail}; answers but 200: {dict(others)}; wrong: {load.tally.wrong[:5]}")
+        raise BrokenError(f"{detail}; answers but 200: {dict(others)}; wrong: {load.tally.wrong[:5]}")
     return detail
 
 

@@ -36,7 +36,7 @@ class Shard:
         present = self.marks.get(key, NO_WATERMARK)
         if present == batch.watermark:
             self._log.append(({}, key, present))
-        if present in (batch.watermark,) or present != batch.expected:
+        if present == batch.watermark or present != batch.expected:
             return present
         self._log.append(({page: self.counts.get(page, 0) for page in batch.visits}, key, present))
         for page, visits in batch.visits.items():

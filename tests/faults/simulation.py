@@ -17,6 +17,7 @@ import shutil
 import sys
 import tempfile
 import time
+import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -24,7 +25,7 @@ from random import Random
 from types import SimpleNamespace
 from typing import Any
 
-from tests.faults.oracle import Broken, Oracle
+from tests.faults.oracle import BrokenError, Oracle
 from tests.faults.simulated_disk import Disk, SimulatedOs, SimulatedPath
 from tests.faults.simulated_shard import Shard, ShardClient
 from visit_counter import buffer as buffer_module
@@ -41,6 +42,7 @@ from visit_counter.errors import CountUnknownError, JournalError, StartupError, 
 from visit_counter.flusher import FlushBusyError, Flusher
 from visit_counter.journal import Journal
 from visit_counter.ring import Ring, partition_of
+from visit_counter.stores import ownership as ownership_module
 from visit_counter.stores import sharded as sharded_module
 from visit_counter.stores.sharded import ShardedStore
 
@@ -184,7 +186,7 @@ class World:
     def running(self, process: Process) -> Iterator[None]:
         """Make a process the one that runs."""
         host = process.host
-        kept = journal_module.os, SimulatedPath.__dict__.get("disk")
+        kept = vars(journal_module)["os"], SimulatedPath.__dict__.get("disk")
         _use(host.os, host.disk)
         outer = host.disk.open_files, host.disk.pid
         host.disk.open_files, host.disk.pid = process.files, process.pid
@@ -315,7 +317,7 @@ class World:
         process.seen[page] = max(process.seen[page], answer.visits)
         total = sum(one.oracle.highest(page) for one in self.hosts)
         if answer.visits > total:
-            raise Broken(f"{page}: {answer.visits} answered where {total} are possible")
+            raise BrokenError(f"{page}: {answer.visits} answered where {total} are possible")
 
     def _tick(self, process: Process) -> None:
         process.counter.tick()
@@ -389,9 +391,9 @@ class World:
                 assert process is not None
                 with process.buffer.lock:
                     if process.buffer.pending_totals()[0]:
-                        raise Broken(f"{process.buffer.pending_totals()} pending after the last flush")
+                        raise BrokenError(f"{process.buffer.pending_totals()} pending after the last flush")
                 if process.buffer.state.damage and not host.oracle.lost_power:
-                    raise Broken(f"damage without a cause: {process.buffer.state.damage}")
+                    raise BrokenError(f"damage without a cause: {process.buffer.state.damage}")
                 self._compare_answers(host, process)
 
     def _flush_all(self, host: Host) -> None:
@@ -401,7 +403,7 @@ class World:
             for _ in range(3):
                 result = process.flusher.flush(wait=False)
             if result.error:
-                raise Broken(f"the last flush failed: {result.error}")
+                raise BrokenError(f"the last flush failed: {result.error}")
         self._bury(host, process)
 
     def _compare(self, page: str) -> None:
@@ -409,7 +411,7 @@ class World:
         lowest = sum(host.oracle.acknowledged(page) for host in self.hosts)
         highest = sum(host.oracle.highest(page) for host in self.hosts)
         if not lowest <= stored <= highest:
-            raise Broken(f"{page}: {stored} stored, {lowest} to {highest} are right")
+            raise BrokenError(f"{page}: {stored} stored, {lowest} to {highest} are right")
 
     def _compare_answers(self, host: Host, process: Process) -> None:
         self.now += 6
@@ -418,7 +420,7 @@ class World:
             with self.running(process):
                 answer = process.counter.count(page)
             if answer.visits != stored:
-                raise Broken(f"{page}: {answer} after the last flush, {stored} stored")
+                raise BrokenError(f"{page}: {answer} after the last flush, {stored} stored")
         del host
 
     def note(self, text: str) -> None:
@@ -443,28 +445,28 @@ def _use(simulated: Any, disk: Any) -> None:
 @contextmanager
 def simulated_modules() -> Iterator[None]:
     """Put the simulation's calls in the place of the real ones, and put these back afterwards."""
-    kept_parallel = sharded_module.in_parallel
-    kept_file_system = journal_module.file_system_of
-    kept_ring = sharded_module.Ring
-    kept_merge_from = merging_module.MERGE_FROM
-    # In the order of the shards, in this thread: a seed must always do the same.
-    sharded_module.in_parallel = lambda calls: [call() for call in calls]
-    journal_module.file_system_of = lambda *_: ""
-    merging_module.MERGE_FROM = 2
-    sharded_module.Ring = _ring  # the same for all: making one takes milliseconds
+    replaced: tuple[tuple[Any, str, Any], ...] = (
+        # In the order of the shards, in this thread: a seed must always do the same.
+        (sharded_module, "in_parallel", lambda calls: [call() for call in calls]),
+        # The same for all: making one takes milliseconds.
+        (ownership_module, "Ring", _ring),
+        (journal_module, "file_system_of", lambda *_: ""),
+        (merging_module, "MERGE_FROM", 2),
+    )
+    kept = [(module, name, getattr(module, name)) for module, name, _ in replaced]
+    for module, name, stand_in in replaced:
+        setattr(module, name, stand_in)
     try:
         yield
     finally:
-        sharded_module.in_parallel = kept_parallel
-        journal_module.file_system_of = kept_file_system
-        merging_module.MERGE_FROM = kept_merge_from
-        sharded_module.Ring = kept_ring
+        for module, name, real in kept:
+            setattr(module, name, real)
         _use(os, None)
         steps.hook = None
 
 
 def run_seed(seed: int, directory: str) -> World:
-    """Run one seed in a directory of its own; raises Broken, with the trace in `World.trace`."""
+    """Run one seed in a directory of its own; raises BrokenError, with the trace in `World.trace`."""
     path = f"{directory}/{seed}"
     os.mkdir(path)  # noqa: PTH102 - called often
     world = World(seed, path)
@@ -519,8 +521,6 @@ def main() -> int:
         broken.append(found.seed)
         first = found.seed + 1
         if not options.on:
-            import traceback
-
             *arguments, trace = found.error.args
             print("\n".join(trace))
             found.error.args = tuple(arguments)

@@ -17,6 +17,7 @@ from visit_counter.ring import PARTITIONS, partition_of
 from visit_counter.settings import Shard
 from visit_counter.stores.base import Applied, Batch, Stored
 from visit_counter.stores.cluster import ClusterStore
+from visit_counter.stores.connect import check_shard, warnings_of
 from visit_counter.stores.topology import SLOT_OF
 
 HOME = partition_of("home")
@@ -148,10 +149,34 @@ def test_a_primary_that_is_gone_with_its_replica_leaves_the_other_slots_as_they_
     with pytest.raises(StoreUnavailableError, match="cluster"):
         store.read("writer", ["home"])
     there = [page for page in PAGES if partition_of(page) not in lost]
+    assert store.is_away("home")
+    assert store.needs_probe()
+    assert not any(store.is_away(page) for page in there)
+    assert store.owner("home") not in {store.owner(page) for page in there}
     assert [stored.watermark for stored in store.read("writer", there)] == ["1:a"] * len(there)
     assert store.add(there[0], 1) == 1
     assert store.ping() is False
     assert store.persist(1) is False
+
+
+def test_a_reader_that_asks_for_nothing_learns_from_the_probe_that_a_replica_was_promoted(
+    cluster: Cluster, store: ClusterStore
+) -> None:
+    store.apply("writer", [home_batch(1)])
+    primary = cluster.owner_of(SLOT)
+    wait_until(lambda: primary.call("WAIT", 1, 100) == 1, "the replica to have it")
+    primary.kill()
+    with pytest.raises(StoreUnavailableError):
+        store.read("writer", ["home"])
+    assert store.is_away("home")
+
+    def is_found() -> bool:
+        store.probe()
+        return not store.is_away("home")
+
+    wait_until(is_found, "the promoted server to be found")
+    assert not store.needs_probe()
+    assert store.read("writer", ["home"]) == [Stored(1, "1:a")]
 
 
 # Nothing claimed that is not on disk
@@ -248,6 +273,27 @@ def test_an_add_whose_reply_is_lost_is_sent_once_and_reported_unknown(
             store.add("home", 1)
         assert proxy.requests.count(b"HINCRBY") == 1
         assert server.call("HGET", f"visits:{{{HOME}}}", "home") == "1"
+
+
+# What is said of it
+
+
+def test_each_server_is_looked_at_with_its_partitions_and_pages(cluster: Cluster, store: ClusterStore) -> None:
+    for writer in ("writer", "other"):
+        store.apply(writer, [Batch(at, "", "1:a", {f"page/{at}": 1}) for at in range(PARTITIONS)])
+    rows = store.look("writer", range(PARTITIONS))
+    assert sorted(row.address for row in rows) == sorted(f"127.0.0.1:{each.port}" for each in cluster.primaries())
+    assert sum(row.partitions for row in rows) == PARTITIONS
+    # Neither writer's watermark is taken for a page.
+    assert [row.pages for row in rows] == [row.partitions for row in rows]
+    assert all(row.up and row.said is not None and row.said.role == "master" for row in rows)
+    assert all(row.warnings == () for row in rows)
+
+
+def test_of_several_hosts_one_that_answers_is_enough(cluster: Cluster) -> None:
+    shard = Shard("c", cluster.shard.url.replace("@", f"@127.0.0.1:{free_port()},"))
+    assert check_shard(shard) is None
+    assert warnings_of(shard) == []
 
 
 # What else may be wrong

@@ -337,7 +337,7 @@ def test_a_shard_that_is_away_is_found_to_be_back_by_a_probe_and_not_by_a_read(
 def test_a_flush_does_not_wait_for_a_shard_that_it_knows_to_be_away(proxy: LossyProxy) -> None:
     with closing(patient(proxy.shard, Breaker(probe_seconds=3600))) as store:
         assert store.apply("w", [home_batch(1)]) == [Applied(HOME, "1:a")]
-        proxy.lose_reply_to = b"HGET"
+        proxy.lose_reply_to = b"HMGET"
         with pytest.raises(StoreUnavailableError):
             store.watermarks("w", [HOME])
         proxy.requests = b""
@@ -459,7 +459,7 @@ def test_of_several_shards_one_that_is_away_fails_its_own_pages_alone(server: Se
     gone = RedisStore(Shard(name="gone", url=f"redis://127.0.0.1:{free_port()}"))
     stores: list[Store] = [patient(server.shard), gone, MemoryStore()]
     with closing(ShardedStore(stores)) as store:
-        names = {partition: store.ring.shard_of(partition) for partition in range(200)}
+        names = {partition: store.shard_of(partition) for partition in range(200)}
         assert set(names.values()) == {each.name for each in stores}
         results = store.apply("writer", [Batch(partition, "", "1:a", {"x": 1}) for partition in names])
         assert [(result.partition, result.error is None) for result in results] == [

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from redis.exceptions import AskError, NoScriptError, RedisError, ResponseError
 
 from visit_counter.stores.base import NO_WATERMARK, Applied, Batch, segment_of
-from visit_counter.stores.wire import drop, exchange, exchange_asking, explain, is_away, pack
+from visit_counter.stores.wire import drop, exchange, exchange_asking, explain, is_away, is_elsewhere, pack
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -215,6 +215,11 @@ class Applier:
         for writer in {writer for writer, _ in self._orphaned}:
             known = {partition: mark for (owner, partition), mark in self._orphaned.items() if owner == writer}
             present = self._watermarks(writer, known)
+            for partition in known.keys() - present.keys():
+                if not self._has_moved(partition):
+                    return False
+                # Its new shard had all of it on disk before this one gave it up.
+                del self._orphaned[writer, partition], known[partition]
             if any(not _includes(present[partition], mark) for partition, mark in known.items()):
                 return False
             again = [Batch(partition, mark, mark, {}) for partition, mark in present.items()]
@@ -223,12 +228,21 @@ class Applier:
         return not self._orphaned
 
     def _watermarks(self, writer: str, partitions: Mapping[int, str]) -> dict[int, str]:
+        """Return the watermark of each partition that is in its own place."""
         field = watermark_field(writer)
         replies = exchange(self._connect(), [pack(b"HGET", partition_key(at), field) for at in partitions])
         for reply in replies:
-            if isinstance(reply, RedisError):
+            if isinstance(reply, RedisError) and not is_elsewhere(reply):
                 raise reply
-        return {at: (reply or b"").decode() for at, reply in zip(partitions, replies, strict=True)}
+        return {
+            at: (reply or b"").decode()
+            for at, reply in zip(partitions, replies, strict=True)
+            if not is_elsewhere(reply)
+        }
+
+    def _has_moved(self, partition: int) -> bool:
+        (reply,) = exchange(self._connect(), [pack(b"GET", partition_key(partition))])
+        return isinstance(reply, bytes) and reply.startswith(b"moved ")
 
     def _wait(self, connection: Connection, timeout_seconds: float) -> bool | None:
         (replication,) = exchange(connection, [pack(b"INFO", b"replication")])

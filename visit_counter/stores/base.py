@@ -41,12 +41,14 @@ class Batch(NamedTuple):
 class Applied(NamedTuple):
     """The watermark token a partition has after `apply`; the batch is included if it equals the batch's own.
 
-    `error` is None, or why this batch got no answer or a refusal (the rest of the call may have succeeded).
+    `error` is None, or why this batch got no answer or a refusal (the rest of the call may have succeeded). With
+    `moved_to`, the partition is on the shard of that name now.
     """
 
     partition: int
     watermark: str
     error: str | None = None
+    moved_to: str | None = None
 
 
 def segment_of(watermark: str) -> int:
@@ -63,6 +65,8 @@ class Store(ABC):
     """One place that keeps partitions. Safe to use from several threads."""
 
     name: str
+    # Where it is, without secrets; "" for a store in this process.
+    address: str = ""
 
     @abstractmethod
     def add(self, page: str, visits: int) -> int:
@@ -104,17 +108,32 @@ class Store(ABC):
         """
         return list(partitions[:1])
 
+    def read_topology(self) -> str:
+        """Return the topology kept here (see `visit_counter.topology`), or "" for none. Raises StoreError."""
+        return ""
+
+    def offer_topology(self, text: str) -> str:
+        """Keep this topology unless a newer one is here; return the one there is then. Raises StoreError.
+
+        A store that keeps none, as these two methods say, is not shared with a host that could disagree.
+        """
+        return text
+
     @abstractmethod
     def ping(self) -> bool:
         """Tell whether the store answers now; never raises."""
 
     def owner(self, page: str) -> str:  # noqa: ARG002 - of several stores, it is the one that keeps the page
-        """Return the name of the store that keeps a page."""
+        """Return who keeps a page; pages of one owner are answered, or not, together."""
         return self.name
 
     def is_away(self, page: str) -> bool:  # noqa: ARG002 - of several stores, it is the one that keeps the page
         """Tell, without asking, whether the store of a page is known not to answer now."""
         return False
+
+    def needs_probe(self) -> bool:
+        """Tell, without asking, whether anything of this store is known not to answer now."""
+        return self.is_away("")
 
     def probe(self) -> None:  # noqa: B027 - a store that is never away has nothing to do
         """Ask a store that is away whether it is back, if it is time to; called every half second, never raises."""

@@ -32,12 +32,15 @@ from visit_counter.stores.redis import (
     CHUNK_READS,
     RedisStore,
     add_command,
+    offer,
     read_command,
     stored_of,
+    topology_command,
     watermark_command,
 )
 from visit_counter.stores.topology import Topology
-from visit_counter.stores.wire import explain
+from visit_counter.stores.wire import explain, pack
+from visit_counter.topology import public_url
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -58,6 +61,7 @@ class ClusterStore(Store):
 
     def __init__(self, shard: Shard, **options: Unpack[Patience]) -> None:
         self.name = shard.name
+        self.address = public_url(shard.url)
         self._target = target_of(shard)
         self._options = options
         self._lock = Lock()
@@ -97,6 +101,17 @@ class ClusterStore(Store):
         replies = self._route(commands, lambda node, mine, asking: node.ask_flush(mine, asking=asking))
         return [(reply or b"").decode() for reply in self._answers(replies)]
 
+    def read_topology(self) -> str:
+        """Return the topology kept here, or ""; waits up to `read_seconds`."""
+        replies = self._route([(0, topology_command())], lambda node, mine, asking: node.ask_read(mine, asking=asking))
+        return (self._answers(replies)[0] or b"").decode(errors="replace")
+
+    def offer_topology(self, text: str) -> str:
+        """Keep this topology unless a newer one is here; waits up to `apply_seconds`."""
+        commands = [(0, pack(*offer(text)))]
+        replies = self._route(commands, lambda node, mine, asking: node.ask_flush(mine, asking=asking))
+        return bytes(self._answers(replies)[0]).decode(errors="replace")
+
     def persist(self, timeout_seconds: float) -> bool | None:
         """Wait until everything applied is on the disks of the servers that have it now, and of all their replicas."""
         if not self.topology.refresh(force=True):
@@ -116,6 +131,24 @@ class ClusterStore(Store):
         self.topology.refresh(force=True)
         answers = in_parallel([node.ping for node in self.nodes()])
         return all(answers) and self.topology.covers_all()
+
+    def owner(self, page: str) -> str:
+        """Return the server that has the page: the pages of another one are not to wait for it."""
+        return f"{self.name} {self.topology.owner(partition_of(page))}"
+
+    def is_away(self, page: str) -> bool:
+        """Tell whether the server of a page is known and known not to answer."""
+        partition = partition_of(page)
+        return bool(self.topology.owner(partition)) and not self._reachable(partition)
+
+    def needs_probe(self) -> bool:
+        """Tell whether a server that has partitions is known not to answer."""
+        return any(node.needs_probe() for node in self.nodes())
+
+    def probe(self) -> None:
+        """Ask who has the partitions of the servers that are away, and those whether they are back."""
+        self.topology.refresh()
+        in_parallel([node.probe for node in self.nodes() if node.needs_probe()])
 
     def look(self, writer: str, partitions: Sequence[int]) -> list[Seen]:
         """Return what each server is like that has any of the partitions, and last what has no server."""

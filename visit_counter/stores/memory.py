@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from visit_counter.ring import partition_of
 from visit_counter.stores.base import NO_WATERMARK, Applied, Batch, Store, Stored
+from visit_counter.topology import version_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -21,6 +22,7 @@ class MemoryStore(Store):
         self._lock = Lock()
         self._counts: defaultdict[str, int] = defaultdict(int)
         self._watermarks: dict[tuple[str, int], str] = {}
+        self._topology = ""
 
     def add(self, page: str, visits: int) -> int:
         """Count visits of a page and return its new count."""
@@ -45,6 +47,17 @@ class MemoryStore(Store):
     def persist(self, timeout_seconds: float) -> bool | None:  # noqa: ARG002 - the contract's argument; nothing to wait for
         """Return None: there is no disk."""
         return None
+
+    def read_topology(self) -> str:
+        """Return the topology kept here, or ""."""
+        return self._topology
+
+    def offer_topology(self, text: str) -> str:
+        """Keep this topology unless a newer one is here; return the one there is then."""
+        with self._lock:
+            if version_of(self._topology) < version_of(text):
+                self._topology = text
+            return self._topology
 
     def ping(self) -> bool:
         """Return True: it is in this process."""

@@ -10,13 +10,16 @@ from typing import TYPE_CHECKING, Any, TypedDict
 
 from redis.exceptions import ConnectionError, RedisError  # noqa: A004 - redis-py's name
 
-from visit_counter.errors import StoreError, StoreRefusedError, StoreUnavailableError
+from visit_counter.errors import PartitionMovedError, StoreError, StoreRefusedError, StoreUnavailableError
 from visit_counter.ring import PARTITIONS, partition_of
+from visit_counter.stores import moving
 from visit_counter.stores.applying import Applier, partition_key, watermark_field
 from visit_counter.stores.base import Applied, Batch, Store, Stored
 from visit_counter.stores.breaker import Breaker
 from visit_counter.stores.describe import Description, Seen, describe, read_info
-from visit_counter.stores.wire import Wire, explain, is_away, pack
+from visit_counter.stores.wire import Wire, explain, is_away, is_elsewhere, pack
+from visit_counter.topology import KEY as TOPOLOGY_KEY
+from visit_counter.topology import public_url
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -37,6 +40,19 @@ class Patience(TypedDict, total=False):
 CHUNK_READS = 1000
 # Where the writers are looked up, to tell watermarks from pages.
 _SAMPLE_PARTITIONS, _SAMPLE_FIELDS = 16, 1000
+
+
+# KEYS  1 the topology
+# ARGV  1 a topology's text, which begins with its version
+# Returns the one there is afterwards: the newer of the two.
+_OFFER = b"""
+local present = redis.call('GET', KEYS[1]) or '0'
+if tonumber(string.match(present, '^%d+') or 0) < tonumber(string.match(ARGV[1], '^%d+')) then
+  redis.call('SET', KEYS[1], ARGV[1])
+  return ARGV[1]
+end
+return present
+"""
 
 
 class RedisStore(Store):
@@ -60,6 +76,7 @@ class RedisStore(Store):
     ) -> None:
         self.name = shard.name
         self._address = shard.address
+        self.address = public_url(shard.url)
         self.breaker = breaker or Breaker()
         self._reads = Wire(shard, connect_seconds, read_seconds)
         self._adds = Wire(shard, connect_seconds, add_seconds)
@@ -70,21 +87,35 @@ class RedisStore(Store):
         )
 
     def add(self, page: str, visits: int) -> int:
-        """Count visits of a page at once and return its new count; waits up to `add_seconds`."""
-        (count,) = self._answers(self.ask_add([add_command(page, visits)]))
-        return int(count)
+        """Count visits of a page at once and return its new count; waits up to `add_seconds`.
+
+        Raises PartitionMovedError where another shard has it, StoreRefusedError while it is on its way there.
+        """
+        (count,) = self.ask_add([add_command(page, visits)])
+        if is_elsewhere(count):
+            # Tells where to, unless it is still on its way.
+            self._values(self.ask_add, [(partition_of(page), [page.encode()])])
+            raise StoreRefusedError(self.name, f"partition {partition_of(page)} is being moved")
+        return int(self._answers([count])[0])
 
     def read(self, writer: str, pages: Sequence[str]) -> list[Stored]:
         """Return what is stored for each page, in order; waits up to `read_seconds` for each reply."""
         stored: list[Stored] = []
+        mark = watermark_field(writer)
         for first in range(0, len(pages), CHUNK_READS):
-            commands = [read_command(writer, page) for page in pages[first : first + CHUNK_READS]]
-            stored += [stored_of(self.name, reply) for reply in self._answers(self.ask_read(commands))]
+            wanted = [(partition_of(page), (page.encode(), mark)) for page in pages[first : first + CHUNK_READS]]
+            stored += [stored_of(self.name, values) for values in self._values(self.ask_read, wanted)]
         return stored
 
     def apply(self, writer: str, batches: Iterable[Batch]) -> list[Applied]:
         """Apply each batch, 64 or about 1 MB in a round trip; waits up to `apply_seconds` for each reply."""
-        return self.applier.apply(writer, list(batches))
+        results = self.applier.apply(writer, list(batches))
+        elsewhere = [index for index, result in enumerate(results) if result.error and "WRONGTYPE" in result.error]
+        if elsewhere:
+            places = self.run([moving.look(results[index].partition) for index in elsewhere])
+            for index, place in zip(elsewhere, places, strict=True):
+                results[index] = _waiting(results[index], place)
+        return results
 
     def watermarks(self, writer: str, partitions: Sequence[int]) -> list[str]:
         """Return the writer's watermark token in each partition; waits up to `apply_seconds` for each reply.
@@ -93,8 +124,23 @@ class RedisStore(Store):
         """
         if self.breaker.state != "closed" and not self.ping():
             raise StoreUnavailableError(self.name, f"no answer for {self.breaker.since:.1f} s")
-        replies = self._answers(self.ask_flush([watermark_command(writer, at) for at in partitions]))
-        return [(reply or b"").decode() for reply in replies]
+        field = watermark_field(writer)
+        found = self._values(self.ask_flush, [(at, (field,)) for at in partitions])
+        return [(mark or b"").decode() for (mark,) in found]
+
+    def read_topology(self) -> str:
+        """Return the topology kept here, or ""; waits up to `read_seconds`."""
+        (text,) = self._answers(self.ask_read([topology_command()]))
+        return (text or b"").decode(errors="replace")
+
+    def offer_topology(self, text: str) -> str:
+        """Keep this topology unless a newer one is here; waits up to `apply_seconds`."""
+        (kept,) = self._answers(self.run([offer(text)]))
+        return bytes(kept).decode(errors="replace")
+
+    def run(self, commands: Sequence[moving.Command]) -> list[Any]:
+        """Run commands in one round trip, over one connection; return the reply or the RedisError of each."""
+        return self.ask_flush([pack(*command) for command in commands])
 
     def persist(self, timeout_seconds: float) -> bool | None:
         """Wait until everything applied is on disk, for half of `apply_seconds` at most; None without WAITAOF.
@@ -201,6 +247,31 @@ class RedisStore(Store):
         self._report(replies)
         return replies
 
+    def _values(
+        self, ask: Callable[[list[bytes]], list[Any]], wanted: Sequence[tuple[int, Sequence[bytes]]]
+    ) -> list[list[bytes | None]]:
+        """Return the values of fields of partitions, also of one that is frozen here.
+
+        Raises PartitionMovedError with all partitions that are on other shards now.
+        """
+        replies = ask([pack(b"HMGET", partition_key(at), *fields) for at, fields in wanted])
+        elsewhere = [index for index, reply in enumerate(replies) if is_elsewhere(reply)]
+        if not elsewhere:
+            return self._answers(replies)
+        self._answers([reply for reply in replies if not is_elsewhere(reply)])
+        found = self._answers(ask([pack(*moving.find(*wanted[index])) for index in elsewhere]))
+        moved: dict[int, str] = {}
+        for index, (text, values) in zip(elsewhere, found, strict=True):
+            place = moving.Place.from_bytes(text)
+            if place.kind == "?":
+                raise StoreRefusedError(self.name, f"WRONGTYPE visits:{{{wanted[index][0]}}} is not a partition")
+            if place.kind == "moved":
+                moved[wanted[index][0]] = place.shard
+            replies[index] = values
+        if moved:
+            raise PartitionMovedError(self.name, moved)
+        return replies
+
     def _answers(self, replies: list[Any]) -> list[Any]:
         """Return the replies if all are; raises StoreError for the first that is an error."""
         for reply in replies:
@@ -237,3 +308,26 @@ def stored_of(shard: str, reply: Sequence[bytes | None]) -> Stored:
         return Stored(int(count or 0), (watermark or b"").decode())
     except ValueError:
         raise StoreRefusedError(shard, "the partition holds a value that is not a count") from None
+
+
+def topology_command() -> bytes:
+    """Return the packed command that replies with the topology kept there, or nothing."""
+    return pack(b"GET", TOPOLOGY_KEY)
+
+
+def offer(text: str) -> moving.Command:
+    """Return the command that keeps a topology unless a newer one is there."""
+    return (b"EVAL", _OFFER, b"1", TOPOLOGY_KEY, text.encode())
+
+
+def _waiting(applied: Applied, reply: Any) -> Applied:
+    """Say why a batch was not applied, given what `moving.look` said of its partition's place."""
+    if isinstance(reply, RedisError):
+        return applied
+    place = moving.Place.from_bytes(reply[0])
+    if place.kind == "moved":
+        reason = f"partition {applied.partition} has moved to {place.shard}"
+        return applied._replace(error=reason, moved_to=place.shard)
+    if place.kind == "?":
+        return applied
+    return applied._replace(error="a partition is being moved; the next flush brings its visits")

@@ -1,21 +1,39 @@
-"""ShardedStore: several stores as one; the ring says which of them owns a page."""
+"""ShardedStore: several stores as one; the topology says which of them has a page.
+
+With `shared`, which several shards always are in service, nothing is read or written before the topology that the
+shards keep is known, and partitions that have moved are followed. What a shard is named in an answer (`served_via`)
+is the one that has the page now, as far as this process knows.
+"""
 
 from __future__ import annotations
 
+import logging
+import time
+from contextlib import suppress
 from functools import partial
+from threading import Lock
 from types import MappingProxyType
 from typing import TYPE_CHECKING, TypeVar
 
-from visit_counter.errors import StoreError
-from visit_counter.ring import Ring, partition_of
-from visit_counter.stores.base import Applied, Batch, Store, Stored
+from visit_counter.errors import PartitionMovedError, StoreError, StoreRefusedError, StoreUnavailableError
+from visit_counter.ring import partition_of
+from visit_counter.stores.base import NO_WATERMARK, Applied, Batch, Store, Stored
+from visit_counter.stores.ownership import Ownership, unknown_shard
 from visit_counter.stores.parallel import in_parallel
+from visit_counter.topology import Topology, TopologyError, newest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
+log = logging.getLogger(__name__)
+
 T = TypeVar("T")
 R = TypeVar("R")
+
+# A partition that is found after this many moves is on its way again; the next call finds it.
+_HOPS = 4
+# After an error the shards are asked for a newer topology, at most this often.
+_ASK_AGAIN_SECONDS = 5.0
 
 
 class ShardedStore(Store):
@@ -23,55 +41,193 @@ class ShardedStore(Store):
 
     name = "sharded"
 
-    def __init__(self, stores: Sequence[Store]) -> None:
-        self.ring = Ring([store.name for store in stores])
+    def __init__(
+        self, stores: Sequence[Store], *, shared: bool = False, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self.stores: Mapping[str, Store] = MappingProxyType({store.name: store for store in stores})
+        self._ownership = Ownership(stores)
+        self._known = not shared
+        self._shared = shared
+        self._lock = Lock()
+        self._clock = clock
+        self._asked = clock()
+
+    # -- who has what ------------------------------------------------------------------------------------------------
 
     def shard_name(self, page: str) -> str:
-        """Return the name of the shard that owns a page."""
-        return self.ring.shard_of(partition_of(page))
+        """Return the name of the shard that has a page."""
+        return self._ownership.owners[partition_of(page)]
+
+    def shard_of(self, partition: int) -> str:
+        """Return the name of the shard that has a partition."""
+        return self._ownership.owners[partition]
+
+    @property
+    def layout(self) -> str:
+        """A short text that is the same as long as every partition has the same shard."""
+        return self._ownership.layout
+
+    @property
+    def agreed(self) -> Topology | None:
+        """The topology this process works by; None before the first call, and where there is none."""
+        return self._ownership.topology
+
+    def refresh(self) -> None:
+        """Look for a newer topology in the shards; keep the known one where none can be had. Raises StoreError."""
+        if self._shared:
+            with self._lock:
+                self._agree()
+
+    def settle(self) -> None:
+        """Have a topology. Raises StoreError: nothing may be read or written."""
+        if not self._known:
+            with self._lock:
+                if not self._known:
+                    self._agree()
+
+    def _agree(self) -> None:
+        """Adopt the newest topology that the shards keep, and give it to members that lack it."""
+        self._asked = self._clock()
+        texts, errors = self._kept()
+        try:
+            best = newest(texts)
+        except TopologyError as error:
+            raise StoreRefusedError(self.name, str(error)) from None
+        present = self._ownership.topology
+        if best is None and present is None:
+            if errors:
+                # One of those that are away may keep a topology in which the others have no part.
+                raise StoreUnavailableError(
+                    errors[0].store, f"{errors[0].reason}; which shards have the counts is unknown"
+                )
+            best = self._found()
+        if best is not None and (present is None or best.id != present.id or best.version > present.version):
+            self._ownership.adopt(best)
+            if best.shards.keys() != self.stores.keys():
+                log.warning(
+                    "VISITS_SHARDS has %s, the counts are on %s; flask shards rebalance moves them",
+                    ", ".join(self.stores),
+                    ", ".join(sorted(best.shards)),
+                )
+        self._known = True
+        self._give(texts)
+
+    def _kept(self) -> tuple[dict[str, str], list[StoreError]]:
+        """Return what each shard keeps as the topology, and why others do not say."""
+
+        def ask(store: Store) -> tuple[str, str | StoreError]:
+            try:
+                return store.name, store.read_topology()
+            except StoreError as error:
+                return store.name, error
+
+        answers = in_parallel([partial(ask, store) for store in self.stores.values()])
+        texts = {name: answer for name, answer in answers if isinstance(answer, str)}
+        return texts, [answer for _, answer in answers if isinstance(answer, StoreError)]
+
+    def _found(self) -> Topology:
+        """Make a topology of the configured shards, all of which are known to have none.
+
+        Of several hosts that do this at once the first one at the shard with the lowest name wins.
+        """
+        made = Topology(1, {name: store.address for name, store in self.stores.items()})
+        first = self.stores[min(self.stores)]
+        try:
+            return Topology.from_text(first.offer_topology(made.to_text()))
+        except TopologyError as error:
+            raise StoreRefusedError(self.name, str(error)) from None
+
+    def _give(self, texts: Mapping[str, str]) -> None:
+        """Give the topology to members that lack it: after the first start, or to a server that lost its data."""
+        topology = self._ownership.topology
+        if topology is None:
+            return
+        text = topology.to_text()
+        for name in topology.everyone.keys() & texts.keys():
+            if texts[name] != text:
+                try:
+                    self.stores[name].offer_topology(text)
+                except StoreError as error:
+                    log.debug("no topology for %s: %s", name, error)
+
+    def _follow(self, error: PartitionMovedError) -> None:
+        """Note where partitions have moved. Raises StoreUnavailableError for a shard that is not known here."""
+        for partition, name in error.moved.items():
+            if not self._ownership.follow(partition, name):
+                self._ownership.store(name)
+
+    def _following(self, call: Callable[[], T]) -> T:
+        """Make a call, again for partitions that have moved; its errors may be due to an old topology."""
+        self.settle()
+        try:
+            for _ in range(_HOPS):
+                try:
+                    return call()
+                except PartitionMovedError as error:
+                    self._follow(error)
+            raise StoreUnavailableError(self.name, "a partition is being moved")
+        except StoreError:
+            self._look_again()
+            raise
+
+    def _look_again(self) -> None:
+        """After an error: have the next call work by a newer topology if there is one."""
+        if self._shared and self._clock() - self._asked >= _ASK_AGAIN_SECONDS and self._lock.acquire(blocking=False):
+            try:
+                self._agree()
+            except StoreError as error:
+                log.debug("no newer topology: %s", error)
+            finally:
+                self._lock.release()
+
+    # -- the contract ------------------------------------------------------------------------------------------------
 
     def add(self, page: str, visits: int) -> int:
         """Count visits of a page on its shard."""
-        return self.stores[self.shard_name(page)].add(page, visits)
+        return self._following(lambda: self._store(partition_of(page)).add(page, visits))
 
     def read(self, writer: str, pages: Sequence[str]) -> list[Stored]:
         """Read each page from its shard; raises the first shard's error once all have answered."""
         if len(pages) == 1:  # nearly every call: no threads, no grouping
-            return self.stores[self.shard_name(pages[0])].read(writer, pages)
-        return self._spread(pages, self.shard_name, lambda store, mine: store.read(writer, mine))
+            return self._following(lambda: self._store(partition_of(pages[0])).read(writer, pages))
+        return self._following(
+            lambda: self._spread(
+                pages, self.shard_name, lambda name, mine: self._ownership.store(name).read(writer, mine)
+            )
+        )
 
     def apply(self, writer: str, batches: Iterable[Batch]) -> list[Applied]:
         """Apply each batch to its shard; a shard that is away fails its own batches only."""
-        return self._spread(
-            list(batches),
-            lambda batch: self.ring.shard_of(batch.partition),
-            lambda store, mine: store.apply(writer, mine),
-        )
+        batches = list(batches)
+        try:
+            self.settle()
+        except StoreError as error:
+            return _all_failed(batches, error)
+        results: dict[int, Applied] = {}
+        waiting = list(range(len(batches)))
+        for _ in range(_HOPS):
+            answers = self._spread(
+                [batches[index] for index in waiting],
+                lambda batch: self.shard_of(batch.partition),
+                partial(self._apply, writer),
+            )
+            results.update(zip(waiting, answers, strict=True))
+            waiting = [
+                index
+                for index in waiting
+                if (to := results[index].moved_to) and self._ownership.follow(batches[index].partition, to)
+            ]
+            if not waiting:
+                break
+        return [results[index] for index in range(len(batches))]
 
     def watermarks(self, writer: str, partitions: Sequence[int]) -> list[str]:
         """Return the watermark of each partition from its shard; raises the first shard's error."""
-        return self._spread(partitions, self.ring.shard_of, lambda store, mine: store.watermarks(writer, mine))
-
-    def watermarks_of_reachable(
-        self, writer: str, partitions: Sequence[int]
-    ) -> tuple[dict[int, str], list[StoreError]]:
-        """Return the watermark of each partition whose shard answers, and the errors of the shards that do not."""
-
-        def ask(store: Store, mine: Sequence[int]) -> dict[int, str] | StoreError:
-            try:
-                return dict(zip(mine, store.watermarks(writer, mine), strict=True))
-            except StoreError as error:
-                return error
-
-        found: dict[int, str] = {}
-        errors: list[StoreError] = []
-        for answer in in_parallel([partial(ask, store, mine) for store, mine in self.by_store(partitions)]):
-            if isinstance(answer, StoreError):
-                errors.append(answer)
-            else:
-                found |= answer
-        return found, errors
+        return self._following(
+            lambda: self._spread(
+                partitions, self.shard_of, lambda name, mine: self._ownership.store(name).watermarks(writer, mine)
+            )
+        )
 
     def persist(self, timeout_seconds: float) -> bool | None:
         """Wait for all shards at once: False if any is late, else None if any cannot tell, else True."""
@@ -94,41 +250,103 @@ class ShardedStore(Store):
         return dict(zip(self.stores, in_parallel([store.ping for store in self.stores.values()]), strict=True))
 
     def owner(self, page: str) -> str:
-        """Return the name of the shard that owns a page."""
-        return self.shard_name(page)
+        """Return the shard that has a page, and which of its servers."""
+        try:
+            return self._store(partition_of(page)).owner(page)
+        except StoreError:
+            return self.shard_name(page)
 
     def is_away(self, page: str) -> bool:
-        """Tell whether the shard of a page is known not to answer now."""
-        return self.stores[self.shard_name(page)].is_away(page)
+        """Tell whether the shard of a page is known not to answer now, or not known at all."""
+        try:
+            return self._store(partition_of(page)).is_away(page)
+        except StoreError:
+            return True
+
+    def needs_probe(self) -> bool:
+        """Tell whether any shard is known not to answer now."""
+        return any(store.needs_probe() for store in self.stores.values())
 
     def probe(self) -> None:
         """Ask the shards that are away, all at once, whether they are back."""
-        in_parallel([store.probe for store in self.stores.values() if store.is_away("")])
+        in_parallel([store.probe for store in self.stores.values() if store.needs_probe()])
 
     def close(self) -> None:
         """Release the connections of all shards."""
         for store in self.stores.values():
             store.close()
 
+    # -- for the flush -----------------------------------------------------------------------------------------------
+
+    def watermarks_of_reachable(
+        self, writer: str, partitions: Sequence[int]
+    ) -> tuple[dict[int, str], list[StoreError]]:
+        """Return the watermark of each partition that can be reached, and why others cannot; never raises."""
+        try:
+            self.settle()
+        except StoreError as error:
+            return {}, [error]
+        found: dict[int, str] = {}
+        errors: list[StoreError] = []
+        waiting = list(partitions)
+        for _ in range(_HOPS):
+            groups = self._by_owner(waiting)
+            calls = [partial(self._try_watermarks, writer, name, mine) for name, mine in groups.items()]
+            waiting = []
+            for mine, answer in zip(groups.values(), in_parallel(calls), strict=True):
+                if isinstance(answer, PartitionMovedError):
+                    lost = {at: to for at, to in answer.moved.items() if not self._ownership.follow(at, to)}
+                    waiting += [at for at in mine if at not in lost]
+                    errors += [unknown_shard(name) for name in set(lost.values())]
+                elif isinstance(answer, StoreError):
+                    errors.append(answer)
+                else:
+                    found |= answer
+        if waiting:
+            errors.append(StoreUnavailableError(self.name, "a partition is being moved"))
+        return found, errors
+
+    def _try_watermarks(self, writer: str, name: str, partitions: Sequence[int]) -> dict[int, str] | StoreError:
+        try:
+            marks = self._ownership.store(name).watermarks(writer, partitions)
+        except StoreError as error:
+            return error
+        return dict(zip(partitions, marks, strict=True))
+
     def by_store(self, partitions: Iterable[int]) -> Iterator[tuple[Store, list[int]]]:
-        """Give each store that owns any of the partitions, and those it owns."""
+        """Give each store known here that has any of the partitions, and those it has."""
+        for name, mine in self._by_owner(partitions).items():
+            with suppress(StoreError):
+                yield self._ownership.store(name), mine
+
+    def _by_owner(self, partitions: Iterable[int]) -> dict[str, list[int]]:
         owned: dict[str, list[int]] = {}
         for partition in partitions:
-            owned.setdefault(self.ring.shard_of(partition), []).append(partition)
-        for name, mine in owned.items():
-            yield self.stores[name], mine
+            owned.setdefault(self.shard_of(partition), []).append(partition)
+        return owned
+
+    def _store(self, partition: int) -> Store:
+        return self._ownership.store(self.shard_of(partition))
+
+    def _apply(self, writer: str, name: str, batches: Sequence[Batch]) -> list[Applied]:
+        try:
+            return self._ownership.store(name).apply(writer, batches)
+        except StoreError as error:
+            return _all_failed(batches, error)
 
     def _spread(
-        self, items: Sequence[T], owner: Callable[[T], str], call: Callable[[Store, Sequence[T]], Sequence[R]]
+        self, items: Sequence[T], owner: Callable[[T], str], call: Callable[[str, Sequence[T]], Sequence[R]]
     ) -> list[R]:
         """Call each owner with its items, and put the results into the order of the items."""
         places: dict[str, list[int]] = {}
         for place, item in enumerate(items):
             places.setdefault(owner(item), []).append(place)
-        answers = in_parallel(
-            [partial(call, self.stores[name], [items[place] for place in mine]) for name, mine in places.items()]
-        )
+        answers = in_parallel([partial(call, name, [items[place] for place in mine]) for name, mine in places.items()])
         results: dict[int, R] = {}
         for mine, answer in zip(places.values(), answers, strict=True):
             results.update(zip(mine, answer, strict=True))
         return [results[place] for place in range(len(items))]
+
+
+def _all_failed(batches: Sequence[Batch], error: StoreError) -> list[Applied]:
+    return [Applied(batch.partition, NO_WATERMARK, str(error)) for batch in batches]

@@ -138,6 +138,12 @@ def explain(shard: str, error: RedisError) -> StoreError:
     return (StoreUnavailableError if unavailable else StoreRefusedError)(shard, text)
 
 
+def is_elsewhere(reply: object) -> bool:
+    """Tell whether a command was refused because its partition is not in its own place (see `stores.moving`)."""
+    # Not at the start: servers before 7.0 put the text of a script's error behind their own.
+    return isinstance(reply, ResponseError) and "WRONGTYPE" in str(reply)
+
+
 def is_away(reply: object) -> bool:
     """Tell whether this, in place of a reply, means that the shard cannot answer now (and not that it refuses)."""
     if isinstance(reply, AuthenticationError | AuthorizationError):  # kinds of ConnectionError, in redis-py

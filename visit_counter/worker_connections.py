@@ -1,0 +1,210 @@
+"""The connections of the worker's loop: accepted, read from, sent to, lingered on, closed. `worker` answers them.
+
+A connection is in one of these states; only the loop's thread moves it from one to the next:
+
+    accept -> reading <-> (sending) -> lingering -> closed
+                 |  ^
+                 v  |
+               in a thread
+"""
+
+from __future__ import annotations
+
+import select
+import socket
+from typing import Any
+
+from gunicorn.workers.gthread import DEFAULT_WORKER_DATA_TIMEOUT, ThreadWorker
+
+from visit_counter.http1 import TIMEOUT_RESPONSE
+
+READ_BYTES = 8192
+# How long, and for how much, a closing connection is read from (RFC 9112 section 9.6): closing at once
+# would reset it, and the client could lose the answer.
+LINGER_SECONDS = 2.0
+LINGER_BYTES = 64 * 1024
+
+
+class Connection:
+    """One client's connection, as the loop sees it. Times are `time.monotonic()` seconds."""
+
+    __slots__ = (
+        "blocked",
+        "buffer",
+        "client",
+        "closing",
+        "deadline",
+        "fd",
+        "handing",
+        "learned",
+        "lingered",
+        "out",
+        "partial",
+        "server",
+        "sock",
+    )
+
+    def __init__(self, sock: socket.socket, client: Any, server: Any, deadline: float) -> None:
+        self.sock = sock
+        self.fd = sock.fileno()
+        self.client = client
+        self.server = server
+        self.buffer = b""  # read, and not yet answered
+        self.out = b""  # to be sent before anything else happens
+        self.deadline = deadline
+        self.partial = False  # the buffer holds a part of a request, for which `deadline` was set
+        self.closing = False  # close once `out` is sent
+        self.handing = False  # hand to a thread once `out` is sent
+        self.learned = False  # its page was read for it, or could not be: whatever else is missing, Flask tells
+        self.blocked = False  # the socket would not take all of `out`: waiting until it does
+        self.lingered = -1  # bytes thrown away since the last answer; -1 while not lingering
+
+
+class ConnectionWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
+    """Keeps the connections in an epoll set. Every method runs in the loop's thread and returns at once."""
+
+    # How long a client may take to send one request or to take its answer; gunicorn has no setting for it.
+    request_seconds = 30.0
+
+    alive: bool
+    _accepting: bool
+
+    def _prepare(self) -> None:
+        # gthread's selector makes several objects per event; epoll itself makes one pair.
+        self.poller.close()
+        self.poller: select.epoll = select.epoll()
+        self.poller.register(self.method_queue.fileno(), select.EPOLLIN)
+        self._connections: dict[int, Connection] = {}  # those the loop has; a thread may have others
+        # gthread's `handle_request` compares the length of this with `max_keepalived`.
+        self.keepalived_conns = self._connections
+        self._keepalive = float(self.cfg.keepalive)
+        self._listeners = {listener.fileno(): listener for listener in self.sockets}
+
+    def _hand(self, connection: Connection) -> None:
+        """Give the connection to a thread, once what is to be sent before is sent."""
+        raise NotImplementedError
+
+    def set_accept_enabled(self, enabled: bool) -> None:
+        """Listen, or do not."""
+        if enabled == self._accepting:
+            return
+        self._accepting = enabled
+        for fd, listener in self._listeners.items():
+            listener.setblocking(False)
+            if enabled:
+                self.poller.register(fd, select.EPOLLIN)
+            else:
+                self.poller.unregister(fd)
+
+    def _accept(self, listener: Any, now: float) -> None:
+        """Accept one connection; the other workers are awake too, and get the next."""
+        try:
+            sock, client = listener.accept()
+        except (BlockingIOError, ConnectionAbortedError):
+            return
+        except OSError as error:
+            # Out of file descriptors or memory: the next check listens again.
+            self.log.error("Cannot accept a connection: %s", error)
+            self.set_accept_enabled(False)
+            return
+        self.nr_conns += 1
+        deadline = now + DEFAULT_WORKER_DATA_TIMEOUT + self._keepalive
+        self._adopt(Connection(sock, client, listener.getsockname(), deadline))
+        if self.nr_conns >= self.worker_connections:
+            self.set_accept_enabled(False)
+
+    def _adopt(self, connection: Connection) -> None:
+        """Let the loop have the connection."""
+        connection.sock.setblocking(False)
+        self._connections[connection.fd] = connection
+        self.poller.register(connection.fd, select.EPOLLIN)
+
+    def _release(self, connection: Connection) -> None:
+        """Take the connection out of the loop: it is not read from until it is adopted again."""
+        # A thread may close the socket, and its number may be used again before the connection comes back.
+        del self._connections[connection.fd]
+        self.poller.unregister(connection.fd)
+
+    def _receive(self, connection: Connection) -> bool:
+        """Read what there is; return whether it is to be looked at."""
+        try:
+            data = connection.sock.recv(READ_BYTES)
+        except BlockingIOError:
+            return False
+        except OSError:
+            self._drop(connection)
+            return False
+        if connection.lingered >= 0:
+            connection.lingered += len(data)
+            if not data or connection.lingered > LINGER_BYTES:
+                self._drop(connection)
+            return False
+        if not data:
+            if connection.buffer:
+                self._hand(connection)  # gunicorn decides what half a request deserves
+            else:
+                self._drop(connection)
+            return False
+        connection.buffer += data
+        return True
+
+    def _send(self, connection: Connection, now: float) -> bool:
+        """Send what the socket takes; return whether that was all and the loop may go on with the connection."""
+        out = connection.out
+        try:
+            sent = connection.sock.send(out)
+        except BlockingIOError:
+            sent = 0
+        except OSError:
+            self._drop(connection)
+            return False
+        if sent < len(out):
+            connection.out = out[sent:]
+            if not connection.blocked:
+                connection.blocked = True
+                connection.deadline = now + self.request_seconds
+                self.poller.modify(connection.fd, select.EPOLLOUT)
+            return False
+        connection.out = b""
+        if connection.blocked:
+            connection.blocked = False
+            connection.deadline = now + self._keepalive
+            self.poller.modify(connection.fd, select.EPOLLIN)
+        if connection.closing:
+            self._linger(connection, now)
+            return False
+        if connection.handing:
+            self._hand(connection)
+            return False
+        return True
+
+    def _linger(self, connection: Connection, now: float) -> None:
+        """Say that no more is sent, and let the client close."""
+        try:
+            connection.sock.shutdown(socket.SHUT_WR)
+        except OSError:
+            self._drop(connection)
+            return
+        connection.lingered = 0
+        connection.buffer = b""
+        connection.deadline = now + LINGER_SECONDS
+
+    def _drop(self, connection: Connection) -> None:
+        del self._connections[connection.fd]
+        connection.out = connection.buffer = b""
+        connection.sock.close()
+        self.nr_conns -= 1
+
+    def _expire(self, connection: Connection, now: float) -> None:
+        """Close a connection whose time is up; say so to one that sent a part of a request."""
+        if connection.partial and not connection.out:
+            connection.out = TIMEOUT_RESPONSE
+            connection.closing = True
+            self._send(connection, now)
+        else:
+            self._drop(connection)
+
+    def _cap_idle(self, deadline: float) -> None:
+        for connection in self._connections.values():
+            if not connection.partial and not connection.out:
+                connection.deadline = min(connection.deadline, deadline)
