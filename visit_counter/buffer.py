@@ -22,7 +22,7 @@ from visit_counter.errors import JournalError, JournalFullError
 from visit_counter.journal import Journal, Segment
 from visit_counter.records import MERGED, Folded, visit_line
 from visit_counter.state import State
-from visit_counter.tables import Table, Tables, Visits
+from visit_counter.tables import Table, Tables, Visits, total_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -269,9 +269,17 @@ class WriteBuffer:
             return  # merged again or forgotten meanwhile, which is told too; the parts' own tables are as right
         with self.lock:
             parts = [table for table in self.tables.sealed if whole.first <= table.first and table.last <= whole.last]
+        # What was left out is what some merge knew to be included, not what is known to be included now: the oldest
+        # visits of a page, as many as the parts have and the merged file has not.
+        left_out = {page: visits - kept.get(page, 0) for page, visits in total_of(parts).items()}
+
+        def rebase_left_out(page: str, visits: int, last: int) -> None:
+            if left_out[page] > 0:
+                left_out[page] -= visits
+                self._rebase_to(page, last, rebase)
+
         for table in parts:
-            # What was left out is what the merge knew to be included, not what is known to be included now.
-            self._rebase(table, lambda page, _, last: None if page in kept else self._rebase_to(page, last, rebase))
+            self._rebase(table, rebase_left_out)
         with self.lock:
             self.tables.replace(parts, Table(whole.first, whole.last, kept))
 

@@ -27,6 +27,14 @@ class Table:
             self.total += number
 
 
+def total_of(tables: Sequence[Table]) -> Visits:
+    """Return the visits per page of several tables."""
+    whole = Table(0, 0, {})
+    for table in tables:
+        whole.add(table.visits)
+    return whole.visits
+
+
 class Tables:
     """The table of the current segment, and those of sealed ones, oldest first."""
 

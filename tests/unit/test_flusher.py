@@ -404,3 +404,35 @@ def test_a_loss_of_visits_that_a_merge_left_out_is_told(host: Host, shards: list
     shards[1].put_back(older)
     host.flusher.flush()
     assert any(NAMES[1] in note and "visits are lost" in note for note in damage(host))
+
+
+def test_a_process_that_is_told_of_several_merges_at_once_counts_what_each_left_out(
+    tmp_path: Path, shards: list[Shard], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("visit_counter.merging.MERGE_FROM", 2)
+    host = Host(tmp_path, list(shards), retain_segments=0)
+    rested, busy = host.process(), host.process()
+    for page in PAGES:
+        assert rested.count(page).visits == 0
+    for page in PAGES:
+        busy.record(page)
+    shards[1].away = True
+
+    def flush() -> None:
+        host.flusher.flush()
+        with rested.buffer.lock:
+            rested.buffer.catch_up()  # as a request does; what it is told waits for the tick
+
+    flush()  # the first shard includes segment 1, which waits for the second
+    shards[0].away = True
+    second = [page for page in PAGES if host.store.shard_name(page) == NAMES[1]]
+    # Segments 1 and 2 become one file without what the first shard includes, and then one with segment 3.
+    for pages in (second, PAGES):
+        for page in pages:
+            busy.record(page)
+        flush()
+    assert host.journal.segments()[0].name == "0000000001-0000000003.log"
+    host.clock.now += 10
+    rested.tick()
+    assert {page: rested.count(page).visits for page in PAGES} == {page: 3 if page in second else 2 for page in PAGES}
+    host.close()
