@@ -127,11 +127,12 @@ class VisitWorker(ConnectionWorker):
         hooks = self.cfg.pre_request is not config.PreRequest.default or (
             self.cfg.settings["post_request"].get() is not config.PostRequest.default
         )
-        if service is None or hooks or os.environ.get("SCRIPT_NAME"):
+        counter: VisitCounter | None = getattr(service, "counter", None)
+        if service is None or counter is None or hooks or os.environ.get("SCRIPT_NAME"):
             self.log.info("Every request goes through the WSGI application")
             return None
         service.start()
-        return service.counter  # type: ignore[no-any-return]  # the service comes from a dict
+        return counter
 
     def _turn(self, timeout_seconds: float) -> None:
         """Wait for events, and do all that they allow without waiting."""
