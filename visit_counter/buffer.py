@@ -86,6 +86,8 @@ class WriteBuffer:
                 self._reload_state()
                 number = self._fold_sealed()
                 self.journal.begin(number)
+                # Whoever made the segment may have died before its name was on the disk.
+                self.journal.sync_directory()
                 self._follow(self.journal.open(number))
             except FileNotFoundError:
                 continue  # a flush has just merged or forgotten a segment

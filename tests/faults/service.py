@@ -209,6 +209,6 @@ class FaultyService:
         counts: dict[str, int] = {}
         for shard in self.shards:
             with shard.client() as client:
-                for key in client.scan_iter("visits:*", count=5000):
+                for key in client.scan_iter("visits:{*}", count=5000):
                     counts |= {page: int(n) for page, n in client.hgetall(key).items() if not page.startswith("\t")}
         return counts

@@ -267,3 +267,13 @@ def test_a_seal_lost_with_the_power_does_not_hide_the_segment_behind_it(host: Ho
     assert pending(buffer, "a") == 3
     append(buffer, "a")
     assert pending(host.process().buffer, "a") == 4
+
+
+def test_a_segment_that_a_killed_process_made_has_its_name_synced_before_a_visit_goes_there(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host.process()  # made the first segment
+    synced: list[Path] = []
+    monkeypatch.setattr("visit_counter.journal.Journal.sync_directory", lambda journal: synced.append(journal.path))
+    host.process()
+    assert synced == [host.journal.path]

@@ -150,8 +150,13 @@ def test_a_shard_found_away_is_not_sent_to_again_by_that_flush(
     host.flusher.flush()
     visit_all(host)
     shards[0].away = True
-    sent: list[object] = []
-    monkeypatch.setattr(shards[0], "apply", lambda *arguments: sent.append(arguments))
+    sent: list[Batch] = []
+
+    def keep(_: str, batches: Iterable[Batch]) -> list[Applied]:
+        sent.extend(batches)
+        return []
+
+    monkeypatch.setattr(shards[0], "apply", keep)
     assert "away" in host.flusher.flush().error
     assert sent == []
     here = [page for page in PAGES if host.store.shard_name(page) == NAMES[1]]
