@@ -21,7 +21,9 @@ class Service:
         self.names = [f"shard_{number}" for number in range(shards)]
         self.shards = [ValkeyServer(folder / name).start() for name in self.names]
         urls = ",".join(f"{name}={shard.url}" for name, shard in zip(self.names, self.shards, strict=True))
-        self.gunicorn = GunicornServer(folder / "service", *arguments, VISITS_SHARDS=urls, **environ).start()
+        # A load would take an idle connection that is closed at the wrong moment for a request without an answer.
+        patient = ("--keep-alive", "60")
+        self.gunicorn = GunicornServer(folder / "service", *patient, *arguments, VISITS_SHARDS=urls, **environ).start()
         ring = Ring(self.names)
         self.pages = [f"blog/article-{number}" for number in range(pages)]
         self.owner = {page: ring.shard_of(partition_of(page)) for page in self.pages}

@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 import urllib.request
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -67,10 +68,10 @@ class Watch:
         for method in ("GET", "POST"):
             found = [sample for sample in self.load.samples if sample.method == method]
             seconds = [sample.seconds for sample in found]
-            others = sum(sample.status != 200 for sample in found)
+            others = dict(Counter(sample.status for sample in found if sample.status != 200))
             p50, p99 = (percentile(seconds, share) * 1e3 for share in (0.5, 0.99))
             print(
-                f"{name:8} {method:4} {len(found):8} answers, {others} not 200; "
+                f"{name:8} {method:4} {len(found):8} answers, others than 200: {others or 0}; "
                 f"p50 {p50:.2f} ms, p99 {p99:.2f} ms, longest {max(seconds, default=0) * 1e3:.1f} ms",
                 flush=True,
             )
