@@ -81,17 +81,21 @@ class Round:
     def _seal(self) -> None:
         """Read the segments that are not wholly included; seal the current one if it holds visits."""
         number = 0
-        for segment in self.journal.segments():
+        segments = self.journal.segments()
+        for segment in segments:
             if 0 < number < segment.first:
                 self._damage(f"journal segments {number} to {segment.first - 1} are missing")
             number = segment.last + 1
             if segment.last <= self.state.floor:
                 self.sealed[segment] = self.journal.token_of(segment)
                 continue
-            folded = self.journal.read(segment)
+            # The last one has no seal, since the next is made before it. It is read once, when it is sealed.
+            is_last = segment == segments[-1]
+            folded = Folded() if is_last else self.journal.read(segment)
             if not folded.sealed_as:
                 number = segment.last
-                if not folded.visits and not self.journal.is_followed(segment):
+                holds = self.journal.holds_visits(segment) if is_last else bool(folded.visits)
+                if not holds and not self.journal.is_followed(segment):
                     break
                 try:
                     folded = self.journal.seal(segment)

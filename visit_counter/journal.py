@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 _NAME = re.compile(r"(\d{10})(?:-(\d{10}))?\.log")
 _READ_BYTES = 4 << 20
+_GLANCE_BYTES = 1 << 14
 
 # File systems whose O_APPEND is emulated by the client: two hosts' (or even two processes') appends may overwrite.
 _UNSAFE_FILE_SYSTEMS = frozenset(("nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "fuse.sshfs", "afs", "davfs"))
@@ -174,6 +175,15 @@ class Journal:
             folded.add(data)
         return folded
 
+    def holds_visits(self, segment: Segment) -> bool:
+        """Tell whether anything counts in a segment, having read no more of it than that takes. Raises OSError."""
+        for data in _whole_lines(self.path / segment.name, _GLANCE_BYTES):
+            folded = Folded()
+            folded.add(data)
+            if folded.visits or folded.sealed_as:
+                return bool(folded.visits)
+        return False
+
     def seal(self, segment: Segment) -> Folded:
         """Seal the current segment, put it on the disk, and return all that is in it. Raises OSError."""
         # The next segment comes first: whoever meets the seal finds it, and its number is never given out again.
@@ -269,10 +279,10 @@ class Journal:
         return total
 
 
-def _whole_lines(path: Path) -> Iterator[bytes]:
+def _whole_lines(path: Path, chunk_bytes: int | None = None) -> Iterator[bytes]:
     rest = b""
     with path.open("rb") as file:
-        while chunk := file.read(_READ_BYTES):
+        while chunk := file.read(chunk_bytes or _READ_BYTES):
             end = chunk.rfind(b"\n") + 1
             if end:
                 yield rest + chunk[:end]
