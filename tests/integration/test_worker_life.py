@@ -99,36 +99,36 @@ def test_max_requests_replaces_the_worker_and_fails_no_request(tmp_path: Path) -
 
 def test_a_stopping_worker_finishes_what_is_under_way(tmp_path: Path) -> None:
     gate = tmp_path / "gate"
-    server = Server(tmp_path)
-    held = server.client().ask("GET", f"/hold{gate}")
-    kept = server.client()
-    assert kept.ask("GET", "/visits/a").answer().fields["connection"] == "keep-alive"
-    (pid,) = server.worker_pids()
-    os.kill(pid, signal.SIGTERM)
-    while kept.ask("GET", "/visits/a").answer().fields["connection"] == "keep-alive":
-        pass
-    assert kept.is_closed()
-    gate.touch()
-    assert held.answer().body == b"held"
-    assert held.is_closed()
-    assert server.stop() == 0
+    with Server(tmp_path) as server:
+        held = server.client().ask("GET", f"/hold{gate}")
+        kept = server.client()
+        assert kept.ask("GET", "/visits/a").answer().fields["connection"] == "keep-alive"
+        (pid,) = server.worker_pids()
+        os.kill(pid, signal.SIGTERM)
+        while kept.ask("GET", "/visits/a").answer().fields["connection"] == "keep-alive":
+            pass
+        assert kept.is_closed()
+        gate.touch()
+        assert held.answer().body == b"held"
+        assert held.is_closed()
+        assert server.stop() == 0
 
 
 def test_a_stopping_worker_does_not_wait_for_idle_clients_for_long(tmp_path: Path) -> None:
-    server = Server(tmp_path, "keepalive = 1000\ngraceful_timeout = 1000\n")
-    idle = server.client()
-    idle.ask("GET", "/visits/a").answer()
-    server.process.terminate()
-    assert idle.is_closed()
-    assert server.stop() == 0
+    with Server(tmp_path, "keepalive = 1000\ngraceful_timeout = 1000\n") as server:
+        idle = server.client()
+        idle.ask("GET", "/visits/a").answer()
+        server.process.terminate()
+        assert idle.is_closed()
+        assert server.stop() == 0
 
 
 def test_a_worker_whose_master_was_killed_ends(tmp_path: Path) -> None:
-    server = Server(tmp_path)
-    (pid,) = server.worker_pids()
-    server.process.kill()
-    wait_until(lambda: is_gone(pid), "the orphan is gone")
-    server.stop()
+    with Server(tmp_path) as server:
+        (pid,) = server.worker_pids()
+        server.process.kill()
+        wait_until(lambda: is_gone(pid), "the orphan is gone")
+        server.stop()
 
 
 def test_an_idle_worker_tells_the_master_that_it_is_alive(tmp_path: Path) -> None:
