@@ -285,7 +285,8 @@ class Round:
         for partition in [p for p in self.state.unpersisted if is_base(self.state.confirmed.get(p, ":"))]:
             del self.state.unpersisted[partition]  # it has no watermark that could be asked for
         owned = self.store.by_store(self.state.unpersisted)
-        mine = {store.name: partitions for store, partitions in owned}
+        # Not those that this flush has found away: each would take its whole time-out again, and the others wait.
+        mine = {store.name: partitions for store, partitions in owned if store.name not in self.away}
         # A server vouches for what came over this process's connection, and for all that was written before it: so
         # each is written to, even if what is unpersisted was sent by another process.
         marks = {name: self.store.stores[name].one_per_server(partitions) for name, partitions in mine.items()}

@@ -44,11 +44,11 @@ ROWS = (
     Row("disk-full", 50, rows.full_disk),
     Row("clock", 20, rows.set_clock),
     Row("rollback", 100, rows.roll_back),
-    Row("rebalance", 50, rebalancing.row(rebalancing.under_load)),
-    Row("rebalance-kill", 50, rebalancing.row(rebalancing.killed)),
     Row("cluster-primary-kill", 50, failover_rows.kill_cluster_primary),
     Row("cluster-slots-move", 50, failover_rows.move_cluster_slots),
     Row("sentinel-failover", 20, failover_rows.kill_watched_primary),
+    Row("rebalance", 50, rebalancing.row(rebalancing.under_load)),
+    Row("rebalance-kill", 50, rebalancing.row(rebalancing.killed)),
     Row("simulation", 100_000, local_rows.simulate),
 )
 

@@ -66,9 +66,12 @@ class Visitors:
             if not self._run.is_set():
                 self._resting.release()
                 self._run.wait()
+            if connection is not None and (self._end or random.random() < 0.1):
+                connection.close()
+                connection = None
             if self._end:
                 return
-            if connection is None or random.random() < 0.1:
+            if connection is None:
                 connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
             try:
                 self._visit(connection, random)

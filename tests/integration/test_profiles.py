@@ -52,7 +52,7 @@ def shards(servers: list[ValkeyServer]) -> list[ValkeyServer]:
 @pytest.fixture
 def patience(monkeypatch: pytest.MonkeyPatch) -> None:
     """Wait for a shard as long as a loaded machine takes."""
-    monkeypatch.setattr("visit_counter.service.make_store", patient_stores)
+    monkeypatch.setattr("visit_counter.stores.factory.RedisStore", patient_stores)
 
 
 @pytest.fixture

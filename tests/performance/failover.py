@@ -1,6 +1,6 @@
 """One shard hangs, dies and returns under load: what POST and GET cost meanwhile, by shard.
 
-    python -m tests.performance.failover [--rate 1000] [--pages 1000] [--seconds 10] [--workers 1]
+    python -m tests.performance.failover [--rate 1000] [--pages 1000] [--seconds 10] [--rounds 1]
 
 Prints a row for each phase, shard and method: answers, those that were not 200, p50, p99 and the longest, in ms.
 Each phase starts with the event it is named for, so that whoever pays for finding out is in it. Ends with status 1
@@ -49,24 +49,28 @@ def show(phase: str, key: tuple[str, str], found: list[Sample]) -> None:
     )
 
 
-def measure(service: Service, load: Load, seconds: float) -> list[str]:
-    """Go through the phases; return what was not as promised."""
-    dead, _ = service.shards
-    phases: list[tuple[str, Callable[[], object]]] = [
-        ("healthy", lambda: None),
-        ("SIGSTOP", dead.freeze),
-        ("SIGCONT", dead.thaw),
-        ("kill -9", dead.kill),
-        ("back", dead.start),
-    ]
+def measure(service: Service, load: Load, seconds: float, rounds: int) -> list[str]:
+    """Go through the phases, print them, and return what was not as promised."""
+    dead = service.shards[0]
+    phases: dict[str, Callable[[], object]] = {
+        "healthy": lambda: None,
+        "SIGSTOP": dead.freeze,
+        "SIGCONT": dead.thaw,
+        "kill -9": dead.kill,
+        "back": dead.start,
+    }
+    samples: dict[str, list[Sample]] = {phase: [] for phase in phases}
+    for _ in range(rounds):
+        for phase, event in phases.items():
+            load.samples.clear()
+            event()
+            load.run(seconds)
+            samples[phase] += load.samples
     wrong: list[str] = []
     healthy: dict[tuple[str, str], float] = {}
     print("phase        shard           answers no 200   p50 ms   p99 ms   max ms >25 ms")
-    for phase, event in phases:
-        load.samples.clear()
-        event()
-        load.run(seconds)
-        for key, found in rows(list(load.samples), service.owner).items():
+    for phase, taken in samples.items():
+        for key, found in rows(taken, service.owner).items():
             show(phase, key, found)
             p99 = percentile([sample.seconds for sample in found], 0.99)
             limit = min(WORST_RATIO * healthy.setdefault(key, p99), WORST_SECONDS)
@@ -84,6 +88,7 @@ def main() -> int:
     parser.add_argument("--rate", type=float, default=1000, help="requests a second, half of them visits")
     parser.add_argument("--pages", type=int, default=1000)
     parser.add_argument("--seconds", type=float, default=10, help="of each phase")
+    parser.add_argument("--rounds", type=int, default=1, help="of all phases; what else the machine does evens out")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--worker-class", default="", help="another than the service's own")
     arguments = parser.parse_args()
@@ -95,7 +100,7 @@ def main() -> int:
         try:
             load = Load(service.gunicorn.port, service.pages, rate=arguments.rate)
             load.make_known(lambda: service.every_worker_serves(3))
-            wrong = measure(service, load, arguments.seconds)
+            wrong = measure(service, load, arguments.seconds, arguments.rounds)
             wait_until(service.shards[0].runs, "the shard is back")
             lost, doubled = service.lost_and_doubled(load)
             load.close()

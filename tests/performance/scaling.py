@@ -3,7 +3,7 @@
     python -m tests.performance.scaling [shard] [worker] [flush] [visits] [--millions 1 10]
 
 shard    memory of a shard for each page, and the latency of reading one page, against a shard with 1,000 pages
-worker   memory of a worker for each cached page and for each pending page
+worker   memory of a worker for each cached page and for each pending page; CPU of a visit that another worker counted
 flush    seconds of a flush against the distinct pages in it, with two shards that sync every write
 visits   CPU of a visit with 1, 2 and 4 shards: the worker's, its flushes' and the shards'
 
@@ -150,13 +150,39 @@ def grow_table(pages: int) -> None:
     print(f"{pages:23,} pending {(resident() - before) / pages:7.1f} bytes each", flush=True)
 
 
-def measure_worker(millions: list[int]) -> None:
-    """Print memory for each size, in a process of its own for each."""
+def measure_following(folder: Path, visits: int = 200_000, together: int = 16) -> None:
+    """Print the CPU time of a line that another worker of the host has appended, popular or not."""
+    for pages in (1000, visits):
+        journal = Journal(folder / f"followed_{pages}")
+        writer, follower = WriteBuffer(journal, fsync="os"), WriteBuffer(journal, fsync="os")
+        writer.open()
+        follower.open()
+        used = 0.0
+        for first in range(0, visits, together):
+            writer.append([(page(number % pages), 1) for number in range(first, first + together)])
+            start = time.thread_time()
+            follower.catch_up()
+            used += time.thread_time() - start
+        writer.close()
+        follower.close()
+        print(f"{pages:23,} pages: {used / visits * 1e6:.2f} us for a visit that another worker counted", flush=True)
+
+
+def measure_worker(folder: Path, millions: list[int]) -> None:
+    """Print memory for each size, in a process of its own for each, and what following the other workers costs."""
+    measure_following(folder)
     for million in millions:
         for grow in (grow_cache, grow_table):
             process = multiprocessing.get_context("spawn").Process(target=grow, args=(million * 1_000_000,))
             process.start()
             process.join()
+
+
+def cpu_seconds(pid: int) -> tuple[float, float]:
+    """Return the CPU time of a process, and of its children that have ended."""
+    fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
+    own, children = (int(fields[at]) + int(fields[at + 1]) for at in (11, 13))
+    return own / os.sysconf("SC_CLK_TCK"), children / os.sysconf("SC_CLK_TCK")
 
 
 # -- a flush ---------------------------------------------------------------------------------------------------------
@@ -168,7 +194,7 @@ def measure_flush(folder: Path, sizes: tuple[int, ...] = (1000, 10_000, 100_000,
         servers = [ValkeyServer(folder / f"flush_{number}").start() for number in range(2)]
         for server in servers:
             stack.callback(server.kill)
-        print("     distinct pages  visits  journal bytes each  flush s   us for a page")
+        print("     distinct pages    visits  journal bytes each  flush s  CPU us for a page: flush, shards")
         for size in sizes:
             journal = Journal(folder / f"journal_{size}")
             buffer = WriteBuffer(journal, fsync="os")
@@ -181,24 +207,20 @@ def measure_flush(folder: Path, sizes: tuple[int, ...] = (1000, 10_000, 100_000,
             buffer.close()
             store = ShardedStore([store_of(server) for server in servers])
             gc.collect()
+            before = time.process_time(), sum(cpu_seconds(server.pid)[0] for server in servers)
             result = Flusher(journal, store).flush()
+            after = time.process_time(), sum(cpu_seconds(server.pid)[0] for server in servers)
+            own, shards = ((now - then) / size * 1e6 for now, then in zip(after, before, strict=True))
             store.close()
             assert result.visits == 2 * size, result
             print(
-                f"{size:19,} {result.visits:7,} {written / result.visits:19.1f} {result.seconds:8.3f} "
-                f"{result.seconds / size * 1e6:15.1f}",
+                f"{size:19,} {result.visits:9,} {written / result.visits:19.1f} {result.seconds:8.3f} "
+                f"{own:25.1f} {shards:7.1f}",
                 flush=True,
             )
 
 
 # -- a visit ---------------------------------------------------------------------------------------------------------
-
-
-def cpu_seconds(pid: int) -> tuple[float, float]:
-    """Return the CPU time of a process, and of its children that have ended."""
-    fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
-    own, children = (int(fields[at]) + int(fields[at + 1]) for at in (11, 13))
-    return own / os.sysconf("SC_CLK_TCK"), children / os.sysconf("SC_CLK_TCK")
 
 
 def cost(service: Service) -> Iterator[float]:
@@ -240,7 +262,7 @@ def main() -> int:
         if "shard" in what:
             measure_shard(Path(name), arguments.millions)
         if "worker" in what:
-            measure_worker(arguments.millions)
+            measure_worker(Path(name), arguments.millions)
         if "flush" in what:
             measure_flush(Path(name))
         if "visits" in what:

@@ -139,6 +139,25 @@ def test_a_lost_reply_does_not_double(host: Host, shards: list[Shard]) -> None:
     assert stored(host) == {2}
 
 
+def test_a_shard_found_away_is_not_sent_to_again_by_that_flush(
+    host: Host, shards: list[Shard], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host.process()
+    visit_all(host)
+    for shard in shards:
+        # What it has is not on its disk: later flushes go on asking.
+        monkeypatch.setattr(shard, "persist", lambda _: False)
+    host.flusher.flush()
+    visit_all(host)
+    shards[0].away = True
+    sent: list[Batch] = []
+    monkeypatch.setattr(shards[0], "apply", lambda _, batches: sent.extend(batches) or [])
+    assert "away" in host.flusher.flush().error
+    assert sent == []
+    here = [page for page in PAGES if host.store.shard_name(page) == NAMES[1]]
+    assert {host.stored(page) for page in here} == {2}
+
+
 def test_a_shard_that_is_away_keeps_its_visits_pending_and_the_other_gets_its_own(
     host: Host, shards: list[Shard]
 ) -> None:

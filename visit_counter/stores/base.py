@@ -101,6 +101,13 @@ class Store(ABC):
         True: it is. False: not within the time-out, ask again later. None: this store cannot tell.
         """
 
+    def one_per_server(self, partitions: Sequence[int]) -> list[int]:
+        """Return some of these partitions: one for each server that has any.
+
+        After a write to it through this object, `persist` speaks for all that its server was sent before, by whomever.
+        """
+        return list(partitions[:1])
+
     def read_topology(self) -> str:
         """Return the topology kept here (see `visit_counter.topology`), or "" for none. Raises StoreError."""
         return ""
@@ -111,13 +118,6 @@ class Store(ABC):
         A store that keeps none, as these two methods say, is not shared with a host that could disagree.
         """
         return text
-
-    def one_per_server(self, partitions: Sequence[int]) -> list[int]:
-        """Return some of these partitions: one for each server that has any.
-
-        After a write to it through this object, `persist` speaks for all that its server was sent before, by whomever.
-        """
-        return list(partitions[:1])
 
     @abstractmethod
     def ping(self) -> bool:
