@@ -307,7 +307,7 @@ def under_load(folder: Path, shards: Sequence[Shard], seed: int) -> Figures:
 
 
 def killed(folder: Path, shards: Sequence[Shard], seed: int) -> Figures:
-    """As `under_load`, with rebalances that are killed at random instants until one finishes. Raises BrokenError."""
+    """As `under_load`, three rebalances each way killed at random instants; `shards`: as there. Raises BrokenError."""
     two, three = shards[:2], shards
     kills = moved = 0
     with Trial(folder, seed) as trial:
@@ -348,4 +348,5 @@ def row(
                 progress(number + 1)
         return ", ".join(f"{number:,} {name}" for name, number in totals.items() if number)
 
+    run.__doc__ = (trial.__doc__ or "").partition("; `shards`")[0]
     return run
