@@ -15,12 +15,13 @@ import logging
 import os
 import threading
 from collections.abc import Callable
+from itertools import starmap
 from typing import TYPE_CHECKING
 
 from visit_counter import steps
 from visit_counter.errors import JournalError, JournalFullError
 from visit_counter.journal import Journal, Segment
-from visit_counter.records import MERGED, Folded, visit_line
+from visit_counter.records import MERGED, Folded, read_visits, visit_line
 from visit_counter.state import State
 from visit_counter.tables import Table, Tables, Visits, total_of
 
@@ -136,7 +137,7 @@ class WriteBuffer:
         The list is shorter than `run` when the disk took only a part: what is missing was not counted. Raises
         JournalError, or JournalFullError at a limit, when nothing was counted.
         """
-        data = b"".join([visit_line(page, visits) for page, visits in run])
+        data = b"".join(starmap(visit_line, run))
         if limit := self._limit_reached(len(data)):
             raise JournalFullError(limit)
         while True:
@@ -158,15 +159,8 @@ class WriteBuffer:
             self._sync()
         else:
             self._dirty = True
-        table = self.tables.current
-        visits = table.visits
-        counts = []
-        for page, number in run:
-            count = visits[page] = visits.get(page, 0) + number
-            table.total += number
-            counts.append(count)
         self._offset = end
-        return counts
+        return self.tables.current.count(run)
 
     def retained(self, page: str, after: int) -> int:
         """Return the visits of a page in the retained segments after `after`, which a shard has lost.
@@ -300,8 +294,13 @@ class WriteBuffer:
     def _fold_others(self, end: int) -> bool:
         """Fold the lines from where we are up to `end`; on a seal go on to the next segment and return True."""
         steps.step("fold")
-        folded = Folded()
         data = os.pread(self._descriptor, end - self._offset, self._offset)
+        visits = read_visits(data)
+        if visits is not None:
+            self._offset += len(data)
+            self.tables.current.count(visits)
+            return False
+        folded = Folded()
         folded.add(data)
         # First: if it fails, nothing of this has happened, and the next call meets the seal again.
         try:

@@ -129,31 +129,29 @@ class BufferedCounter:
             # Before the entries are looked at: what others sealed and flushed is in a table or in an entry.
             buffer.catch_up()
             self._drop_void()
-            ready = [(self.cache.get(page) or self._known(page)) is not None for _, page in requests]
-            run = [(page, 1) for (is_visit, page), known in zip(requests, ready, strict=True) if is_visit and known]
+            fresh, known = self.cache.get, self._known
+            entries: list[Known | None] = [fresh(page) or known(page) for _, page in requests]
+            run = [(page, 1) for (is_visit, page), entry in zip(requests, entries, strict=True) if is_visit and entry]
             try:
                 currents = iter(buffer.append(run) if run else ())
             except JournalError:
                 currents = iter(())
+            is_void = self._loads != buffer.loads  # what was cached; see `_drop_void`
             self._drop_void()
+            tables = buffer.tables
             answers: list[Answer | None] = []
-            for (is_visit, page), known in zip(requests, ready, strict=True):
-                current = next(currents, None) if is_visit and known else None
-                if not known or (is_visit and current is None):
+            for (is_visit, page), entry in zip(requests, entries, strict=True):
+                current = next(currents, None) if is_visit and entry else None
+                if entry is None or (current is None and (is_visit or is_void)):
                     answers.append(None)
+                elif is_void:
+                    answers.append(Answer(tables.pending(page, buffer.included_to), self._post_via(page), 202))
+                elif current is None:
+                    answers.append(Answer(entry.stored + tables.pending(page, entry.segment), IN_MEMORY))
                 else:
-                    answers.append(self._answer_ready(page, current))
+                    earlier = tables.pending_sealed(page, entry.segment) if tables.sealed else 0
+                    answers.append(Answer(entry.stored + earlier + current, self._post_via(page)))
             return answers
-
-    def _answer_ready(self, page: str, current: int | None) -> Answer | None:
-        """Answer a read, or a visit that is recorded: `current` is then what the page has in the current segment."""
-        tables = self.buffer.tables
-        known: Known | None = self.cache.peek(page)
-        if current is None:
-            return Answer(known.stored + tables.pending(page, known.segment), IN_MEMORY) if known else None
-        if known is None:
-            return Answer(tables.pending(page, self.buffer.included_to), self._post_via(page), 202)
-        return Answer(known.stored + current + tables.pending_sealed(page, known.segment), self._post_via(page))
 
     def tick(self) -> None:
         """Follow the journal; called once a second."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
 Visits = dict[str, int]
 
@@ -19,12 +19,21 @@ class Table:
         self.first, self.last, self.visits = first, last, visits
         self.total = sum(visits.values())
 
+    def count(self, run: Iterable[tuple[str, int]]) -> list[int]:
+        """Add visits in their order; return what each page has with it."""
+        mine = self.visits
+        counts = []
+        total = 0
+        for page, number in run:
+            count = mine[page] = mine.get(page, 0) + number
+            total += number
+            counts.append(count)
+        self.total += total
+        return counts
+
     def add(self, visits: Visits) -> None:
         """Add the visits of each page."""
-        mine = self.visits
-        for page, number in visits.items():
-            mine[page] = mine.get(page, 0) + number
-            self.total += number
+        self.count(visits.items())
 
 
 def total_of(tables: Sequence[Table]) -> Visits:

@@ -298,7 +298,9 @@ class World:
         # Requests of one call came at the same time: their answers have no order.
         seen: dict[str, list[Answer]] = {}
         for (_, page), answer in zip(requests, answers, strict=True):
-            if answer is not None:
+            if answer is not None and answer.status == 202:
+                oracle.check_at_most(page, answer.visits)
+            elif answer is not None:
                 seen.setdefault(page, []).append(answer)
         for page, found in seen.items():
             self._see(process, page, min(found), before[page])

@@ -1,8 +1,11 @@
 """The journal's records."""
 
+from collections import Counter
+from itertools import product
+
 import pytest
 
-from visit_counter.records import FLUSHED, SEAL, Folded, Record, encode, parse, visit_line
+from visit_counter.records import FLUSHED, SEAL, Folded, Record, encode, parse, read_visits, visit_line
 
 
 def folded(data: bytes) -> Folded:
@@ -75,3 +78,22 @@ def test_events_are_told_apart_from_visits() -> None:
     assert parse(encode(FLUSHED, b"7")[:-1]) == Record(FLUSHED, b"7")
     result = folded(encode(FLUSHED, b"7") + visit_line("flushed"))
     assert (result.events, result.visits) == ([Record(FLUSHED, b"7")], {"flushed": 1})
+
+
+def test_a_glance_at_lines_sees_what_a_close_look_does_or_says_that_one_is_needed() -> None:
+    pieces = [visit_line("a"), visit_line("b", 3), visit_line("a")[:-4], b"nonsense\n", encode(SEAL, b"3:abc")]
+    pieces += [encode(FLUSHED, b"7"), b"\n"]
+    for data in map(b"".join, product(pieces, repeat=3)):
+        found, close = read_visits(data), folded(data)
+        ordinary = close.consumed == len(data) and not (close.events or close.unreadable or close.sealed_as)
+        assert (found is not None) == ordinary, data
+        if found is not None:
+            total: Counter[str] = Counter()
+            for page, visits in found:
+                total[page] += visits
+            assert total == close.visits, data
+
+
+def test_many_lines_are_not_read_at_a_glance() -> None:
+    assert read_visits(visit_line("a") * 100_000) is None
+    assert read_visits(b"") is None
