@@ -287,6 +287,7 @@ class VisitWorker(ConnectionWorker):
             self.alive = False
         if self.alive:
             self.set_accept_enabled(self.nr_conns < self.worker_connections)
+            self._queue_again()
         for connection in list(self._connections.values()):
             if connection.deadline <= now:
                 self._expire(connection, now)

@@ -19,6 +19,7 @@ from gunicorn.workers.gthread import DEFAULT_WORKER_DATA_TIMEOUT, ThreadWorker
 from visit_counter.http1 import TIMEOUT_RESPONSE
 
 READ_BYTES = 8192
+_LISTEN = select.EPOLLIN | getattr(select, "EPOLLEXCLUSIVE", 0)  # Linux 4.5
 # How long, and for how much, a closing connection is read from (RFC 9112 section 9.6): closing at once
 # would reset it, and the client could lose the answer.
 LINGER_SECONDS = 2.0
@@ -78,6 +79,7 @@ class ConnectionWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no t
         # gthread's `handle_request` compares the length of this with `max_keepalived`.
         self.keepalived_conns = self._connections
         self._keepalive = float(self.cfg.keepalive)
+        self._has_siblings = self.cfg.workers > 1
         self._listeners = {listener.fileno(): listener for listener in self.sockets}
 
     def _hand(self, connection: Connection) -> None:
@@ -92,12 +94,23 @@ class ConnectionWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no t
         for fd, listener in self._listeners.items():
             listener.setblocking(False)
             if enabled:
-                self.poller.register(fd, select.EPOLLIN)
+                self.poller.register(fd, _LISTEN)
             else:
                 self.poller.unregister(fd)
 
+    def _queue_again(self) -> None:
+        """Listen as the last of the workers, so that another one is woken for the next connection.
+
+        The kernel wakes one idle worker, the one that has listened longest: without this always the same. It also
+        finds a connection whose worker was woken for it and died.
+        """
+        if self._accepting:
+            for fd in self._listeners:
+                self.poller.unregister(fd)
+                self.poller.register(fd, _LISTEN)
+
     def _accept(self, listener: Any, now: float) -> None:
-        """Accept one connection; the other workers are awake too, and get the next."""
+        """Accept one connection, and leave the next to another worker."""
         try:
             sock, client = listener.accept()
         except (BlockingIOError, ConnectionAbortedError):
@@ -112,6 +125,8 @@ class ConnectionWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no t
         self._adopt(Connection(sock, client, listener.getsockname(), deadline))
         if self.nr_conns >= self.worker_connections:
             self.set_accept_enabled(False)
+        if self._has_siblings:
+            self._queue_again()
 
     def _adopt(self, connection: Connection) -> None:
         """Let the loop have the connection."""

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections import Counter
 from functools import partial
 from typing import TYPE_CHECKING, Self
 
@@ -88,6 +89,35 @@ def test_a_reload_under_load_fails_no_request(tmp_path: Path) -> None:
             wait_until(lambda: all(is_gone(pid) for pid in old), "the old workers are gone")
             load.go_on(200)
     assert load.failed == []
+
+
+def test_kept_connections_are_shared_among_idle_workers(tmp_path: Path) -> None:
+    log = tmp_path / "access"
+    with Server(tmp_path, f"workers = 2\naccesslog = {str(log)!r}\naccess_log_format = '%(p)s'\n") as server:
+
+        def visit() -> list[str]:
+            server.client().ask("GET", "/visits/a").answer()
+            return log.read_text().split()
+
+        wait_until(lambda: len(set(visit())) == 2, "both workers answer")
+        before = visit()
+        after = [visit() for _ in range(48)][-1]
+    shares = Counter(after) - Counter(before)
+    assert len(shares) == 2
+    assert min(shares.values()) >= 18, shares
+
+
+def test_a_worker_that_hangs_keeps_no_new_connection_from_the_other(tmp_path: Path) -> None:
+    with Server(tmp_path, "workers = 2\n") as server:
+        wait_until(lambda: len(server.worker_pids()) == 2, "both workers boot")
+        hung, _ = server.worker_pids()
+        os.kill(hung, signal.SIGSTOP)
+        try:
+            # One of these may be for the worker that hangs: the kernel has woken it in vain.
+            answers = [server.client().ask("GET", "/visits/a").answer().status for _ in range(6)]
+        finally:
+            os.kill(hung, signal.SIGCONT)
+    assert answers == [200] * 6
 
 
 def test_max_requests_replaces_the_worker_and_fails_no_request(tmp_path: Path) -> None:
