@@ -1,4 +1,4 @@
-"""What an answer to a visit says, and its bytes: one source for the blueprint and for the worker's hot path."""
+"""What a hot call asks, what the answer says, and its bytes: one source for the blueprint and the worker's hot path."""
 
 from __future__ import annotations
 
@@ -7,6 +7,14 @@ from typing import NamedTuple
 CONTENT_TYPE = "application/json"
 # A count is true for one moment: no browser or proxy may keep it.
 CACHE_CONTROL = "no-store"
+
+
+class Ask(NamedTuple):
+    """One of the two hot calls. `was_read`: its page has just been read from a shard for it, and the answer says so."""
+
+    is_visit: bool
+    page: str
+    was_read: bool = False
 
 
 class Answer(NamedTuple):

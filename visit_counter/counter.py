@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from visit_counter.answers import Answer
+from visit_counter.answers import Answer, Ask
 from visit_counter.errors import CountUnknownError, JournalError, StoreError
 from visit_counter.ring import partition_of
 from visit_counter.singleflight import SingleFlight
@@ -45,8 +45,8 @@ class VisitCounter(Protocol):
         """Read the count of a page; may wait for a shard. Raises CountUnknownError, StoreError."""
         ...
 
-    def answer_ready(self, requests: Sequence[tuple[bool, str]]) -> list[Answer | None]:
-        """Answer what needs no waiting: (True, page) counts a visit, (False, page) reads.
+    def answer_ready(self, requests: Sequence[Ask]) -> list[Answer | None]:
+        """Answer what needs no waiting.
 
         None: this one would wait or was refused, and nothing was recorded for it; call `record` or `count`.
         """
@@ -114,15 +114,13 @@ class BufferedCounter:
             if known is None:
                 raise CountUnknownError("the cache is too small for the pages being read; raise VISITS_CACHE_PAGES")
             pending = self.buffer.tables.pending(page, known.segment)
-        if cached:
-            via = IN_MEMORY
-        elif pending and self._pending_via:
-            via = self._pending_via
-        else:
-            via = self._stored_via(page)
-        return Answer(known.stored + pending, via)
+        return Answer(known.stored + pending, IN_MEMORY if cached else self._read_via(page, pending))
 
-    def answer_ready(self, requests: Sequence[tuple[bool, str]]) -> list[Answer | None]:
+    def _read_via(self, page: str, pending: int) -> str:
+        """Return what a count is said to come from whose stored part was read for it."""
+        return self._pending_via if pending and self._pending_via else self._stored_via(page)
+
+    def answer_ready(self, requests: Sequence[Ask]) -> list[Answer | None]:
         """See VisitCounter.answer_ready: all visits go into the journal with one append."""
         buffer = self.buffer
         with buffer.lock:
@@ -130,8 +128,10 @@ class BufferedCounter:
             buffer.catch_up()
             self._drop_void()
             fresh, known = self.cache.get, self._known
-            entries: list[Known | None] = [fresh(page) or known(page) for _, page in requests]
-            run = [(page, 1) for (is_visit, page), entry in zip(requests, entries, strict=True) if is_visit and entry]
+            entries: list[Known | None] = [fresh(page) or known(page) for _, page, _ in requests]
+            run = [
+                (page, 1) for (is_visit, page, _), entry in zip(requests, entries, strict=True) if is_visit and entry
+            ]
             try:
                 currents = iter(buffer.append(run) if run else ())
             except JournalError:
@@ -140,14 +140,17 @@ class BufferedCounter:
             self._drop_void()
             tables = buffer.tables
             answers: list[Answer | None] = []
-            for (is_visit, page), entry in zip(requests, entries, strict=True):
+            for (is_visit, page, was_read), entry in zip(requests, entries, strict=True):
                 current = next(currents, None) if is_visit and entry else None
                 if entry is None or (current is None and (is_visit or is_void)):
                     answers.append(None)
                 elif is_void:
                     answers.append(Answer(tables.pending(page, buffer.included_to), self._post_via(page), 202))
                 elif current is None:
-                    answers.append(Answer(entry.stored + tables.pending(page, entry.segment), IN_MEMORY))
+                    pending = tables.pending(page, entry.segment)
+                    answers.append(
+                        Answer(entry.stored + pending, self._read_via(page, pending) if was_read else IN_MEMORY)
+                    )
                 else:
                     earlier = tables.pending_sealed(page, entry.segment) if tables.sealed else 0
                     answers.append(Answer(entry.stored + earlier + current, self._post_via(page)))

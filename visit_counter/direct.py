@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING
 
-from visit_counter.answers import Answer
+from visit_counter.answers import Answer, Ask
 from visit_counter.counter import IN_MEMORY
 from visit_counter.errors import CountUnknownError, StoreError
 from visit_counter.ring import PARTITIONS, partition_of
@@ -56,11 +56,11 @@ class DirectCounter:
                 raise CountUnknownError(f"the count of this page cannot be read now: {error}") from None
             return Answer(known, self._via)
 
-    def answer_ready(self, requests: Sequence[tuple[bool, str]]) -> list[Answer | None]:
+    def answer_ready(self, requests: Sequence[Ask]) -> list[Answer | None]:
         """See VisitCounter.answer_ready."""
         if not self._waits:
-            return [self.record(page) if is_visit else self.count(page) for is_visit, page in requests]
-        return [None if is_visit else self._cached(page) for is_visit, page in requests]
+            return [self.record(page) if is_visit else self.count(page) for is_visit, page, _ in requests]
+        return [None if is_visit else self._cached(page) for is_visit, page, _ in requests]
 
     def _cached(self, page: str) -> Answer | None:
         cached = None if self.cache is None else self.cache.get(page)

@@ -20,6 +20,7 @@ from urllib.parse import unquote_to_bytes
 import gunicorn_h1c
 
 from visit_counter import answers
+from visit_counter.answers import Ask
 from visit_counter.errors import PageError
 from visit_counter.pages import decode_page
 
@@ -55,9 +56,9 @@ class Verdict(Enum):
 
 
 class Target(NamedTuple):
-    """An ordinary request line: `ask` is what `VisitCounter.answer_ready` takes, (is it a visit, page)."""
+    """An ordinary request line: `ask` is what `VisitCounter.answer_ready` takes."""
 
-    ask: tuple[bool, str]
+    ask: Ask
     http10: bool
 
 
@@ -164,7 +165,7 @@ def parse_line(line: bytes) -> Target | None:
         page = decode_page(unquote_to_bytes(found[2]))
     except PageError:
         return None
-    return Target((found[1] == b"POST", page), found[3] == b"0")
+    return Target(Ask(found[1] == b"POST", page), found[3] == b"0")
 
 
 def parse_fields(

@@ -7,8 +7,9 @@ One thread runs an epoll loop. A turn of it:
 3. ask `VisitCounter.answer_ready` for all of them at once: one journal append for the whole turn;
 4. send the answers.
 
-A request that is not ordinary, or that `answer_ready` would have to wait for, goes with its connection to a thread
-of a small pool, where gunicorn's `gthread` handles it unchanged: header policy, limits, refusals, chunked bodies,
+A request for a page whose stored count is not known waits, out of the loop, until a thread has read all such pages of
+the turn. A request that is not ordinary, or that has waited in vain, goes with its connection to a thread of a small
+pool, where gunicorn's `gthread` handles it unchanged: header policy, limits, refusals, chunked bodies,
 100 Continue, hooks and errors are gunicorn's own. The connection then comes back to the loop. It goes there only
 once the request is all here, so a slow client never holds a thread. While it is there the loop does not read from
 it, so that pipelined requests are answered in order.
@@ -44,10 +45,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from concurrent.futures import Future
 
-    from visit_counter.answers import Answer
+    from visit_counter.answers import Answer, Ask
     from visit_counter.counter import VisitCounter
 
-    AnswerReady = Callable[[Sequence[tuple[bool, str]]], Sequence[Answer | None]]
+    AnswerReady = Callable[[Sequence[Ask]], Sequence[Answer | None]]
 
 
 class HandedConnection(TConn):  # type: ignore[misc]  # gunicorn has no types
@@ -180,14 +181,15 @@ class VisitWorker(ConnectionWorker):
     def _answer(self, wave: list[Connection], now: float) -> list[Connection]:
         """Answer the first request of each connection; return the connections that have read more than that."""
         take = self._reader.take
-        asks: list[tuple[bool, str]] = []
+        asks: list[Ask] = []
         asking: list[tuple[Connection, Taken]] = []
         for connection in wave:
             taken = take(connection.buffer)
             if isinstance(taken, Verdict):
                 self._wait_or_hand(connection, taken, now)
             else:
-                asks.append(taken[0].ask)
+                ask = taken[0].ask
+                asks.append(ask._replace(was_read=True) if connection.learned else ask)
                 asking.append((connection, taken))
         if not asks:
             return []
@@ -208,7 +210,7 @@ class VisitWorker(ConnectionWorker):
         more = []
         for (connection, (target, framing, end)), answer in zip(asking, found, strict=True):
             if answer is None:
-                self._learn_or_hand(connection, *target.ask)
+                self._learn_or_hand(connection, target.ask.page)
                 continue
             close = must_close or (target.http10 if framing.close is None else framing.close)
             body = answer.to_json()
@@ -226,12 +228,9 @@ class VisitWorker(ConnectionWorker):
             self._learn_pages()
         return more
 
-    def _learn_or_hand(self, connection: Connection, is_visit: bool, page: str) -> None:
-        """Let a visit wait until its page is known, with others; if that was not why, it is Flask's.
-
-        So is a read: its answer says that it came from the shard, and asking again would say that it came from here.
-        """
-        if not is_visit or self._learn is None or connection.learned or connection.out:
+    def _learn_or_hand(self, connection: Connection, page: str) -> None:
+        """Let the request wait until its page is known, with others; if that was not why, it is Flask's."""
+        if self._learn is None or connection.learned or connection.out:
             self._hand(connection)
             return
         connection.learned = True
@@ -258,7 +257,7 @@ class VisitWorker(ConnectionWorker):
                 self._adopt(connection)
                 self._resumed.append(connection)
 
-    def _ask(self, asks: list[tuple[bool, str]]) -> Sequence[Answer | None] | None:
+    def _ask(self, asks: list[Ask]) -> Sequence[Answer | None] | None:
         """Return the counter's answers; None if nobody can say what was counted, so that nothing can be said."""
         try:
             return self._answer_ready(asks)

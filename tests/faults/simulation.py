@@ -34,7 +34,7 @@ from visit_counter import flusher as flusher_module
 from visit_counter import journal as journal_module
 from visit_counter import merging as merging_module
 from visit_counter import steps
-from visit_counter.answers import Answer
+from visit_counter.answers import Answer, Ask
 from visit_counter.buffer import WriteBuffer
 from visit_counter.cache import LocalCache
 from visit_counter.counter import BufferedCounter
@@ -278,15 +278,18 @@ class World:
         self._see(process, page, answer, lowest)
 
     def _answer_ready(self, process: Process) -> None:
-        requests = [(self.random.random() < 0.5, self.random.choice(PAGES)) for _ in range(self.random.randint(1, 5))]
+        requests = [
+            Ask(self.random.random() < 0.5, self.random.choice(PAGES), self.random.random() < 0.5)
+            for _ in range(self.random.randint(1, 5))
+        ]
         oracle = process.host.oracle
-        before = {page: self._lowest(process, page) for _, page in requests}
+        before = {page: self._lowest(process, page) for _, page, _ in requests}
         lowest = {page: oracle.acknowledged(page) for page in before}
-        for is_visit, page in requests:
+        for is_visit, page, _ in requests:
             if is_visit:
                 oracle.begin(page, 1)
         answers = process.counter.answer_ready(requests)
-        for (is_visit, page), answer in zip(requests, answers, strict=True):
+        for (is_visit, page, _), answer in zip(requests, answers, strict=True):
             self.note(f"   ready {'+' if is_visit else '='} {page} {answer}")
             if answer is None:
                 if is_visit:
@@ -297,7 +300,7 @@ class World:
                 lowest[page] += 1
         # Requests of one call came at the same time: their answers have no order.
         seen: dict[str, list[Answer]] = {}
-        for (_, page), answer in zip(requests, answers, strict=True):
+        for (_, page, _), answer in zip(requests, answers, strict=True):
             if answer is not None and answer.status == 202:
                 oracle.check_at_most(page, answer.visits)
             elif answer is not None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from flask import Flask, Response, request
 
-from visit_counter.answers import CACHE_CONTROL, Answer
+from visit_counter.answers import CACHE_CONTROL, Answer, Ask
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -42,13 +42,13 @@ class StubCounter:
         """Read a count."""
         return Answer(self._counts.get(page, 0), "stub")
 
-    def answer_ready(self, requests: Sequence[tuple[bool, str]]) -> list[Answer | None]:
+    def answer_ready(self, requests: Sequence[Ask]) -> list[Answer | None]:
         """Answer all of them with one write, as the real one does."""
         self.calls += 1
-        if (True, "break") in requests:
+        if Ask(True, "break") in requests:
             raise RuntimeError("asked to break")
         lines = []
-        for is_visit, page in requests:
+        for is_visit, page, _ in requests:
             if is_visit:
                 encoded = page.encode()
                 lines.append(b"%08x\t1\t%b\n" % (zlib.crc32(encoded), encoded))
@@ -58,7 +58,7 @@ class StubCounter:
         answers: list[Answer | None] = []
         counts = self._counts
         with self._lock:
-            for is_visit, page in requests:
+            for is_visit, page, _ in requests:
                 if page.startswith("wait/"):
                     answers.append(None)
                     continue

@@ -10,11 +10,13 @@ from os import kill
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import pytest
+
 from tests.integration.gunicorn_server import Client
 from tests.servers import GunicornServer, ValkeyServer, wait_until
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
 WORKER = ("-w", "1", "-k", "visit_counter.worker.VisitWorker")
 Shards = tuple[ValkeyServer, ValkeyServer]
@@ -55,8 +57,9 @@ def test_every_visit_gets_a_number_of_its_own_while_cached_counts_grow_old_and_f
         assert sorted(given[page]) == list(range(1, 1601))
 
 
-def test_a_herd_of_visits_to_one_unknown_page_reads_it_once(
-    gunicorn: Callable[..., GunicornServer], two_valkeys: Shards
+@pytest.mark.parametrize(("method", "counts"), [("POST", range(1, 17)), ("GET", [0] * 16)])
+def test_a_herd_on_one_unknown_page_reads_it_once_and_is_told_from_where(
+    gunicorn: Callable[..., GunicornServer], two_valkeys: Shards, method: str, counts: Sequence[int]
 ) -> None:
     server = start(gunicorn, two_valkeys, "3600")
     (pid,) = server.worker_pids
@@ -69,10 +72,12 @@ def test_a_herd_of_visits_to_one_unknown_page_reads_it_once(
         stat = Path(f"/proc/{pid}/stat")
         wait_until(lambda: stat.read_text().rpartition(")")[2].split()[0] == "T", "the worker is stopped")
         for client in herd:
-            client.ask("POST", "/visits/herd")
+            client.ask(method, "/visits/herd")
     finally:
         kill(pid, signal.SIGCONT)
-    assert sorted(json.loads(client.answer().body)["visits"] for client in herd) == list(range(1, 17))
+    answers = [json.loads(client.answer().body) for client in herd]
+    assert sorted(answer["visits"] for answer in answers) == list(counts)
+    assert {answer["served_via"] for answer in answers} in ({"a"}, {"b"})
     assert reads(two_valkeys) == before + 1
     for client in herd:
         client.close()

@@ -11,7 +11,7 @@ import pytest
 from tests.unit.core import NAMES, Host
 from tests.unit.test_buffer import file_size_limit
 from tests.unit.test_flusher import Shard
-from visit_counter.answers import Answer
+from visit_counter.answers import Answer, Ask
 from visit_counter.cache import LocalCache
 from visit_counter.counter import BufferedCounter, Known
 from visit_counter.errors import CountUnknownError, JournalError
@@ -143,7 +143,7 @@ def test_a_shard_that_is_away_is_asked_for_a_page_once_a_second_at_most(
     before = shard.reads
     assert [counter.count("a").visits for _ in range(5)] == [0] * 5
     assert shard.reads == before + 1
-    assert counter.answer_ready([(True, "a")]) == [Answer(1, "redis_7070")]
+    assert counter.answer_ready([Ask(True, "a")]) == [Answer(1, "redis_7070")]
     host.clock.now += 1
     shard.away = False
     assert counter.count("a") == Answer(1, "redis_7070")
@@ -156,7 +156,7 @@ def test_a_shard_known_to_be_away_is_not_asked_for_a_known_page_and_nobody_waits
     host.clock.now += 6
     shard.away, shard.away_for = True, ["a", "b"]
     before = shard.reads
-    asked = [(True, "a"), (False, "a"), (True, "b"), (False, "b")]
+    asked = [Ask(True, "a"), Ask(False, "a"), Ask(True, "b"), Ask(False, "b")]
     assert counter.answer_ready(asked) == [Answer(2, "redis_7070"), Answer(2, "in_memory"), None, None]
     host.clock.now += 6
     assert counter.record("a") == Answer(3, "redis_7070")
@@ -178,9 +178,9 @@ def test_a_page_asked_for_while_its_shard_is_away_makes_no_room_for_others(
     host.clock.now += 6
     counter.count("b")
     shard.away_for = ["a"]
-    assert counter.answer_ready([(False, "a")]) == [Answer(1, "in_memory")]
+    assert counter.answer_ready([Ask(False, "a")]) == [Answer(1, "in_memory")]
     counter.count("c")
-    assert counter.answer_ready([(False, "a"), (False, "b")]) == [Answer(1, "in_memory"), None]
+    assert counter.answer_ready([Ask(False, "a"), Ask(False, "b")]) == [Answer(1, "in_memory"), None]
 
 
 def test_pages_are_learnt_by_shard(tmp_path: Path) -> None:
@@ -248,7 +248,7 @@ def test_a_run_is_one_append_and_every_visit_is_told_its_own_number(
 
     monkeypatch.setattr("os.write", watched_write)
     answers = counter.answer_ready(
-        [(True, "a"), (True, "b"), (False, "a"), (True, "a"), (True, "unknown"), (False, "x")]
+        [Ask(True, "a"), Ask(True, "b"), Ask(False, "a"), Ask(True, "a"), Ask(True, "unknown"), Ask(False, "x")]
     )
     assert answers == [
         Answer(1, "redis_7070"),
@@ -263,10 +263,16 @@ def test_a_run_is_one_append_and_every_visit_is_told_its_own_number(
     assert counter.count("unknown").visits == 0
 
 
+def test_a_read_whose_page_was_read_for_it_names_the_shard(counter: BufferedCounter) -> None:
+    counter.record("a")
+    asked = [Ask(False, "a", was_read=True), Ask(False, "a"), Ask(False, "b", was_read=True)]
+    assert counter.answer_ready(asked) == [Answer(1, "redis_7070"), Answer(1, "in_memory"), None]
+
+
 def test_a_run_that_cannot_be_journaled_counts_nothing_and_reads_go_on(host: Host, counter: BufferedCounter) -> None:
     counter.record("a")
     with file_size_limit((host.journal.path / "0000000001.log").stat().st_size):
-        assert counter.answer_ready([(True, "a"), (False, "a")]) == [None, Answer(1, "in_memory")]
+        assert counter.answer_ready([Ask(True, "a"), Ask(False, "a")]) == [None, Answer(1, "in_memory")]
         with pytest.raises(JournalError):
             counter.record("a")
         assert counter.count("a").visits == 1
@@ -277,9 +283,9 @@ def test_a_run_looks_at_what_other_workers_acknowledged(host: Host, counter: Buf
     other = host.process()
     counter.count("a")
     other.record("a", 3)
-    assert counter.answer_ready([(False, "a")]) == [Answer(3, "in_memory")]
+    assert counter.answer_ready([Ask(False, "a")]) == [Answer(3, "in_memory")]
     host.flusher.flush()
-    assert counter.answer_ready([(True, "a"), (False, "a")]) == [Answer(4, "redis_7070"), Answer(4, "in_memory")]
+    assert counter.answer_ready([Ask(True, "a"), Ask(False, "a")]) == [Answer(4, "redis_7070"), Answer(4, "in_memory")]
 
 
 def test_a_cached_count_stays_right_when_its_pending_visits_are_dropped(host: Host, counter: BufferedCounter) -> None:

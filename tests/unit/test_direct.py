@@ -8,7 +8,7 @@ import pytest
 
 from tests.unit.core import Clock
 from tests.unit.test_counter import Watched
-from visit_counter.answers import Answer
+from visit_counter.answers import Answer, Ask
 from visit_counter.cache import LocalCache
 from visit_counter.direct import DirectCounter
 from visit_counter.errors import CountUnknownError
@@ -18,7 +18,7 @@ from visit_counter.stores.memory import MemoryStore
 def test_in_memory_every_visit_is_counted_at_once_and_nothing_waits() -> None:
     counter = DirectCounter(MemoryStore(), via="in_memory", waits=False)
     assert counter.record("a", 2) == Answer(2, "in_memory")
-    assert counter.answer_ready([(True, "a"), (False, "a"), (False, "b")]) == [
+    assert counter.answer_ready([Ask(True, "a"), Ask(False, "a"), Ask(False, "b")]) == [
         Answer(3, "in_memory"),
         Answer(3, "in_memory"),
         Answer(0, "in_memory"),
@@ -31,7 +31,7 @@ def test_without_a_cache_every_read_asks_the_store() -> None:
     counter.record("a")
     assert [counter.count("a"), counter.count("a")] == [Answer(1, "redis")] * 2
     assert store.reads == 2
-    assert counter.answer_ready([(True, "a"), (False, "a")]) == [None, None]
+    assert counter.answer_ready([Ask(True, "a"), Ask(False, "a")]) == [None, None]
 
 
 def test_with_a_cache_a_read_is_answered_from_it_until_its_time_is_over() -> None:
@@ -40,7 +40,7 @@ def test_with_a_cache_a_read_is_answered_from_it_until_its_time_is_over() -> Non
     counter = DirectCounter(store, via="redis", cache=LocalCache(ttl_seconds=5.0, clock=clock))
     assert counter.record("a") == Answer(1, "redis")
     assert counter.count("a") == Answer(1, "in_memory")
-    assert counter.answer_ready([(False, "a"), (True, "a")]) == [Answer(1, "in_memory"), None]
+    assert counter.answer_ready([Ask(False, "a"), Ask(True, "a")]) == [Answer(1, "in_memory"), None]
     clock.now += 5
     assert counter.count("a") == Answer(1, "redis")
     assert store.reads == 1
