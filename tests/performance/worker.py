@@ -74,7 +74,7 @@ def pinned(core: int) -> Iterator[None]:
         os.sched_setaffinity(0, before)
 
 
-def measure(load: Load, seconds: int, folder: Path) -> Figure:
+def measure(load: Load, seconds: int, folder: Path, connections: int = CONNECTIONS) -> Figure:
     """Run wrk once."""
     script = folder / "load.lua"
     script.write_text(SCRIPT.format(method=load.method, prefix=load.prefix))
@@ -84,7 +84,7 @@ def measure(load: Load, seconds: int, folder: Path) -> Figure:
             [
                 shutil.which("wrk") or "",
                 "-t1",
-                f"-c{CONNECTIONS}",
+                f"-c{connections}",
                 f"-d{seconds}s",
                 "-s",
                 str(script),

@@ -1,7 +1,7 @@
 """What a worker takes: `python -m tests.performance.worker_size [million_pages]`.
 
-Memory of a worker: started; with 5,000 idle kept connections; after a million distinct pages. CPU of the servers for a
-request, one worker against two on two cores. Prints a table.
+Memory of a worker: started; with 5,000 idle kept connections; after a million distinct pages. CPU of a visit to a page
+never seen. Prints a line for each.
 """
 
 from __future__ import annotations
@@ -66,15 +66,6 @@ def main(millions: float = 1) -> None:
         for sock in idle:
             sock.close()
         one.stop()
-        for workers in (1, 2):
-            server = GunicornServer(
-                folder / f"w{workers}", "-k", WORKER, "-w", str(workers), port=0, VISITS_SHARDS=urls
-            ).start()
-            load = Load(f"{workers} workers", "POST", "/visits/", server.port, lambda server=server: server.worker_pids)  # type: ignore[misc]  # mypy infers no lambda with a default
-            measure(load, 1, folder)
-            used = [measure(load, 5, folder).cpu_us for _ in range(3)]
-            print(f"{workers} worker(s): CPU of a request {sorted(used)[1]:.1f} us")
-            server.stop()
         many = GunicornServer(folder / "many", "-k", WORKER, "-w", "1", port=0, VISITS_SHARDS=urls).start()
         (pid,) = many.worker_pids
         before = cpu_seconds([pid])

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from contextlib import suppress
-from functools import lru_cache, partial
+from functools import partial
 from threading import Lock
 from types import MappingProxyType
 from typing import TYPE_CHECKING, TypeVar
@@ -34,8 +34,6 @@ R = TypeVar("R")
 _HOPS = 4
 # After an error the shards are asked for a newer topology, at most this often.
 _ASK_AGAIN_SECONDS = 5.0
-# Every answer names a shard: popular pages are hashed once.
-_remembered_partition = lru_cache(maxsize=1 << 16)(partition_of)
 
 
 class ShardedStore(Store):
@@ -58,7 +56,7 @@ class ShardedStore(Store):
 
     def shard_name(self, page: str) -> str:
         """Return the name of the shard that has a page."""
-        return self._ownership.owners[_remembered_partition(page)]
+        return self._ownership.owners[partition_of(page)]
 
     def shard_of(self, partition: int) -> str:
         """Return the name of the shard that has a partition."""
