@@ -312,7 +312,7 @@ class WriteBuffer:
             return True
         self._offset += folded.consumed
         self._note(folded, self.tables.current.last)
-        self.tables.current.add(folded.visits)
+        self.tables.current.count(folded.visits.items())
         if not folded.sealed_as:
             return False
         self.tables.seal()

@@ -31,16 +31,12 @@ class Table:
         self.total += total
         return counts
 
-    def add(self, visits: Visits) -> None:
-        """Add the visits of each page."""
-        self.count(visits.items())
-
 
 def total_of(tables: Sequence[Table]) -> Visits:
     """Return the visits per page of several tables."""
     whole = Table(0, 0, {})
     for table in tables:
-        whole.add(table.visits)
+        whole.count(table.visits.items())
     return whole.visits
 
 
