@@ -85,6 +85,10 @@ class Server:
         self.client().ask("GET", "/visits/any").close()
         return [int(pid) for pid in re.findall(r"Booting worker with pid: (\d+)", self.text())]
 
+    def listener(self) -> socket.socket:
+        """Return the socket that the workers accept from; an accepted one begins with its options."""
+        return self._listener
+
     def client(self) -> Client:
         """Return a new connection; `stop` closes it if the test does not."""
         client = Client(socket.create_connection(self.address))

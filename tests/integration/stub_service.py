@@ -22,12 +22,14 @@ if TYPE_CHECKING:
 class StubCounter:
     """Counts in memory.
 
-    Pages under `wait/` are never ready, so that they go through Flask; the page `break` breaks `answer_ready`.
+    Pages under `wait/` are never ready, so that they go through Flask; those under `learn/` are not before `learn` was
+    called; the page `break` breaks `answer_ready`.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._counts: dict[str, int] = {}
+        self._learnt: set[str] = set()
         self.calls = 0
         path = os.environ.get("STUB_JOURNAL", os.devnull)
         self._journal = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
@@ -41,6 +43,10 @@ class StubCounter:
     def count(self, page: str) -> Answer:
         """Read a count."""
         return Answer(self._counts.get(page, 0), "stub")
+
+    def learn(self, pages: Sequence[str]) -> None:
+        """Have these pages ready."""
+        self._learnt.update(pages)
 
     def answer_ready(self, requests: Sequence[Ask]) -> list[Answer | None]:
         """Answer all of them with one write, as the real one does."""
@@ -59,7 +65,7 @@ class StubCounter:
         counts = self._counts
         with self._lock:
             for is_visit, page, _ in requests:
-                if page.startswith("wait/"):
+                if page.startswith("wait/") or (page.startswith("learn/") and page not in self._learnt):
                     answers.append(None)
                     continue
                 visits = counts.get(page, 0)

@@ -68,6 +68,23 @@ def test_pipelined_requests_are_answered_in_order_whoever_answers(client: Client
     ]
 
 
+def test_a_request_that_must_wait_does_so_behind_answers_that_the_client_does_not_take(server: Server) -> None:
+    listener = server.listener()
+    usual = listener.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) // 2  # Linux doubles what is set
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2048)
+    try:
+        client = Client(socket.socket())
+        client.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+        client.sock.connect(server.address)
+        client.send(b"POST /visits/full HTTP/1.1\r\n%b\r\n" % HOST * 110)
+        client.send(b"POST /visits/learn/full HTTP/1.1\r\n%b\r\n" % HOST)
+        assert [visits(client) for _ in range(111)] == [*range(1, 111), 1]
+        assert visits(client.ask("POST", "/visits/learn/full")) == 2
+        client.close()
+    finally:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, usual)
+
+
 def test_a_thousand_pipelined_visits_are_all_answered(client: Client) -> None:
     client.send(b"POST /visits/thousand HTTP/1.1\r\n%b\r\n" % HOST * 1000)
     assert [visits(client) for _ in range(1000)] == list(range(1, 1001))

@@ -10,15 +10,14 @@ import subprocess
 import sys
 import threading
 from collections import Counter
+from contextlib import nullcontext
 from functools import partial
-from typing import TYPE_CHECKING, Self
+from pathlib import Path
+from typing import Self
 
 import pytest
 
 from tests.integration.gunicorn_server import ROOT, STUB, Server, wait_until
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 def written(file: Path) -> bool:
@@ -161,13 +160,15 @@ def test_a_worker_whose_master_was_killed_ends(tmp_path: Path) -> None:
         server.stop()
 
 
-def test_an_idle_worker_tells_the_master_that_it_is_alive(tmp_path: Path) -> None:
-    with Server(tmp_path, "timeout = 3\n") as server:
+def test_a_worker_tells_the_master_that_it_is_alive_idle_and_busy(tmp_path: Path) -> None:
+    with Server(tmp_path) as server:
         (pid,) = server.worker_pids()
-        log = server.text()
-        threading.Event().wait(5)  # the promise is about time going by with nothing to do
-        assert not is_gone(pid)
-        assert server.text() == log
+        (file,) = [file for file in Path(f"/proc/{pid}/fd").iterdir() if "/wgunicorn-" in str(file.readlink())]
+        for load in (nullcontext(), Load(server)):
+            with load:
+                for _ in range(2):
+                    told = file.stat().st_mtime
+                    wait_until(lambda told=told: file.stat().st_mtime != told, "the worker says so again")  # type: ignore[misc]  # mypy infers no lambda with a default
 
 
 def test_connections_beyond_the_limit_wait_until_one_leaves(tmp_path: Path) -> None:
