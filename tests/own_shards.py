@@ -17,25 +17,28 @@ if TYPE_CHECKING:
 class Service:
     """gunicorn and shards of its own, in a directory; `pages` are known to every worker."""
 
-    def __init__(self, folder: Path, pages: int, *arguments: str, shards: int = 2, **environ: Any) -> None:
+    def __init__(
+        self, folder: Path, pages: int, *arguments: str, workers: int, shards: int = 2, **environ: Any
+    ) -> None:
         self.names = [f"shard_{number}" for number in range(shards)]
         self.shards = [ValkeyServer(folder / name).start() for name in self.names]
         urls = ",".join(f"{name}={shard.url}" for name, shard in zip(self.names, self.shards, strict=True))
         # A load would take an idle connection that is closed at the wrong moment for a request without an answer.
-        patient = ("--keep-alive", "60")
+        patient = ("--keep-alive", "60", "-w", str(workers))
+        self._workers = workers
         self.gunicorn = GunicornServer(folder / "service", *patient, *arguments, VISITS_SHARDS=urls, **environ).start()
         ring = Ring(self.names)
         self.pages = [f"blog/article-{number}" for number in range(pages)]
         self.owner = {page: ring.shard_of(partition_of(page)) for page in self.pages}
 
     def every_worker_serves(self, connections: int) -> bool:
-        """Tell whether each worker has so many clients: the kernel spreads connections as it likes."""
+        """Tell whether all workers run, which start one after another, and each has so many clients."""
         lines = [line.split() for line in Path("/proc/net/tcp").read_text(encoding="ascii").splitlines()]
         port = f":{self.gunicorn.port:04X}"
         served = {f"socket:[{line[9]}]" for line in lines if line[1].endswith(port) and line[3] == "01"}
-        return all(
-            sum(_target(link) in served for link in Path(f"/proc/{pid}/fd").iterdir()) >= connections
-            for pid in self.gunicorn.worker_pids
+        pids = self.gunicorn.worker_pids
+        return len(pids) == self._workers and all(
+            sum(_target(link) in served for link in Path(f"/proc/{pid}/fd").iterdir()) >= connections for pid in pids
         )
 
     def stored(self) -> dict[str, int]:

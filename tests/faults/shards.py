@@ -70,7 +70,7 @@ def _under_load(
     directory: Path, trials: int, seed: int, progress: Callable[[int], None], act: Callable[[ValkeyServer, float], None]
 ) -> str:
     environ: dict[str, Any] = {"VISITS_FLUSH_SECONDS": "0.2", "VISITS_RETAIN_SEGMENTS": "5"}
-    with closing(Service(directory, _PAGES, "-w", "2", **environ)) as service:
+    with closing(Service(directory, _PAGES, workers=2, **environ)) as service:
         load = Load(service.gunicorn.port, service.pages, rate=200, seed=seed)
         random = Random(seed)
         load.make_known(lambda: service.every_worker_serves(2))

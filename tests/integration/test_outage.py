@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 @pytest.fixture
 def service(tmp_path: Path) -> Iterator[Service]:
     """Two workers that flush five times a second; 200 pages."""
-    with closing(Service(tmp_path, 200, "-w", "2", VISITS_FLUSH_SECONDS="0.2", VISITS_RETAIN_SEGMENTS="2")) as made:
+    environ: dict[str, Any] = {"VISITS_FLUSH_SECONDS": "0.2", "VISITS_RETAIN_SEGMENTS": "2"}
+    with closing(Service(tmp_path, 200, workers=2, **environ)) as made:
         yield made
 
 

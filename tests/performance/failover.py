@@ -92,11 +92,12 @@ def main() -> int:
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--worker-class", default="", help="another than the service's own")
     arguments = parser.parse_args()
-    options = ["-w", str(arguments.workers)]
-    if arguments.worker_class:
-        options += ["-k", arguments.worker_class]
+    options = ("-k", arguments.worker_class) if arguments.worker_class else ()
     with tempfile.TemporaryDirectory() as folder:
-        service = Service(Path(folder), arguments.pages, *options, VISITS_FLUSH_SECONDS=str(arguments.seconds / 2))
+        flush_seconds = str(arguments.seconds / 2)
+        service = Service(
+            Path(folder), arguments.pages, *options, workers=arguments.workers, VISITS_FLUSH_SECONDS=flush_seconds
+        )
         try:
             load = Load(service.gunicorn.port, service.pages, rate=arguments.rate)
             load.make_known(lambda: service.every_worker_serves(3))

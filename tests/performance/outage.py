@@ -145,12 +145,12 @@ def main() -> int:
     parser.add_argument("--flush-seconds", type=float, default=30)
     parser.add_argument("--worker-class", default="", help="another than the service's own")
     arguments = parser.parse_args()
-    options = ["-w", str(arguments.workers)]
-    if arguments.worker_class:
-        options += ["-k", arguments.worker_class]
+    options = ("-k", arguments.worker_class) if arguments.worker_class else ()
     with tempfile.TemporaryDirectory() as folder:
         flush_seconds = str(arguments.flush_seconds)
-        service = Service(Path(folder), arguments.pages, *options, VISITS_FLUSH_SECONDS=flush_seconds)
+        service = Service(
+            Path(folder), arguments.pages, *options, workers=arguments.workers, VISITS_FLUSH_SECONDS=flush_seconds
+        )
         try:
             load = Load(service.gunicorn.port, service.pages, rate=arguments.rate, posts=POSTS)
             load.make_known(lambda: service.every_worker_serves(3))

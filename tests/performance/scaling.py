@@ -235,7 +235,7 @@ def measure_visits(folder: Path, rate: float = 2000, pages: int = 2000, seconds:
     print(" shards   visits   worker us  flushes us  shards us of a visit    p50 ms   p99 ms")
     for shards in (1, 2, 4):
         environ: dict[str, Any] = {"VISITS_FLUSH_SECONDS": "5"}
-        with closing(Service(folder / f"visits_{shards}", pages, "-w", "1", shards=shards, **environ)) as service:
+        with closing(Service(folder / f"visits_{shards}", pages, workers=1, shards=shards, **environ)) as service:
             load = Load(service.gunicorn.port, service.pages, rate=rate, posts=1.0)
             load.make_known(lambda service=service: service.every_worker_serves(16))  # type: ignore[misc]  # mypy infers no lambda with a default
             before = list(cost(service))
