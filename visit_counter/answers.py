@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 CONTENT_TYPE = "application/json"
@@ -9,7 +10,8 @@ CONTENT_TYPE = "application/json"
 CACHE_CONTROL = "no-store"
 
 
-class Ask(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Ask:
     """One of the two hot calls. `was_read`: its page has just been read from a shard for it, and the answer says so."""
 
     is_visit: bool

@@ -128,10 +128,8 @@ class BufferedCounter:
             buffer.catch_up()
             self._drop_void()
             fresh, known = self.cache.get, self._known
-            entries: list[Known | None] = [fresh(page) or known(page) for _, page, _ in requests]
-            run = [
-                (page, 1) for (is_visit, page, _), entry in zip(requests, entries, strict=True) if is_visit and entry
-            ]
+            entries: list[Known | None] = [fresh(ask.page) or known(ask.page) for ask in requests]
+            run = [(ask.page, 1) for ask, entry in zip(requests, entries, strict=True) if ask.is_visit and entry]
             try:
                 currents = iter(buffer.append(run) if run else ())
             except JournalError:
@@ -140,16 +138,17 @@ class BufferedCounter:
             self._drop_void()
             tables = buffer.tables
             answers: list[Answer | None] = []
-            for (is_visit, page, was_read), entry in zip(requests, entries, strict=True):
-                current = next(currents, None) if is_visit and entry else None
-                if entry is None or (current is None and (is_visit or is_void)):
+            for ask, entry in zip(requests, entries, strict=True):
+                page = ask.page
+                current = next(currents, None) if ask.is_visit and entry else None
+                if entry is None or (current is None and (ask.is_visit or is_void)):
                     answers.append(None)
                 elif is_void:
                     answers.append(Answer(tables.pending(page, buffer.included_to), self._post_via(page), 202))
                 elif current is None:
                     pending = tables.pending(page, entry.segment)
                     answers.append(
-                        Answer(entry.stored + pending, self._read_via(page, pending) if was_read else IN_MEMORY)
+                        Answer(entry.stored + pending, self._read_via(page, pending) if ask.was_read else IN_MEMORY)
                     )
                 else:
                     earlier = tables.pending_sealed(page, entry.segment) if tables.sealed else 0

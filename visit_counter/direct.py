@@ -59,8 +59,8 @@ class DirectCounter:
     def answer_ready(self, requests: Sequence[Ask]) -> list[Answer | None]:
         """See VisitCounter.answer_ready."""
         if not self._waits:
-            return [self.record(page) if is_visit else self.count(page) for is_visit, page, _ in requests]
-        return [None if is_visit else self._cached(page) for is_visit, page, _ in requests]
+            return [self.record(ask.page) if ask.is_visit else self.count(ask.page) for ask in requests]
+        return [None if ask.is_visit else self._cached(ask.page) for ask in requests]
 
     def _cached(self, page: str) -> Answer | None:
         cached = None if self.cache is None else self.cache.get(page)

@@ -21,6 +21,7 @@ import os
 import select
 import sys
 import time
+from dataclasses import replace
 from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -189,7 +190,7 @@ class VisitWorker(ConnectionWorker):
                 self._wait_or_hand(connection, taken, now)
             else:
                 ask = taken[0].ask
-                asks.append(ask._replace(was_read=True) if connection.learned else ask)
+                asks.append(replace(ask, was_read=True) if connection.learned else ask)
                 asking.append((connection, taken))
         if not asks:
             return []

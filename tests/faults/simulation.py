@@ -283,28 +283,28 @@ class World:
             for _ in range(self.random.randint(1, 5))
         ]
         oracle = process.host.oracle
-        before = {page: self._lowest(process, page) for _, page, _ in requests}
+        before = {ask.page: self._lowest(process, ask.page) for ask in requests}
         lowest = {page: oracle.acknowledged(page) for page in before}
-        for is_visit, page, _ in requests:
-            if is_visit:
-                oracle.begin(page, 1)
+        for ask in requests:
+            if ask.is_visit:
+                oracle.begin(ask.page, 1)
         answers = process.counter.answer_ready(requests)
-        for (is_visit, page, _), answer in zip(requests, answers, strict=True):
-            self.note(f"   ready {'+' if is_visit else '='} {page} {answer}")
+        for ask, answer in zip(requests, answers, strict=True):
+            self.note(f"   ready {'+' if ask.is_visit else '='} {ask.page} {answer}")
             if answer is None:
-                if is_visit:
-                    oracle.refused(page, 1, surely=process.host.fsync != "always")
+                if ask.is_visit:
+                    oracle.refused(ask.page, 1, surely=process.host.fsync != "always")
                 continue
-            if is_visit:
-                oracle.acknowledge(page, 1)
-                lowest[page] += 1
+            if ask.is_visit:
+                oracle.acknowledge(ask.page, 1)
+                lowest[ask.page] += 1
         # Requests of one call came at the same time: their answers have no order.
         seen: dict[str, list[Answer]] = {}
-        for (_, page, _), answer in zip(requests, answers, strict=True):
+        for ask, answer in zip(requests, answers, strict=True):
             if answer is not None and answer.status == 202:
-                oracle.check_at_most(page, answer.visits)
+                oracle.check_at_most(ask.page, answer.visits)
             elif answer is not None:
-                seen.setdefault(page, []).append(answer)
+                seen.setdefault(ask.page, []).append(answer)
         for page, found in seen.items():
             self._see(process, page, min(found), before[page])
             self._see(process, page, max(found), max(before[page], lowest[page]))

@@ -54,9 +54,9 @@ class StubCounter:
         if Ask(True, "break") in requests:
             raise RuntimeError("asked to break")
         lines = []
-        for is_visit, page, _ in requests:
-            if is_visit:
-                encoded = page.encode()
+        for ask in requests:
+            if ask.is_visit:
+                encoded = ask.page.encode()
                 lines.append(b"%08x\t1\t%b\n" % (zlib.crc32(encoded), encoded))
         os.lseek(self._journal, 0, os.SEEK_END)
         if lines:
@@ -64,12 +64,13 @@ class StubCounter:
         answers: list[Answer | None] = []
         counts = self._counts
         with self._lock:
-            for is_visit, page, _ in requests:
+            for ask in requests:
+                page = ask.page
                 if page.startswith("wait/") or (page.startswith("learn/") and page not in self._learnt):
                     answers.append(None)
                     continue
                 visits = counts.get(page, 0)
-                if is_visit:
+                if ask.is_visit:
                     visits += 1
                     counts[page] = visits
                 answers.append(Answer(visits, "stub"))
