@@ -12,7 +12,7 @@ CACHE_CONTROL = "no-store"
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """One of the two hot calls. `was_read`: its page has just been read from a shard for it, and the answer says so."""
+    """One of the two hot calls. `was_read`: its page was just read from a shard for it; a read's answer says so."""
 
     is_visit: bool
     page: str

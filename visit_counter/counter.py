@@ -127,8 +127,10 @@ class BufferedCounter:
             # Before the entries are looked at: what others sealed and flushed is in a table or in an entry.
             buffer.catch_up()
             self._drop_void()
-            fresh, known = self.cache.get, self._known
-            entries: list[Known | None] = [fresh(ask.page) or known(ask.page) for ask in requests]
+            fresh, any_age, known = self.cache.get, self.cache.peek, self._known
+            entries: list[Known | None] = [
+                (any_age if ask.was_read else fresh)(ask.page) or known(ask.page) for ask in requests
+            ]
             run = [(ask.page, 1) for ask, entry in zip(requests, entries, strict=True) if ask.is_visit and entry]
             try:
                 currents = iter(buffer.append(run) if run else ())

@@ -8,11 +8,11 @@ One thread runs an epoll loop. A turn of it:
 4. send the answers.
 
 A request for a page whose stored count is not known waits, out of the loop, until a thread has read all such pages of
-the turn. A request that is not ordinary, or that has waited in vain, goes with its connection to a thread of a small
-pool, where gunicorn's `gthread` handles it unchanged: header policy, limits, refusals, chunked bodies,
-100 Continue, hooks and errors are gunicorn's own. The connection then comes back to the loop. It goes there only
-once the request is all here, so a slow client never holds a thread. While it is there the loop does not read from
-it, so that pipelined requests are answered in order.
+the turn (where the counter can `learn`). One that is not ordinary, or has waited in vain, goes with its connection to
+a thread of a small pool, where gunicorn's `gthread` handles it unchanged: header policy, limits, refusals, chunked
+bodies, 100 Continue, hooks and errors are gunicorn's own. The connection then comes back to the loop. It goes there
+only once the request is all here, so a slow client never holds a thread. While it is there the loop does not read
+from it, so that pipelined requests are answered in order.
 """
 
 from __future__ import annotations
@@ -190,7 +190,7 @@ class VisitWorker(ConnectionWorker):
                 self._wait_or_hand(connection, taken, now)
             else:
                 ask = taken[0].ask
-                asks.append(replace(ask, was_read=True) if connection.learned else ask)
+                asks.append(replace(ask, was_read=True) if connection.was_read else ask)
                 asking.append((connection, taken))
         if not asks:
             return []
@@ -211,16 +211,17 @@ class VisitWorker(ConnectionWorker):
         more = []
         for (connection, (target, framing, end)), answer in zip(asking, found, strict=True):
             if answer is None:
-                self._learn_or_hand(connection, target.ask.page)
+                self._learn_or_hand(connection, target.ask.page, now)
                 continue
             close = must_close or (target.http10 if framing.close is None else framing.close)
             body = answer.to_json()
             if self._logs_access:
-                self._log_access(connection, end, answer, body, now)
+                self._log_access(connection, end, answer, body, connection.waits_since or now)
             connection.out += b"%b%d\r\n\r\n%b" % (heads[answer.status, target.http10, close], len(body), body)
             connection.buffer = connection.buffer[end:]
             connection.deadline = idle_until
-            connection.partial = connection.learned = False
+            connection.partial = connection.was_read = False
+            connection.waits_since = 0.0
             if close:
                 connection.closing = True
             elif connection.buffer:
@@ -229,12 +230,12 @@ class VisitWorker(ConnectionWorker):
             self._learn_pages()
         return more
 
-    def _learn_or_hand(self, connection: Connection, page: str) -> None:
+    def _learn_or_hand(self, connection: Connection, page: str, now: float) -> None:
         """Let the request wait until its page is known, with others; if that was not why, it is Flask's."""
-        if self._learn is None or connection.learned or connection.out:
+        if self._learn is None or connection.waits_since or connection.out:
             self._hand(connection)
             return
-        connection.learned = True
+        connection.waits_since = now
         self._release(connection)
         if page not in self._learning:
             self._learning[page] = []
@@ -255,6 +256,7 @@ class VisitWorker(ConnectionWorker):
             self.log.debug("Cannot learn %d pages: %s", len(pages), error)
         for page in pages:
             for connection in self._learning.pop(page):
+                connection.was_read = error is None
                 self._adopt(connection)
                 self._resumed.append(connection)
 
@@ -300,7 +302,7 @@ class VisitWorker(ConnectionWorker):
             connection.handing = True
             return
         connection.handing = connection.partial = False
-        connection.learned = False
+        connection.was_read, connection.waits_since = False, 0.0
         self._release(connection)
         handed = HandedConnection(self.cfg, connection, self.request_seconds)
         connection.buffer = b""

@@ -37,12 +37,13 @@ class Connection:
         "deadline",
         "fd",
         "handing",
-        "learned",
         "lingered",
         "out",
         "partial",
         "server",
         "sock",
+        "waits_since",
+        "was_read",
     )
 
     def __init__(self, sock: socket.socket, client: Any, server: Any, deadline: float) -> None:
@@ -56,7 +57,9 @@ class Connection:
         self.partial = False  # the buffer holds a part of a request, for which `deadline` was set
         self.closing = False  # close once `out` is sent
         self.handing = False  # hand to a thread once `out` is sent
-        self.learned = False  # its page was read for it, or could not be: whatever else is missing, Flask tells
+        # Since when its request has waited for its page, 0.0 if it has not. It waits once: then Flask is asked.
+        self.waits_since = 0.0
+        self.was_read = False  # and that the page was read for it
         self.blocked = False  # the socket would not take all of `out`: waiting until it does
         self.lingered = -1  # bytes thrown away since the last answer; -1 while not lingering
 
@@ -79,7 +82,6 @@ class ConnectionWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no t
         # gthread's `handle_request` compares the length of this with `max_keepalived`.
         self.keepalived_conns = self._connections
         self._keepalive = float(self.cfg.keepalive)
-        self._has_siblings = self.cfg.workers > 1
         self._listeners = {listener.fileno(): listener for listener in self.sockets}
 
     def _hand(self, connection: Connection) -> None:
@@ -99,10 +101,10 @@ class ConnectionWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no t
                 self.poller.unregister(fd)
 
     def _queue_again(self) -> None:
-        """Listen as the last of the workers, so that another one is woken for the next connection.
+        """Listen as the last of the workers, so that another idle one is woken for the next connection.
 
         The kernel wakes one idle worker, the one that has listened longest: without this always the same. It also
-        finds a connection whose worker was woken for it and died.
+        finds a connection whose worker was woken for it and died, or could not take it.
         """
         if self._accepting:
             for fd in self._listeners:
@@ -110,7 +112,7 @@ class ConnectionWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no t
                 self.poller.register(fd, _LISTEN)
 
     def _accept(self, listener: Any, now: float) -> None:
-        """Accept one connection, and leave the next to another worker."""
+        """Accept one connection, and leave the next to another worker that is idle."""
         try:
             sock, client = listener.accept()
         except (BlockingIOError, ConnectionAbortedError):
@@ -125,8 +127,7 @@ class ConnectionWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no t
         self._adopt(Connection(sock, client, listener.getsockname(), deadline))
         if self.nr_conns >= self.worker_connections:
             self.set_accept_enabled(False)
-        if self._has_siblings:
-            self._queue_again()
+        self._queue_again()
 
     def _adopt(self, connection: Connection) -> None:
         """Let the loop have the connection."""

@@ -19,6 +19,11 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 
+def _wait_for(name: str) -> None:
+    while not Path(name).exists():
+        threading.Event().wait(0.01)
+
+
 class StubCounter:
     """Counts in memory.
 
@@ -45,7 +50,10 @@ class StubCounter:
         return Answer(self._counts.get(page, 0), "stub")
 
     def learn(self, pages: Sequence[str]) -> None:
-        """Have these pages ready."""
+        """Have these pages ready; `learn/hold/NAME` once there is a file of this name."""
+        for page in pages:
+            if page.startswith("learn/hold/"):
+                _wait_for(page.removeprefix("learn/hold"))
         self._learnt.update(pages)
 
     def answer_ready(self, requests: Sequence[Ask]) -> list[Answer | None]:
@@ -112,8 +120,7 @@ def create_app() -> Flask:
     @app.get("/hold/<path:name>")
     def hold(name: str) -> Response:
         """Answer once a file of this name is there."""
-        while not Path(f"/{name}").exists():
-            threading.Event().wait(0.01)
+        _wait_for(f"/{name}")
         return Response("held")
 
     @app.get("/long")

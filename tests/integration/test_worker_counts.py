@@ -83,6 +83,19 @@ def test_a_herd_on_one_unknown_page_reads_it_once_and_is_told_from_where(
         client.close()
 
 
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_without_a_cache_a_request_reads_its_page_once(
+    gunicorn: Callable[..., GunicornServer], two_valkeys: Shards, method: str
+) -> None:
+    server = start(gunicorn, two_valkeys, "0")
+    client = connect(server)
+    before = reads(two_valkeys)
+    for number in range(5):
+        assert client.ask(method, f"/visits/new/{number}").answer().status == 200
+    assert reads(two_valkeys) == before + 5
+    client.close()
+
+
 def reads(shards: Shards) -> int:
     """Return how many pages the shards were asked for."""
     total = 0

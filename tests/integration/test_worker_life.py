@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections import Counter
 from contextlib import nullcontext
 from functools import partial
@@ -117,6 +118,25 @@ def test_a_worker_that_hangs_keeps_no_new_connection_from_the_other(tmp_path: Pa
         finally:
             os.kill(hung, signal.SIGCONT)
     assert answers == [200] * 6
+
+
+def test_the_access_log_counts_the_time_that_a_request_waited_for_its_page(tmp_path: Path) -> None:
+    log, gate = tmp_path / "access", tmp_path / "gate"
+    config = f"accesslog = {str(log)!r}\naccess_log_format = '%(U)s %(D)s'\n"
+    with Server(tmp_path, config) as server:
+        waits, others = server.client(), server.client()
+        others.ask("GET", "/visits/a").answer()
+        waits.ask("GET", f"/visits/learn/hold{gate}")
+        others.ask("GET", "/visits/a").answer()
+        arrived = time.monotonic()  # or before: the loop takes one turn after another
+        for _ in range(100):
+            others.ask("GET", "/visits/a").answer()
+        held = time.monotonic() - arrived
+        gate.touch()
+        waits.answer()
+        wait_until(lambda: "/learn/hold" in log.read_text(), "the request is logged")
+    (logged,) = re.findall(r"/learn/hold\S* (\d+)", log.read_text())
+    assert int(logged) >= held * 1e6
 
 
 def test_max_requests_replaces_the_worker_and_fails_no_request(tmp_path: Path) -> None:

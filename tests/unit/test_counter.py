@@ -269,6 +269,16 @@ def test_a_read_whose_page_was_read_for_it_names_the_shard(counter: BufferedCoun
     assert counter.answer_ready(asked) == [Answer(1, "redis_7070"), Answer(1, "in_memory"), None]
 
 
+def test_a_page_that_was_read_for_a_request_is_good_for_it_however_short_the_cache_time(
+    host: Host, counter: BufferedCounter
+) -> None:
+    counter.record("a")
+    host.clock.now += 6
+    assert counter.answer_ready([Ask(False, "a"), Ask(True, "a")]) == [None, None]
+    asked = [Ask(False, "a", was_read=True), Ask(True, "a", was_read=True)]
+    assert counter.answer_ready(asked) == [Answer(2, "redis_7070"), Answer(2, "redis_7070")]
+
+
 def test_a_run_that_cannot_be_journaled_counts_nothing_and_reads_go_on(host: Host, counter: BufferedCounter) -> None:
     counter.record("a")
     with file_size_limit((host.journal.path / "0000000001.log").stat().st_size):
