@@ -34,9 +34,9 @@ class Visitors:
         self.answers = 0
         self._unique = 0
         self._lock = threading.Lock()
-        self._run = threading.Event()
-        self._end = False
-        self._resting = threading.Semaphore(0)
+        self._state = threading.Condition()  # of the next three
+        self._run = self._end = False
+        self._resting = 0
         self._threads = [
             threading.Thread(target=self._loop, args=(Random(seed + n),), daemon=True) for n in range(threads)
         ]
@@ -45,27 +45,31 @@ class Visitors:
 
     def go(self) -> None:
         """Visit until `rest`."""
-        self._run.set()
+        with self._state:
+            self._run = True
+            self._state.notify_all()
 
     def rest(self) -> None:
         """Return once no request is under way."""
-        self._run.clear()
-        for _ in self._threads:
-            self._resting.acquire()
+        with self._state:
+            self._run = False
+            self._state.wait_for(lambda: self._resting == len(self._threads))
 
     def end(self) -> None:
         """End the threads, which rest."""
         self._end = True
-        self._run.set()
+        self.go()
         for thread in self._threads:
             thread.join()
 
     def _loop(self, random: Random) -> None:
         connection = None
         while True:
-            if not self._run.is_set():
-                self._resting.release()
-                self._run.wait()
+            with self._state:
+                self._resting += 1
+                self._state.notify_all()
+                self._state.wait_for(lambda: self._run)
+                self._resting -= 1
             if connection is not None and (self._end or random.random() < 0.1):
                 connection.close()
                 connection = None
