@@ -91,9 +91,14 @@ def test_a_reload_under_load_fails_no_request(tmp_path: Path) -> None:
     assert load.failed == []
 
 
-def test_kept_connections_are_shared_among_idle_workers(tmp_path: Path) -> None:
+@pytest.mark.parametrize("at_first", [2, 1])
+def test_kept_connections_are_shared_among_idle_workers(tmp_path: Path, at_first: int) -> None:
     log = tmp_path / "access"
-    with Server(tmp_path, f"workers = 2\naccesslog = {str(log)!r}\naccess_log_format = '%(p)s'\n") as server:
+    config = f"workers = {at_first}\naccesslog = {str(log)!r}\naccess_log_format = '%(p)s'\n"
+    with Server(tmp_path, config) as server:
+        if at_first == 1:
+            server.worker_pids()
+            server.signal(signal.SIGTTIN)
 
         def visit() -> list[str]:
             server.client().ask("GET", "/visits/a").answer()
