@@ -23,7 +23,7 @@ from tests.servers import GunicornServer, ValkeyServer
 AT_MOST = 1.15
 # wrk opens its connections all at once, and a worker that is awake may take nearly all: then only one is at work.
 _LEAST_SHARE = 0.3
-_TRIES = 10
+_TRIES = 30
 
 
 class Case(NamedTuple):
