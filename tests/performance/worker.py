@@ -111,15 +111,19 @@ def cpu_seconds(pids: list[int]) -> float:
     return ticks / _TICKS_PER_SECOND
 
 
+def two_shards(stack: ExitStack, folder: Path, name: str = "valkey") -> str:
+    """Start two shards, which the stack ends; return VISITS_SHARDS."""
+    shards = [ValkeyServer(folder / f"{name}-{number}").start() for number in range(2)]
+    for shard in shards:
+        stack.callback(shard.kill)
+    return ",".join(shard.url for shard in shards)
+
+
 def service(stack: ExitStack, folder: Path, worker: str) -> GunicornServer:
     """Start the service as it is deployed: two shards, the default profile, one worker."""
     with pinned(SERVER_CORE):
-        shards = [ValkeyServer(folder / f"{worker}-{number}").start() for number in range(2)]
-        for shard in shards:
-            stack.callback(shard.kill)
-        server = GunicornServer(
-            folder / worker, "-w", "1", "-k", worker, port=0, VISITS_SHARDS=",".join(shard.url for shard in shards)
-        ).start()
+        urls = two_shards(stack, folder, worker)
+        server = GunicornServer(folder / worker, "-w", "1", "-k", worker, port=0, VISITS_SHARDS=urls).start()
     stack.callback(server.stop)
     return server
 

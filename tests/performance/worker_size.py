@@ -13,8 +13,8 @@ import tempfile
 from contextlib import ExitStack
 from pathlib import Path
 
-from tests.performance.worker import WORKER, Load, cpu_seconds, measure
-from tests.servers import GunicornServer, ValkeyServer
+from tests.performance.worker import WORKER, Load, cpu_seconds, measure, two_shards
+from tests.servers import GunicornServer
 
 IDLE = 5000
 IN_FLIGHT = 64
@@ -46,10 +46,7 @@ def main(millions: float = 1) -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
         folder = Path(name)
-        shards = [ValkeyServer(folder / f"valkey-{number}").start() for number in range(2)]
-        for shard in shards:
-            stack.callback(shard.kill)
-        urls = ",".join(shard.url for shard in shards)
+        urls = two_shards(stack, folder)
         options = ("-k", WORKER, "--worker-connections", str(IDLE + 500), "--keep-alive", "3600")
         one = GunicornServer(folder / "one", *options, "-w", "1", port=0, VISITS_SHARDS=urls).start()
         stack.callback(one.stop)

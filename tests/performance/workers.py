@@ -17,8 +17,8 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from tests.performance.worker import WORKER, Load, cpu_seconds, measure
-from tests.servers import GunicornServer, ValkeyServer
+from tests.performance.worker import WORKER, Load, cpu_seconds, measure, two_shards
+from tests.servers import GunicornServer
 
 AT_MOST = 1.15
 # wrk opens its connections all at once, and a worker that is awake may take nearly all: then only one is at work.
@@ -48,17 +48,14 @@ def turn(case: Case, seconds: int, folder: Path) -> float:
         used = [cpu_seconds([pid]) - was for pid, was in zip(pids, before, strict=True)]
         if min(used) >= _LEAST_SHARE * sum(used) or len(pids) == 1:
             return sum(used) * 1e6 / sum(figure.per_second * seconds for figure in figures)
-    raise AssertionError(f"{case.name}: one worker has nearly all connections, {_TRIES} times in a row")
+    sys.exit(f"{case.name}: one worker has nearly all connections, {_TRIES} times in a row")
 
 
 def main(seconds: int = 4, turns: int = 5) -> int:
     """Measure and print; tell whether two workers cost little more than one."""
     with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
         folder = Path(name)
-        shards = [ValkeyServer(folder / f"valkey-{number}").start() for number in range(2)]
-        for shard in shards:
-            stack.callback(shard.kill)
-        urls = ",".join(shard.url for shard in shards)
+        urls = two_shards(stack, folder)
 
         def start(name: str, workers: str) -> GunicornServer:
             service = GunicornServer(folder / name, "-k", WORKER, "-w", workers, port=0, VISITS_SHARDS=urls).start()
