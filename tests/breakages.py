@@ -89,7 +89,7 @@ BREAKAGES = (
     Breakage(
         "acknowledge before the disk has it, with fsync always",
         "buffer.py",
-        "        if self._always_sync:\n            self._sync()\n        else:",
+        "        if self._always_sync:\n            self._sync_appended()\n        else:",
         "        if True:",
         SIMULATION,
     ),

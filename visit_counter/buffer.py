@@ -19,7 +19,7 @@ from itertools import starmap
 from typing import TYPE_CHECKING
 
 from visit_counter import steps
-from visit_counter.errors import JournalError, JournalFullError
+from visit_counter.errors import JournalError, JournalFullError, UncertainError
 from visit_counter.journal import Journal, Segment
 from visit_counter.records import MERGED, Folded, read_visits, visit_line
 from visit_counter.state import State
@@ -124,10 +124,14 @@ class WriteBuffer:
         """Put the last lines on the disk (not with `os`) and close the file."""
         with self.lock:
             if self._descriptor >= 0:
-                if self._dirty and self._every_second:
-                    self._sync()
-                os.close(self._descriptor)
-                self._descriptor = -1
+                try:
+                    if self._dirty and self._every_second:
+                        os.fdatasync(self._descriptor)
+                except OSError as error:
+                    log.error("the journal cannot be synced: %s", error.strerror)
+                finally:
+                    os.close(self._descriptor)
+                    self._descriptor = -1
 
     # -- counting ----------------------------------------------------------------------------------------------
 
@@ -135,7 +139,8 @@ class WriteBuffer:
         """Append visits with one write; return what each page has in the current segment once it counted.
 
         The list is shorter than `run` when the disk took only a part: what is missing was not counted. Raises
-        JournalError, or JournalFullError at a limit, when nothing was counted.
+        JournalError, or JournalFullError at a limit, when surely nothing was counted, and UncertainError when the
+        bytes may be in the journal: then nobody may try again.
         """
         data = b"".join(starmap(visit_line, run))
         if limit := self._limit_reached(len(data)):
@@ -143,24 +148,29 @@ class WriteBuffer:
         while True:
             try:
                 written = os.write(self._descriptor, data)
+            except OSError as error:
+                self._failed = f"the journal cannot be written: {error.strerror}"
+                raise JournalError(self._failed) from None
+            try:
                 end = os.lseek(self._descriptor, 0, os.SEEK_CUR)
                 if steps.hook is not None:
                     steps.hook("append")
                 if end - written == self._offset or not self._fold_others(end - written):
                     break
             except OSError as error:
-                self._failed = f"the journal cannot be written: {error.strerror}"
-                raise JournalError(self._failed) from None
+                raise self._uncertain(f"the journal cannot be read: {error.strerror}") from None
         if written < len(data):
             run = self._whole_part(run, written)
         elif self._failed:
             self._failed = ""
+        # From here on the visits are in the file, and everybody who follows it counts them, whatever becomes of them.
+        self._offset = end
+        counts = self.tables.current.count(run)
         if self._always_sync:
-            self._sync()
+            self._sync_appended()
         else:
             self._dirty = True
-        self._offset = end
-        return self.tables.current.count(run)
+        return counts
 
     def retained(self, page: str, after: int) -> int:
         """Return the visits of a page in the retained segments after `after`, which a shard has lost.
@@ -310,6 +320,9 @@ class WriteBuffer:
             # for the old one, and its visits for included.
             self._load()
             return True
+        except OSError as error:
+            self._failed = f"the next journal segment cannot be opened: {error.strerror}"
+            raise JournalError(self._failed) from None
         self._offset += folded.consumed
         self._note(folded, self.tables.current.last)
         self.tables.current.count(folded.visits.items())
@@ -358,9 +371,14 @@ class WriteBuffer:
             raise JournalError(self._failed)
         return kept
 
-    def _sync(self) -> None:
+    def _uncertain(self, reason: str) -> UncertainError:
+        self._failed = reason
+        return UncertainError(
+            f"{reason}; the visit may have been counted, and may be counted twice if it is sent again"
+        )
+
+    def _sync_appended(self) -> None:
         try:
             os.fdatasync(self._descriptor)
         except OSError as error:
-            raise JournalError(f"the journal cannot be synced: {error.strerror}") from None
-        self._dirty = False
+            raise self._uncertain(f"the journal cannot be synced: {error.strerror}") from None

@@ -15,6 +15,7 @@ from visit_counter.errors import (
     PageError,
     StoreError,
     StoreUnavailableError,
+    UncertainError,
     VisitCounterError,
 )
 
@@ -25,6 +26,7 @@ _RETRY_AFTER_SECONDS = "1"
 _STATUS = (
     (PageError, HTTPStatus.BAD_REQUEST),
     (JournalError, HTTPStatus.SERVICE_UNAVAILABLE),
+    (UncertainError, HTTPStatus.SERVICE_UNAVAILABLE),
     (CountUnknownError, HTTPStatus.SERVICE_UNAVAILABLE),
     (StoreError, HTTPStatus.SERVICE_UNAVAILABLE),
 )

@@ -38,7 +38,7 @@ from visit_counter.answers import Answer, Ask
 from visit_counter.buffer import WriteBuffer
 from visit_counter.cache import LocalCache
 from visit_counter.counter import BufferedCounter
-from visit_counter.errors import CountUnknownError, JournalError, StartupError, StoreError
+from visit_counter.errors import CountUnknownError, JournalError, StartupError, StoreError, UncertainError
 from visit_counter.flusher import FlushBusyError, Flusher
 from visit_counter.journal import Journal
 from visit_counter.ring import Ring, partition_of
@@ -256,8 +256,8 @@ class World:
         oracle.begin(page, visits)
         try:
             answer = process.counter.record(page, visits)
-        except JournalError:
-            oracle.refused(page, visits, surely=process.host.fsync != "always")
+        except (JournalError, UncertainError) as error:
+            oracle.refused(page, visits, surely=isinstance(error, JournalError))
             return
         oracle.acknowledge(page, visits)
         self.note(f"   record {page} {answer}")
@@ -293,7 +293,7 @@ class World:
             self.note(f"   ready {'+' if ask.is_visit else '='} {ask.page} {answer}")
             if answer is None:
                 if ask.is_visit:
-                    oracle.refused(ask.page, 1, surely=process.host.fsync != "always")
+                    oracle.refused(ask.page, 1)
                 continue
             if ask.is_visit:
                 oracle.acknowledge(ask.page, 1)
