@@ -143,10 +143,11 @@ class ValkeyServer:
 
 
 class GunicornServer:
-    """The service as its users start it: gunicorn with the project's configuration, from the repository's root."""
+    """The service as its users start it: gunicorn with the project's configuration, from the root of a checkout."""
 
     def __init__(self, directory: Path, *arguments: str, port: int = 0, app: str = "wsgi:app", **environ: str) -> None:
         self.dir = directory
+        self.root = REPOSITORY  # of the checkout whose code runs
         self.port = port
         self._app = app
         self._arguments = arguments
@@ -202,7 +203,7 @@ class GunicornServer:
                     *(sys.executable, str(Path(sys.executable).with_name("gunicorn")), self._app),
                     *("-b", f"127.0.0.1:{self.port}", *self._arguments),
                 ],
-                cwd=REPOSITORY,
+                cwd=self.root,
                 env=kept | self._environ,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
