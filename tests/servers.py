@@ -147,6 +147,7 @@ class GunicornServer:
 
     def __init__(self, directory: Path, *arguments: str, port: int = 0, app: str = "wsgi:app", **environ: str) -> None:
         self.dir = directory
+        self.cwd: Path | None = None  # where it is started, if not there where its code is
         self.root = REPOSITORY  # of the checkout whose code runs
         self.port = port
         self._app = app
@@ -203,7 +204,7 @@ class GunicornServer:
                     *(sys.executable, str(Path(sys.executable).with_name("gunicorn")), self._app),
                     *("-b", f"127.0.0.1:{self.port}", *self._arguments),
                 ],
-                cwd=self.root,
+                cwd=self.cwd or self.root,
                 env=kept | self._environ,
                 stdin=subprocess.DEVNULL,
                 stdout=log,

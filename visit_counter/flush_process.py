@@ -1,4 +1,7 @@
-"""`python -m visit_counter.flush_process`: one flush, with the settings of the environment, at a low priority."""
+"""`python -m visit_counter.flush_process`: one flush, at a low priority, in an interpreter that no visitor waits for.
+
+Standard input holds the settings, as `flush_launcher` writes them.
+"""
 
 from __future__ import annotations
 
@@ -15,13 +18,17 @@ from visit_counter.stores.sharded import ShardedStore
 
 log = logging.getLogger(__name__)
 
+# gunicorn's own.
+_LOG_FORMAT = "[%(asctime)s] [%(process)d] [%(levelname)s] %(message)s"
+_LOG_DATE = "%Y-%m-%d %H:%M:%S %z"
+
 
 def main() -> int:
-    """Flush once; return the exit status."""
-    logging.basicConfig(format="[flush] %(levelname)s %(message)s", level=logging.INFO)
+    """Flush once, with the settings that standard input holds; return the exit status."""
+    logging.basicConfig(format=_LOG_FORMAT, datefmt=_LOG_DATE, level=logging.INFO)
     os.nice(10)
     try:
-        settings = Settings.load(os.environ)
+        settings = Settings.from_json(sys.stdin.buffer.read())
         store = ShardedStore([make_store(shard) for shard in settings.shards], shared=settings.profile == "sharded")
         flusher = Flusher(
             Journal(settings.data_dir / "journal"),
@@ -35,7 +42,14 @@ def main() -> int:
     except (VisitCounterError, OSError) as error:
         log.error("%s", error)
         return 1
-    log.info("%d visits of %d pages in %.3f s %s", result.visits, result.pages, result.seconds, result.error)
+    log.log(
+        logging.WARNING if result.error else logging.INFO,
+        "flushed %d visits of %d pages in %.3f s, in a process of its own%s",
+        result.visits,
+        result.pages,
+        result.seconds,
+        f"; still pending: {result.error}" if result.error else "",
+    )
     return 0
 
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import atexit
 import logging
 import os
-import subprocess
-import sys
 import threading
 import time
 from typing import TYPE_CHECKING, Any
@@ -16,6 +14,7 @@ from visit_counter.counter import BufferedCounter, VisitCounter
 from visit_counter.direct import DirectCounter
 from visit_counter.embedded import EmbeddedShards
 from visit_counter.errors import StoreError
+from visit_counter.flush_launcher import FlushProcess
 from visit_counter.flusher import FlushBusyError, Flusher
 from visit_counter.journal import Journal
 from visit_counter.scheduler import Job, Leader, Scheduler
@@ -34,7 +33,9 @@ log = logging.getLogger(__name__)
 # With more pages than this a flush would hold the interpreter long enough to be felt by visitors (about a
 # millisecond for 200 pages), so it is given a process of its own.
 _FLUSH_HERE_PAGES = 500
-_FLUSH_PROCESS_SECONDS = 600
+# A flush process is killed after so many intervals between flushes, within these bounds in seconds.
+_FLUSH_PROCESS_INTERVALS = 20
+_FLUSH_PROCESS_SECONDS = (60.0, 600.0)
 
 
 class Service:
@@ -75,6 +76,9 @@ class Service:
             journal, store, retain_segments=settings.retain_segments, max_bytes=settings.journal_max_bytes
         )
         self._leader = Leader(journal.path / "leader.lock")
+        least, most = _FLUSH_PROCESS_SECONDS
+        limit = min(max(least, _FLUSH_PROCESS_INTERVALS * settings.flush_seconds), most)
+        self._flush_process = FlushProcess(settings, limit)
         if settings.profile == "batched":
             return BufferedCounter(
                 self.buffer, store, cache, post_via=lambda _: "batch", stored_via=lambda _: "redis", pending_via="batch"
@@ -124,6 +128,7 @@ class Service:
     def stop(self) -> None:
         """End the background jobs, flush what is pending, and close everything."""
         if self._scheduler is not None:
+            self._flush_process.hurry()
             self._scheduler.shutdown(wait=True)
             self._scheduler = None
         if self.buffer is not None and self._opened_by == os.getpid():
@@ -168,7 +173,7 @@ class Service:
             _, pages = self.buffer.pending_totals()
         try:
             if pages > _FLUSH_HERE_PAGES:
-                self._flush_in_process()
+                self._flush_process.run()
             else:
                 self.flush(wait=False)
         except FlushBusyError:
@@ -184,18 +189,6 @@ class Service:
         elif result.visits:
             log.info("flushed %d visits of %d pages in %.3f s", result.visits, result.pages, result.seconds)
         return result
-
-    def _flush_in_process(self) -> None:
-        """Flush in a process of its own, at a low priority: it shares no interpreter with the visitors' requests."""
-        finished = subprocess.run(
-            [sys.executable, "-m", "visit_counter.flush_process"],
-            env={**os.environ, **self.settings.environ()},
-            stdin=subprocess.DEVNULL,
-            timeout=_FLUSH_PROCESS_SECONDS,
-            check=False,
-        )
-        if finished.returncode:
-            log.error("the flush process ended with status %d; its visits stay pending", finished.returncode)
 
     def _last_flush(self) -> None:
         try:

@@ -7,15 +7,16 @@ part of a repr or of an error.
 
 from __future__ import annotations
 
+import json
 import re
 import tomllib
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from visit_counter.errors import SettingsError
-from visit_counter.shard_list import EMBEDDED, Shard, parse_shards, shown
+from visit_counter.shard_list import Shard, parse_shards, shown
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -65,17 +66,17 @@ class Settings:
             raise SettingsError(mistakes)
         return cls(**_for_profile(values, shards))
 
-    def environ(self) -> dict[str, str]:
-        """Return the environment that `load` makes the same settings from, for a child process."""
-        values = {name: getattr(self, name) for name in _RULES}
-        if not values["embedded_ports"]:
-            del values["embedded_ports"]
-        else:
-            values["embedded_ports"] = ",".join(map(str, self.embedded_ports))
-        shards = EMBEDDED if self.embedded else ",".join(f"{shard.name}={shard.url}" for shard in self.shards)
-        given = {_variable(name): str(value) for name, value in values.items()}
-        # Without the file's name, which the child would find beside the list that was in it.
-        return given | {_variable("shards"): shards, _variable("shards_file"): ""}
+    def to_json(self) -> str:
+        """Return everything as text, passwords too: for the pipe to a child process, and for nothing else."""
+        return json.dumps(asdict(self), default=str)
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Self:
+        """Return the settings that `to_json` was given."""
+        raw: dict[str, Any] = json.loads(text)
+        shards = tuple(Shard(**shard) for shard in raw.pop("shards"))
+        ports = tuple(raw.pop("embedded_ports"))
+        return cls(**raw | {"shards": shards, "embedded_ports": ports, "data_dir": Path(raw["data_dir"])})
 
 
 def _gather(environ: Mapping[str, str], mistakes: list[str]) -> dict[str, str]:

@@ -2,40 +2,160 @@
 
 from __future__ import annotations
 
-import http.client
-import json
+import os
+import re
+import signal
+import sys
+from contextlib import closing
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tests.servers import wait_until
+import pytest
+
+from tests.faults.service import INSIDE
+from tests.servers import REPOSITORY, GunicornServer, ValkeyServer, wait_until
+from visit_counter import flush_launcher
+from visit_counter.buffer import WriteBuffer
+from visit_counter.cache import LocalCache
+from visit_counter.flush_launcher import FlushProcess
+from visit_counter.journal import Journal
+from visit_counter.service import Service
+from visit_counter.state import State
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
-    from tests.servers import GunicornServer, ValkeyServer
+    from visit_counter.settings import Settings
 
 PAGES = 600  # more than the service flushes in one of its own threads
+SECRET = "canary-5d1c"
+WORKERS = ("visit_counter.worker.VisitWorker", "gthread")
 
 
-def test_a_flush_of_many_pages_brings_each_visit_into_its_shard_once(
-    gunicorn: Callable[..., GunicornServer], two_valkeys: tuple[ValkeyServer, ValkeyServer]
-) -> None:
-    shards = ",".join(valkey.url for valkey in two_valkeys)
-    service = gunicorn("-w", "1", VISITS_SHARDS=shards, VISITS_FLUSH_SECONDS="5").start()
-    connection = http.client.HTTPConnection("127.0.0.1", service.port)
+def visit_pages(journal: Path) -> None:
+    """Count a visit of each page at once, as another process of the host."""
+    buffer = WriteBuffer(Journal(journal), fsync="os")
+    buffer.open()
+    with closing(buffer), buffer.lock:
+        buffer.append([(f"page/{number}", 1) for number in range(PAGES)])
 
-    def ask(method: str, path: str) -> dict[str, object]:
-        connection.request(method, path)
-        answer: dict[str, object] = json.loads(connection.getresponse().read())
-        return answer
 
-    for number in range(PAGES):
-        ask("POST", f"/visits/page/{number}")
-    wait_until(lambda: ask("GET", "/health")["pending_visits"] == 0, "all visits are flushed")
-    assert "[flush] INFO" in service.log
-    stored: dict[str, int] = {}
-    for valkey in two_valkeys:
+def stored(valkeys: tuple[ValkeyServer, ...]) -> dict[str, int]:
+    found: dict[str, int] = {}
+    for valkey in valkeys:
         with valkey.client() as client:
             for key in client.scan_iter("visits:{*}", count=5000):
-                stored |= {page: int(visits) for page, visits in client.hgetall(key).items() if page[0] != "\t"}
-    assert stored == {f"page/{number}": 1 for number in range(PAGES)}
-    connection.close()
+                found |= {page: int(visits) for page, visits in client.hgetall(key).items() if page[0] != "\t"}
+    return found
+
+
+@pytest.fixture
+def valkeys(tmp_path: Path) -> Iterator[tuple[ValkeyServer, ValkeyServer]]:
+    first = ValkeyServer(tmp_path / "first", requirepass=SECRET)
+    second = ValkeyServer(tmp_path / "second", requirepass=SECRET)
+    try:
+        yield first.start(), second.start()
+    finally:
+        first.kill()
+        second.kill()
+
+
+@pytest.fixture
+def frozen(
+    tmp_path: Path, valkeys: tuple[ValkeyServer, ValkeyServer], request: pytest.FixtureRequest
+) -> Iterator[tuple[GunicornServer, int]]:
+    """A service that was started from another directory, and its flush process, frozen before it sends anything."""
+    faults, elsewhere = tmp_path / "faults", tmp_path / "elsewhere"
+    for folder in (faults, tmp_path / "faults.taken", elsewhere):
+        folder.mkdir()
+    (tmp_path / "list").write_text(",".join(valkey.url for valkey in valkeys), encoding="ascii")
+    service = GunicornServer(
+        tmp_path / "service",
+        *("-c", str(REPOSITORY / "gunicorn.conf.py"), "-k", request.param),
+        VISITS_SHARDS_FILE=str(tmp_path / "list"),
+        VISITS_FLUSH_SECONDS="0.2",
+        PYTHONPATH=str(INSIDE),
+        FAULTS_DIR=str(faults),
+    )
+    service.cwd = elsewhere
+    service.start()
+    try:
+        (faults / "stop.send").touch()
+        visit_pages(service.dir / "data" / "journal")
+        taken = tmp_path / "faults.taken"
+        wait_until(lambda: any(taken.iterdir()), "the flush process is about to send")
+        pid = int(next(taken.iterdir()).suffix[1:])
+        try:
+            yield service, pid
+        finally:
+            os.kill(pid, signal.SIGKILL)
+    finally:
+        service.stop()
+
+
+@pytest.mark.parametrize("frozen", WORKERS, indirect=True)
+def test_no_password_is_in_the_environment_or_the_arguments_of_the_flush_process(
+    frozen: tuple[GunicornServer, int], valkeys: tuple[ValkeyServer, ValkeyServer]
+) -> None:
+    """It is started from whatever directory the service was, and brings each visit into its shard once."""
+    service, pid = frozen
+    arguments = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    environ = Path(f"/proc/{pid}/environ").read_bytes()
+    assert b"visit_counter.flush_process" in arguments
+    assert SECRET.encode() not in environ
+    assert b"VISITS_" not in environ
+    os.kill(pid, signal.SIGCONT)
+    wait_until(lambda: f"flushed {PAGES} visits" in service.log, "the flush process tells what it did")
+    assert re.search(
+        rf"^\[\d{{4}}-\d\d-\d\d [\d:]+ [+-]\d{{4}}\] \[{pid}\] \[INFO\] flushed", service.log, re.MULTILINE
+    )
+    assert stored(valkeys) == {f"page/{number}": 1 for number in range(PAGES)}
+
+
+def test_a_flush_process_that_hangs_stops_no_other_job_and_is_killed_in_the_end(
+    settings: Callable[..., Settings], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, valkey: ValkeyServer
+) -> None:
+    monkeypatch.setattr("visit_counter.service._FLUSH_PROCESS_SECONDS", (1.0, 1.0))
+    faults = tmp_path / "faults"
+    for folder in (faults, tmp_path / "faults.taken"):
+        folder.mkdir()
+    (faults / "stop.send").touch()
+    monkeypatch.setenv("FAULTS_DIR", str(faults))
+    monkeypatch.syspath_prepend(str(INSIDE))
+    service = Service(
+        settings(VISITS_SHARDS=valkey.url, VISITS_FLUSH_SECONDS="0.2"), LocalCache(threshold=9, ttl_seconds=1.0)
+    )
+    service.start()
+    try:
+        journal = tmp_path / "data" / "journal"
+        visit_pages(journal)
+        wait_until(lambda: any((tmp_path / "faults.taken").iterdir()), "the flush process is frozen")
+        followed: list[object] = []
+        monkeypatch.setattr(service.buffer, "tick", followed.append)
+        assert State.load(journal / "state.json").last_flush is None or not stored((valkey,))
+        wait_until(lambda: followed, "the journal is followed while the flush hangs")
+        wait_until(lambda: len(stored((valkey,))) == PAGES, "it is killed, and the next flush brings the visits")
+    finally:
+        service.stop()
+
+
+def test_a_service_that_ends_gives_its_flush_process_a_few_seconds(
+    settings: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(flush_launcher, "_LAST_SECONDS", 0.0)
+    monkeypatch.setattr(sys, "executable", "/bin/sh")
+    monkeypatch.setattr(flush_launcher, "_ARGUMENTS", ("-c", "sleep 600"))
+    runs = FlushProcess(settings(VISITS_PROFILE="batched"), 600.0)
+    runs.hurry()
+    runs.run()
+    assert "it is killed" in caplog.text
+
+
+def test_a_flush_process_says_in_one_line_what_kept_it_from_flushing(
+    settings: Callable[..., Settings], capfd: pytest.CaptureFixture[str]
+) -> None:
+    given = settings(VISITS_SHARDS="one=redis://127.0.0.1:1")
+    given.data_dir.touch()
+    FlushProcess(given, 60.0).run()
+    [line] = capfd.readouterr().err.splitlines()
+    assert re.match(r"\[[^]]+\] \[\d+\] \[ERROR\] the journal directory .* cannot be used", line)

@@ -263,9 +263,9 @@ def test_what_a_url_may_not_ask_for_is_told(url: str, said: str) -> None:
     assert any(said in mistake for mistake in mistakes_of(VISITS_SHARDS=url))
 
 
-def test_a_child_process_reads_the_list_that_was_in_a_file(tmp_path: Path) -> None:
-    """The flush process gets the settings by its environment, beside what stood there before."""
+def test_a_child_process_is_given_the_settings_as_they_are(tmp_path: Path) -> None:
+    """The list of shards may be in a file, and a number so small that str() writes it as 1e-05."""
     (tmp_path / "shards").write_text("one=redis://:secret@h:1", encoding="ascii")
-    environ = {"VISITS_SHARDS_FILE": str(tmp_path / "shards")}
-    settings = Settings.load(environ)
-    assert Settings.load(environ | settings.environ()) == settings
+    environ = {"VISITS_SHARDS_FILE": str(tmp_path / "shards"), "VISITS_CACHE_SECONDS": "0.00001"}
+    for settings in (Settings.load(environ), Settings.load({}), Settings.load({"VISITS_PROFILE": "basic"})):
+        assert Settings.from_json(settings.to_json()) == settings
