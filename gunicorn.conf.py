@@ -14,6 +14,7 @@ settings = startup.load_settings()
 
 bind = "127.0.0.1:8000"
 worker_class = startup.worker_class()
+logger_class = "visit_counter.gunicorn_log.Logger"
 threads = 4
 with startup.told_in_one_line():
     workers = startup.worker_count(settings, os.environ)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,7 @@ import click
 from flask import current_app
 from flask.cli import AppGroup
 
-from visit_counter import embedded, reports
+from visit_counter import embedded, logs, reports
 from visit_counter.errors import VisitCounterError
 from visit_counter.pages import check_page
 from visit_counter.ring import PARTITIONS
@@ -25,8 +26,14 @@ if TYPE_CHECKING:
 
 MAX_COUNT = 10**9
 
-visits = AppGroup("visits", help="Count, read and flush visits; look at the journal.")
-shards = AppGroup("shards", help="Look at the shards; move pages between them.")
+
+def _set_up_log() -> None:
+    """Let warnings look as they do in the service's log; click calls it before a command."""
+    logs.set_up(logging.WARNING)
+
+
+visits = AppGroup("visits", help="Count, read and flush visits; look at the journal.", callback=_set_up_log)
+shards = AppGroup("shards", help="Look at the shards; move pages between them.", callback=_set_up_log)
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
 
 

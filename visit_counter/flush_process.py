@@ -9,6 +9,7 @@ import logging
 import os
 import sys
 
+from visit_counter import logs
 from visit_counter.errors import VisitCounterError
 from visit_counter.flusher import FlushBusyError, Flusher
 from visit_counter.journal import Journal
@@ -16,16 +17,12 @@ from visit_counter.settings import Settings
 from visit_counter.stores.factory import make_store
 from visit_counter.stores.sharded import ShardedStore
 
-log = logging.getLogger(__name__)
-
-# gunicorn's own.
-_LOG_FORMAT = "[%(asctime)s] [%(process)d] [%(levelname)s] %(message)s"
-_LOG_DATE = "%Y-%m-%d %H:%M:%S %z"
+log = logging.getLogger("visit_counter.flush_process")  # run as a program, its __name__ is not that
 
 
 def main() -> int:
     """Flush once, with the settings that standard input holds; return the exit status."""
-    logging.basicConfig(format=_LOG_FORMAT, datefmt=_LOG_DATE, level=logging.INFO)
+    logs.set_up()
     os.nice(10)
     try:
         settings = Settings.from_json(sys.stdin.buffer.read())

@@ -21,6 +21,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from visit_counter import logs
 from visit_counter.embedded import END_SECONDS, PID_FILE, START_SECONDS, look, server_binary, shard_dir
 from visit_counter.errors import EmbeddedError
 
@@ -212,7 +213,7 @@ def _on_sigterm(_signal: int, _frame: object) -> None:
 
 def main() -> None:
     """Run the shards until told to end."""
-    logging.basicConfig(level=logging.WARNING, format="[%(asctime)s] [%(process)d] [%(levelname)s] %(message)s")
+    logs.set_up(logging.WARNING)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _on_sigterm)
     servers: list[ShardServer] = []

@@ -21,6 +21,7 @@ import os
 import select
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import timedelta
 from functools import partial
@@ -50,6 +51,9 @@ if TYPE_CHECKING:
     from visit_counter.counter import VisitCounter
 
     AnswerReady = Callable[[Sequence[Ask]], Sequence[Answer | None]]
+
+# Each reads the pages that a turn lacks of one shard; several, because one that hangs keeps its thread for a while.
+LOAD_THREADS = 4
 
 
 class HandedConnection(TConn):  # type: ignore[misc]  # gunicorn has no types
@@ -104,6 +108,7 @@ class VisitWorker(ConnectionWorker):
         while self.nr_conns and time.monotonic() < give_up:
             self._turn(0.1)
         self.tpool.shutdown(wait=False)
+        self._load_pool.shutdown(wait=False, cancel_futures=True)
         self.poller.close()
         self.method_queue.close()
         for listener in self.sockets:
@@ -115,6 +120,8 @@ class VisitWorker(ConnectionWorker):
         self._resumed: list[Connection] = []
         self._learning: dict[str, list[Connection]] = {}  # pages being read, and who waits for them
         self._to_learn: list[str] = []
+        # Pages are read in threads of their own: neither Flask's requests nor a slow client keep one from being read.
+        self._load_pool = ThreadPoolExecutor(LOAD_THREADS, "load")
         counter = self._find_counter()
         self._reader = RequestReader(limits_of(self.cfg), hot=counter is not None)
         # Without a counter no request is ordinary, so that nobody is asked.
@@ -245,8 +252,9 @@ class VisitWorker(ConnectionWorker):
     def _learn_pages(self) -> None:
         """Read the pages that this turn lacks, those of each shard at once, in a thread: one may hang."""
         pages, self._to_learn = self._to_learn, []
+        assert self._learn is not None  # noqa: S101 - no page waits where the counter cannot learn
         for mine in self._by_shard(pages):
-            future = self.tpool.submit(self._learn, mine)
+            future = self._load_pool.submit(self._learn, mine)
             # Whatever went wrong: those who wait ask again, and Flask tells them.
             future.add_done_callback(partial(self.method_queue.defer, self._learned, mine))
 

