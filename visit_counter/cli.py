@@ -11,7 +11,8 @@ import click
 from flask import current_app
 from flask.cli import AppGroup
 
-from visit_counter import embedded, logs, reports
+from visit_counter import logs, reports
+from visit_counter.embedded.shards import running
 from visit_counter.errors import VisitCounterError
 from visit_counter.pages import check_page
 from visit_counter.ring import PARTITIONS
@@ -63,7 +64,7 @@ def hit(page: str, count: int, as_json: bool) -> None:
     """Count visits of PAGE and print its new count."""
     with _service() as service:
         answer = service.counter.record(page, count)
-    _print([{"page": page, **json.loads(answer.to_json())}], as_json)
+    _print([{"page": page, "visits": answer.visits, "served_via": answer.served_via}], as_json)
 
 
 @visits.command("get")
@@ -152,6 +153,19 @@ def locate(pages: Sequence[str], as_json: bool) -> None:
     _print([reports.location(service.store, page) for page in pages], as_json)
 
 
+@shards.command("url")
+@as_json
+def url(as_json: bool) -> None:
+    """Print the url of each shard with its password, to connect by hand: valkey-cli -u URL."""
+    service: Service = current_app.extensions["visit_counter"]
+    try:
+        rows = reports.urls(service.settings)
+    except VisitCounterError as error:
+        raise click.ClickException(str(error)) from None
+    _print(rows, as_json)
+    click.echo("keep the passwords in them secret: whoever has one can change and delete counts", err=True)
+
+
 @shards.command("rebalance")
 @click.option("--dry-run", is_flag=True, help="Only show how many partitions and pages would go from where to where.")
 @click.option(
@@ -205,7 +219,7 @@ def _service() -> Iterator[Service]:
     """Give the service with its journal open and its shards running; errors become one clear line."""
     service: Service = current_app.extensions["visit_counter"]
     try:
-        with embedded.running(service.settings):
+        with running(service.settings):
             service.open()
             yield service
     except VisitCounterError as error:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 from http import HTTPStatus
-from typing import NamedTuple
 
 from flask import Flask, Response, request
 from werkzeug.exceptions import HTTPException
@@ -15,6 +14,7 @@ from visit_counter.errors import (
     JournalError,
     PageError,
     StoreError,
+    StoreUnavailableError,
     UncertainError,
     VisitCounterError,
 )
@@ -32,27 +32,14 @@ _STATUS = (
 )
 
 
-class Problem(NamedTuple):
-    """A response: its status, its header fields but Content-Length, and its body."""
-
-    status: int
-    fields: tuple[tuple[str, str], ...]
-    body: bytes
-
-
-def problem(status: int, detail: str) -> Problem:
+def problem(status: int, detail: str) -> Response:
     """Return a problem document; `title` is the status's own name."""
     body = {"type": "about:blank", "title": HTTPStatus(status).phrase, "status": status, "detail": detail}
-    fields: tuple[tuple[str, str], ...] = (("Content-Type", "application/problem+json"), ("Cache-Control", "no-store"))
+    response = Response(json.dumps(body), status, content_type="application/problem+json")
+    response.headers["Cache-Control"] = "no-store"
     if status == HTTPStatus.SERVICE_UNAVAILABLE:
-        fields = (*fields, ("Retry-After", _RETRY_AFTER_SECONDS))
-    return Problem(status, fields, json.dumps(body).encode())
-
-
-def problem_of(error: VisitCounterError) -> Problem:
-    """Return what a client is told of an error raised on purpose; Flask and the worker's loop say the same."""
-    status = next((status for kind, status in _STATUS if isinstance(error, kind)), HTTPStatus.INTERNAL_SERVER_ERROR)
-    return problem(status, str(error))
+        response.headers["Retry-After"] = _RETRY_AFTER_SECONDS
+    return response
 
 
 def register(app: Flask) -> None:
@@ -62,19 +49,16 @@ def register(app: Flask) -> None:
     app.register_error_handler(Exception, _unexpected)
 
 
-def _response(document: Problem) -> Response:
-    response = Response(document.body, document.status)
-    for name, value in document.fields:
-        response.headers[name] = value
-    return response
-
-
 def _refused(error: VisitCounterError) -> Response:
-    return _response(problem_of(error))
+    status = next((status for kind, status in _STATUS if isinstance(error, kind)), HTTPStatus.INTERNAL_SERVER_ERROR)
+    detail = str(error)
+    if isinstance(error, StoreUnavailableError) and request.method == "POST":
+        detail += "; whether the visit was counted is unknown"
+    return problem(status, detail)
 
 
 def _http_error(error: HTTPException) -> Response:
-    response = _response(problem(error.code or 500, error.description or ""))
+    response = problem(error.code or 500, error.description or "")
     for name, value in error.get_headers():
         # Allow, Location and the like belong to the answer; the type and length are the problem's own.
         if name.lower() not in ("content-type", "content-length"):
@@ -84,4 +68,4 @@ def _http_error(error: HTTPException) -> Response:
 
 def _unexpected(error: Exception) -> Response:
     log.error("%s %s failed", request.method, request.path, exc_info=error)
-    return _response(problem(HTTPStatus.INTERNAL_SERVER_ERROR, "an error of the service; its log says more"))
+    return problem(HTTPStatus.INTERNAL_SERVER_ERROR, "an error of the service; its log says more")

@@ -5,8 +5,10 @@ from __future__ import annotations
 import time
 from collections import Counter
 from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from visit_counter.embedded.files import read_password
 from visit_counter.errors import RebalanceError, StoreError
 from visit_counter.rebalance import Rebalance, gather_stores
 from visit_counter.ring import PARTITIONS, partition_of
@@ -18,7 +20,7 @@ from visit_counter.stores.redis import RedisStore
 
 if TYPE_CHECKING:
     from visit_counter.service import Service
-    from visit_counter.settings import Settings
+    from visit_counter.settings import Settings, Shard
     from visit_counter.stores.describe import Seen
     from visit_counter.stores.sharded import ShardedStore
 
@@ -27,6 +29,18 @@ def location(store: ShardedStore, page: str) -> dict[str, Any]:
     """Return where a page belongs."""
     partition = partition_of(page)
     return {"page": page, "partition": partition, "shard": store.shard_of(partition)}
+
+
+def urls(settings: Settings) -> list[dict[str, Any]]:
+    """Return each shard's url with its password. Raises EmbeddedError where there is none yet."""
+    return [{"shard": shard.name, "url": _url_with_password(shard)} for shard in settings.shards]
+
+
+def _url_with_password(shard: Shard) -> str:
+    if not shard.password_file:
+        return shard.url
+    scheme, _, address = shard.url.partition("://")
+    return f"{scheme}://default:{read_password(Path(shard.password_file))}@{address}"
 
 
 def shards(service: Service) -> list[dict[str, Any]]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from visit_counter.buffer import WriteBuffer
 from visit_counter.counter import BufferedCounter, VisitCounter
 from visit_counter.direct import DirectCounter
-from visit_counter.embedded import EmbeddedShards
+from visit_counter.embedded.shards import EmbeddedShards
 from visit_counter.errors import StoreError
 from visit_counter.flush_launcher import FlushProcess
 from visit_counter.flusher import FlushBusyError, Flusher
@@ -47,6 +47,7 @@ class Service:
         self.buffer: WriteBuffer | None = None
         self.flusher: Flusher | None = None
         self.counter: VisitCounter
+        self._embedded = EmbeddedShards(settings)
         self._lock = threading.RLock()
         self._opened_by = 0  # process id: a forked child opens its own
         self._scheduler: Scheduler | None = None
@@ -99,15 +100,21 @@ class Service:
         """Open, and start the background jobs. Raises StartupError."""
         self.open()
         with self._lock:
-            if self._scheduler is None and self.buffer is not None:
-                self._scheduler = Scheduler(
-                    [
-                        Job("follow", self.follow, 1.0),
-                        Job("flush", self._flush_if_leader, self.settings.flush_seconds),
-                        Job("probe", self._probe, 0.5),
-                    ]
-                )
+            if self._scheduler is None and (jobs := self._jobs()):
+                self._scheduler = Scheduler(jobs)
                 self._scheduler.start()
+
+    def _jobs(self) -> list[Job]:
+        jobs = []
+        if self.buffer is not None:
+            jobs += [
+                Job("follow", self.follow, 1.0),
+                Job("flush", self._flush_if_leader, self.settings.flush_seconds),
+                Job("probe", self._probe, 0.5),
+            ]
+        if self.settings.embedded:
+            jobs.append(Job("keep the embedded shards", self._embedded.keep, 1.0))
+        return jobs
 
     def start_once(self) -> None:
         """Start in a process that no server hook has started: `flask run`, tests, other WSGI servers.
@@ -119,16 +126,16 @@ class Service:
         with self._lock:
             if self._opened_by != os.getpid():
                 if self.settings.embedded:
-                    shards = EmbeddedShards(self.settings)
-                    shards.start()
-                    atexit.register(shards.stop)
+                    self._embedded.start()
+                    atexit.register(self._embedded.stop)
                 atexit.register(self.stop)  # runs before: what is registered last is called first
                 self.start()
 
     def stop(self) -> None:
         """End the background jobs, flush what is pending, and close everything."""
         if self._scheduler is not None:
-            self._flush_process.hurry()
+            if self.buffer is not None:
+                self._flush_process.hurry()
             self._scheduler.shutdown(wait=True)
             self._scheduler = None
         if self.buffer is not None and self._opened_by == os.getpid():

@@ -15,6 +15,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
+from visit_counter.embedded.files import password_file, shard_names
 from visit_counter.errors import SettingsError
 from visit_counter.shard_list import Shard, parse_shards, shown
 
@@ -128,7 +129,9 @@ def _for_profile(values: dict[str, Any], shards: list[Shard] | None) -> dict[str
     """Return the arguments of Settings: as many shards as the profile uses."""
     limit = {"basic": 0, "sharded": None}.get(values["profile"], 1)
     ports = values["embedded_ports"][:limit]
-    local = [Shard(f"redis_{port}", f"redis://127.0.0.1:{port}") for port in ports]
+    names = shard_names(values["data_dir"], values["embedded_ports"])
+    password = str(password_file(values["data_dir"]))
+    local = [Shard(name, f"redis://127.0.0.1:{port}", password) for name, port in zip(names, ports, strict=False)]
     return values | {
         "shards": tuple((shards or local)[:limit]),
         "embedded": not shards and bool(local),

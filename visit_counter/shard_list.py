@@ -42,10 +42,14 @@ _SCHEMES = ", ".join(f"{scheme}://" for scheme in _DEFAULT_PORTS)
 
 @dataclass(frozen=True)
 class Shard:
-    """One Redis or Valkey server. The url may hold a password: it is not in the repr."""
+    """One Redis or Valkey server. The url may hold a password: it is not in the repr.
+
+    Of an embedded shard the password is in `password_file`, which is read whenever a connection is opened.
+    """
 
     name: str
     url: str = field(repr=False)
+    password_file: str = ""
 
     @property
     def address(self) -> str:

@@ -16,7 +16,8 @@ import tempfile
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from visit_counter.embedded import EmbeddedShards
+from visit_counter.embedded.files import shards_dir, unused_directories
+from visit_counter.embedded.shards import EmbeddedShards
 from visit_counter.errors import StartupError, StoreRefusedError
 from visit_counter.settings import SINGLE_PROCESS_PROFILES, Settings
 from visit_counter.stores.connect import check_shard, warnings_of
@@ -135,7 +136,8 @@ def prepare(settings: Settings, workers: int, addresses: Sequence[object]) -> li
     shards = EmbeddedShards(settings)
     shards.start()
     _embedded.append(shards)
-    return []
+    unused = ", ".join(unused_directories(settings.data_dir))
+    return [f"{shards_dir(settings.data_dir)} has counts of {unused}, which no shard uses"] if unused else []
 
 
 def clean_up() -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import redis
 
 from tests.servers import REPOSITORY, GunicornServer, ValkeyServer, free_ports, listening
 from visit_counter import create_app
@@ -88,7 +89,7 @@ def fetch(server: GunicornServer, method: str, page: str) -> int:
 
 def test_without_a_service_the_commands_start_and_end_the_shards(flask: Run, environ: dict[str, str]) -> None:
     ports = [int(port) for port in environ["VISITS_EMBEDDED_PORTS"].split(",")]
-    ring = Ring([f"redis_{port}" for port in ports])
+    ring = Ring(["redis_7070", "redis_7071"])
     owner = ring.shard_of(partition_of("a/b"))
     assert table(flask("visits", "hit", "a/b")) == [["page", "visits", "served_via"], ["a/b", "1", owner]]
     assert rows(flask("visits", "hit", "a/b", "--count", "2000", "--json")) == [
@@ -118,6 +119,22 @@ def test_beside_a_service_both_see_the_same_counts(
     assert rows(flask("visits", "get", "both", "--json"))[0]["visits"] == 3
     assert all(row["up"] for row in rows(flask("shards", "status", "--json")))
     assert server.stop() == 0
+
+
+def test_the_urls_hold_what_it_takes_to_connect_by_hand(
+    flask: Run, gunicorn: Callable[..., GunicornServer], environ: dict[str, str]
+) -> None:
+    assert "cannot read the password" in flask("shards", "url", status=1).stderr
+    gunicorn(**environ).start()
+    done = flask("shards", "url", "--json")
+    assert "keep the passwords in them secret" in done.stderr
+    assert [row["shard"] for row in rows(done)] == ["redis_7070", "redis_7071"]
+    for row, port in zip(rows(done), environ["VISITS_EMBEDDED_PORTS"].split(","), strict=True):
+        assert row["url"].endswith(f"@127.0.0.1:{port}")
+        with redis.Redis.from_url(row["url"]) as client:
+            assert client.ping()
+    environ["VISITS_SHARDS"] = "a=redis://:secret@h:1"
+    assert rows(flask("shards", "url", "--json")) == [{"shard": "a", "url": "redis://:secret@h:1"}]
 
 
 def test_flush_brings_what_is_pending_into_the_shards(flask: Run, environ: dict[str, str], shards: str) -> None:
@@ -164,8 +181,8 @@ def test_shards_status_exits_1_when_a_shard_is_down(flask: Run, valkey: ValkeySe
     ]
 
 
-def test_shards_locate_needs_no_shard(flask: Run, environ: dict[str, str]) -> None:
-    ring = Ring([f"redis_{port}" for port in environ["VISITS_EMBEDDED_PORTS"].split(",")])
+def test_shards_locate_needs_no_shard(flask: Run) -> None:
+    ring = Ring(["redis_7070", "redis_7071"])
     found = rows(flask("shards", "locate", "a", "b/c", "--json"))
     assert found == [
         {"page": page, "partition": partition_of(page), "shard": ring.shard_of(partition_of(page))}

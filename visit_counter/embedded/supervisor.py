@@ -1,0 +1,117 @@
+"""The process that starts, watches and ends the embedded shards: see `visit_counter.embedded`.
+
+    python -m visit_counter.embedded.supervisor start|again DATA_DIR NAME=PORT...
+
+`start`: says `ready` on its standard output once the shards answer, or one line about why they cannot.
+`again`: takes over from one that was killed, for a service that runs, and goes on trying what fails.
+
+Whoever starts it has no child to wait for: it forks at once, and goes on in the child. It ends once another supervisor
+runs all the shards. It ends the servers, and then itself, when nobody needs them any more, and on SIGTERM.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import signal
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from visit_counter import logs
+from visit_counter.embedded.files import try_lock, users_lock
+from visit_counter.embedded.server import ShardServer, end, server_binary
+from visit_counter.errors import EmbeddedError
+from visit_counter.private_files import open_private
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+log = logging.getLogger(__name__)
+
+# A server that reads a large append-only file may take this long; after it the service starts without.
+START_SECONDS = 30
+_TICK_SECONDS = 0.1
+# While another supervisor gives its shards up, or somebody looks whether they are supervised.
+_LOCK_SECONDS = 1.0
+
+
+class Supervisor:
+    """All shards of one data directory that nobody else runs."""
+
+    def __init__(self, data_dir: Path, shards: Sequence[str]) -> None:
+        binary = server_binary()
+        named = (shard.split("=") for shard in shards)
+        self._servers = [ShardServer(binary, data_dir, name, int(port)) for name, port in named]
+        self._users_fd = open_private(users_lock(data_dir), os.O_RDWR | os.O_CREAT)
+        self._told = False
+        # No exception: it could come between the start of a server and the note of its pid.
+        signal.signal(signal.SIGTERM, lambda *_: setattr(self, "_told", True))
+
+    def start(self) -> None:
+        """Return when all servers answer; one that still loads its data after that time may go on doing so."""
+        deadline = time.monotonic() + START_SECONDS
+        for server in self._servers:
+            server.end_leftover()
+        for server in self._servers:
+            server.first_start()
+        waiting = list(self._servers)
+        while waiting and time.monotonic() < deadline and not self._is_over(0.02):
+            waiting = [server for server in waiting if not server.answers()]
+            for server in waiting:
+                # Another supervisor may have had the lock, and gives it up just now.
+                server.watch()
+        for server in waiting:
+            log.warning("shard %s does not answer yet", server.name)
+
+    def watch(self) -> None:
+        """Run the servers until nobody needs them; only those that no other supervisor runs."""
+        self._servers = [server for server in self._servers if server.lock(_LOCK_SECONDS)]
+        while self._servers and not self._is_over(_TICK_SECONDS):
+            for server in self._servers:
+                server.watch()
+
+    def end(self) -> None:
+        """End the servers. Whoever needs them from now on waits until this process is gone."""
+        end(self._servers)
+
+    def _is_over(self, seconds: float) -> bool:
+        """Wait so long, and tell whether nobody needs the servers any more, or this process is told to end."""
+        time.sleep(seconds)
+        return self._told or try_lock(self._users_fd, fcntl.LOCK_EX)
+
+
+def _say(line: str) -> None:
+    with suppress(BrokenPipeError):  # then the parent is gone
+        os.write(sys.stdout.fileno(), f"{line}\n".encode())
+
+
+def main() -> None:
+    """Run the shards until nobody needs them."""
+    if os.fork():
+        os._exit(0)
+    logs.set_up(logging.WARNING)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    how, data_dir, *shards = sys.argv[1:]
+    supervisor = None
+    try:
+        supervisor = Supervisor(Path(data_dir), shards)
+        if how == "start":
+            supervisor.start()
+            _say("ready")
+        supervisor.watch()
+    except EmbeddedError as error:
+        if how == "start":
+            _say(str(error))
+        else:
+            log.error("the embedded shards cannot be watched: %s", error)
+    finally:
+        if supervisor:
+            supervisor.end()
+
+
+if __name__ == "__main__":
+    main()
