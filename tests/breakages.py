@@ -61,9 +61,16 @@ BREAKAGES = (
     Breakage(
         "read a count without looking at the end of the journal",
         "counter.py",
-        "            self.buffer.catch_up()\n            self._drop_void()\n            known",
-        "            self._drop_void()\n            known",
+        "            buffer.catch_up()\n            self._drop_void()\n            fresh",
+        "            self._drop_void()\n            fresh",
         SIMULATION,
+    ),
+    Breakage(
+        "try a visit again of which nobody knows whether it is in the journal",
+        "counter.py",
+        "outcomes.append(refusal)",
+        "outcomes.append(None)",
+        "tests/unit/test_counter.py",
     ),
     Breakage(
         "count a visit that lies behind a seal",

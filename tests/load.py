@@ -109,7 +109,7 @@ class _Client:
             return None
         self.buffer = b""
         status = int(head[9:12])
-        return status, int(json.loads(body).get("visits", 0)) if status in (200, 202) else 0
+        return status, int(json.loads(body).get("visits") or 0) if status in (200, 202) else 0
 
 
 class Load:

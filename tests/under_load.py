@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING
 
 from tests.redis_servers import wait_until
 from tests.unit.core import Host
+from visit_counter.answers import Answer
 from visit_counter.errors import CountUnknownError, StoreError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from visit_counter.answers import Answer
+    from visit_counter.answers import Accepted
     from visit_counter.counter import BufferedCounter
     from visit_counter.stores.base import Store
 
@@ -40,7 +41,7 @@ class Oracle:
         self._seen: Counter[str] = Counter()
         self._lock = Lock()
 
-    def visit(self, page: str, record: Callable[[str], Answer]) -> None:
+    def visit(self, page: str, record: Callable[[str], Answer | Accepted]) -> None:
         """Count a visit and judge the answer."""
         with self._lock:
             self._started[page] += 1
@@ -48,7 +49,7 @@ class Oracle:
         answer = record(page)
         with self._lock:
             self.acknowledged[page] += 1
-            if answer.status == 200:
+            if isinstance(answer, Answer):
                 self._judge(page, answer.visits, least)
             else:
                 self.unknown += 1

@@ -1,9 +1,11 @@
-"""What a hot call asks, what the answer says, and its bytes: one source for the blueprint and the worker's hot path."""
+"""What a hot call asks, what comes of it, and the answer's bytes, for the blueprint and the worker's loop alike."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import NamedTuple
+
+from visit_counter.errors import VisitCounterError
 
 CONTENT_TYPE = "application/json"
 # A count is true for one moment: no browser or proxy may keep it.
@@ -12,20 +14,46 @@ CACHE_CONTROL = "no-store"
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """One of the two hot calls. `was_read`: its page was just read from a shard for it; a read's answer says so."""
+    """One of the two hot calls: count so many visits of a page, or read its count."""
 
     is_visit: bool
     page: str
-    was_read: bool = False
+    visits: int = 1
 
 
 class Answer(NamedTuple):
-    """The count of a page, who served it, and the HTTP status: 200, or 202 where the stored part is unknown."""
+    """200: the count of a page, and who served it."""
 
     visits: int
     served_via: str
-    status: int = 200
+
+    @property
+    def status(self) -> int:
+        """The HTTP status."""
+        return 200
 
     def to_json(self) -> bytes:
         """Return the body of the answer; `served_via` is a settings-checked name that needs no escaping."""
         return b'{"visits": %d, "served_via": "%b"}' % (self.visits, self.served_via.encode())
+
+
+class Accepted(NamedTuple):
+    """202: the visit is in the journal, and the stored part of the count is unknown; `pending` is the other part."""
+
+    pending: int
+    served_via: str
+
+    @property
+    def status(self) -> int:
+        """The HTTP status."""
+        return 202
+
+    def to_json(self) -> bytes:
+        """Return the body of the answer."""
+        return b'{"visits": null, "pending": %d, "served_via": "%b"}' % (self.pending, self.served_via.encode())
+
+
+# What comes of an ask. None: it has to wait for a shard, and nothing was recorded; it may be asked again. An
+# UncertainError: nobody knows whether the visit is counted, so it is never asked again. Any other error: it is surely
+# not counted.
+Outcome = Answer | Accepted | VisitCounterError | None

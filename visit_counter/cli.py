@@ -64,7 +64,7 @@ def hit(page: str, count: int, as_json: bool) -> None:
     """Count visits of PAGE and print its new count."""
     with _service() as service:
         answer = service.counter.record(page, count)
-    _print([{"page": page, "visits": answer.visits, "served_via": answer.served_via}], as_json)
+    _print([{"page": page, **json.loads(answer.to_json())}], as_json)
 
 
 @visits.command("get")

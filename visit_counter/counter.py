@@ -11,10 +11,11 @@ taken over only if nothing that it depends on has moved meanwhile; else it is ma
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, NamedTuple
 
-from visit_counter.answers import Answer, Ask
-from visit_counter.errors import CountUnknownError, JournalError, StoreError
+from visit_counter.answers import Accepted, Answer, Ask, Outcome
+from visit_counter.errors import CountUnknownError, JournalError, StoreError, UncertainError, VisitCounterError
 from visit_counter.ring import partition_of
 from visit_counter.singleflight import SingleFlight
 from visit_counter.stores.base import NO_WATERMARK, Stored, is_base, segment_of
@@ -34,23 +35,38 @@ _READ_TRIES = 5
 _LAST_KNOWN_SECONDS = 1.0
 
 
-class VisitCounter(Protocol):
+class VisitCounter(ABC):
     """What the routes, the commands and the worker's loop call."""
 
-    def record(self, page: str, visits: int = 1) -> Answer:
-        """Count visits of a page; may wait for a shard. Raises JournalError, StoreError: nothing was counted."""
-        ...
+    @abstractmethod
+    def answer(self, asks: Sequence[Ask], *, wait: bool = False) -> list[Outcome]:
+        """Count the visits and read the counts; return what came of each, in order.
+
+        Without `wait` nothing is waited for but the journal: None says that an ask has to wait for a shard, and that
+        nothing was recorded for it; ask again with `wait`, from a thread that may. With `wait` there is no None.
+        """
+
+    @abstractmethod
+    def owner(self, page: str) -> str:
+        """Return who keeps a page; those who wait for pages of one owner wait together, and not for another."""
+
+    def record(self, page: str, visits: int = 1) -> Answer | Accepted:
+        """Count visits of a page; may wait for a shard. Raises the VisitCounterErrors of `answer`."""
+        return _told(self.answer([Ask(True, page, visits)], wait=True))
 
     def count(self, page: str) -> Answer:
         """Read the count of a page; may wait for a shard. Raises CountUnknownError, StoreError."""
-        ...
+        answer = _told(self.answer([Ask(False, page)], wait=True))
+        assert isinstance(answer, Answer)  # noqa: S101 - only a visit is accepted without a count
+        return answer
 
-    def answer_ready(self, requests: Sequence[Ask]) -> list[Answer | None]:
-        """Answer what needs no waiting.
 
-        None: this one would wait or was refused, and nothing was recorded for it; call `record` or `count`.
-        """
-        ...
+def _told(outcomes: Sequence[Outcome]) -> Answer | Accepted:
+    [outcome] = outcomes
+    if isinstance(outcome, VisitCounterError):
+        raise outcome
+    assert outcome is not None  # noqa: S101 - it was asked to wait
+    return outcome
 
 
 class Known(NamedTuple):
@@ -63,7 +79,25 @@ class Known(NamedTuple):
     stored: int
 
 
-class BufferedCounter:
+class Read(NamedTuple):
+    """What a read found; true as long as the version of the tables is this one, or raised in the cache."""
+
+    known: Known
+    version: tuple[int, int]
+
+
+class Loaded(NamedTuple):
+    """The pages that were loaded for some asks: what was read of them, or why that cannot be."""
+
+    read: dict[str, Read]
+    errors: dict[str, StoreError]
+
+
+_NOTHING = Loaded({}, {})
+_CUT = JournalError("the disk took a part of what was written, and not this visit")
+
+
+class BufferedCounter(VisitCounter):
     """Counts through the write buffer. `post_via(page)` and `stored_via(page)` give what the answers name."""
 
     def __init__(  # noqa: PLR0913 - all are named in the one call there is
@@ -78,84 +112,95 @@ class BufferedCounter:
     ) -> None:
         self.buffer, self.store, self.cache = buffer, store, cache
         self._post_via, self._stored_via, self._pending_via = post_via, stored_via, pending_via
-        self._reads: SingleFlight[None] = SingleFlight()
+        self._reads: SingleFlight[Read] = SingleFlight()
         self._loads = 0  # of the buffer when the cache was last cleared
         self._losses = 0  # of the state when the cache was last cleared
 
-    def record(self, page: str, visits: int = 1) -> Answer:
-        """Count visits of a page: 200 with the count, or 202 with the pending part alone if the rest is unknown."""
-        try:
-            self._learn(page)
-        except StoreError as error:
-            log.debug("counting %s without its stored part: %s", page, error)
-        with self.buffer.lock:
-            [current] = self.buffer.append([(page, visits)])
-            self._drop_void()
-            known: Known | None = self.cache.peek(page)
-            if known is None:
-                return Answer(self.buffer.tables.pending(page, self.buffer.included_to), self._post_via(page), 202)
-            pending = current + self.buffer.tables.pending_sealed(page, known.segment)
-            return Answer(known.stored + pending, self._post_via(page))
+    def owner(self, page: str) -> str:
+        """Return the shard that has a page."""
+        return self.store.owner(page)
 
-    def count(self, page: str) -> Answer:
-        """Read the count of a page."""
-        with self.buffer.lock:
-            cached = self._known(page) is not None
-        if not cached:
-            try:
-                self._learn(page)
-            except StoreError as error:
-                if self.cache.peek(page) is None:
-                    raise CountUnknownError(f"the stored count of this page cannot be read now: {error}") from None
-        with self.buffer.lock:
-            self.buffer.catch_up()
-            self._drop_void()
-            known: Known | None = self.cache.peek(page)
-            if known is None:
-                raise CountUnknownError("the cache is too small for the pages being read; raise VISITS_CACHE_PAGES")
-            pending = self.buffer.tables.pending(page, known.segment)
-        return Answer(known.stored + pending, IN_MEMORY if cached else self._read_via(page, pending))
+    def answer(self, asks: Sequence[Ask], *, wait: bool = False) -> list[Outcome]:
+        """See VisitCounter.answer; all visits go into the journal with one append."""
+        outcomes = self._answer(asks, _NOTHING)
+        if wait and None in outcomes:
+            loaded = Loaded({}, {})
+            while None in outcomes:
+                waiting = [ask for ask, outcome in zip(asks, outcomes, strict=True) if outcome is None]
+                self.load([ask.page for ask in waiting], loaded)
+                found = iter(self._answer(waiting, loaded))
+                outcomes = [next(found) if outcome is None else outcome for outcome in outcomes]
+        return outcomes
 
-    def _read_via(self, page: str, pending: int) -> str:
-        """Return what a count is said to come from whose stored part was read for it."""
-        return self._pending_via if pending and self._pending_via else self._stored_via(page)
-
-    def answer_ready(self, requests: Sequence[Ask]) -> list[Answer | None]:
-        """See VisitCounter.answer_ready: all visits go into the journal with one append."""
+    def _answer(self, asks: Sequence[Ask], loaded: Loaded) -> list[Outcome]:
+        """Answer all asks whose page is known, was loaded for them, or cannot be had; None for the others."""
         buffer = self.buffer
         with buffer.lock:
             # Before the entries are looked at: what others sealed and flushed is in a table or in an entry.
             buffer.catch_up()
             self._drop_void()
-            fresh, any_age, known = self.cache.get, self.cache.peek, self._known
-            entries: list[Known | None] = [
-                (any_age if ask.was_read else fresh)(ask.page) or known(ask.page) for ask in requests
+            fresh, known = self.cache.get, self._known
+            if loaded is _NOTHING:
+                entries: list[Known | None] = [fresh(ask.page) or known(ask.page) for ask in asks]
+            else:
+                entries = [self._loaded(ask.page, loaded) for ask in asks]
+            unknown = loaded.errors
+            run = [
+                (ask.page, ask.visits)
+                for ask, entry in zip(asks, entries, strict=True)
+                if ask.is_visit and (entry or ask.page in unknown)
             ]
-            run = [(ask.page, 1) for ask, entry in zip(requests, entries, strict=True) if ask.is_visit and entry]
+            refusal: VisitCounterError = _CUT
             try:
                 currents = iter(buffer.append(run) if run else ())
-            except JournalError:
-                currents = iter(())
+            except (JournalError, UncertainError) as error:
+                refusal, currents = error, iter(())
             is_void = self._loads != buffer.loads  # what was cached; see `_drop_void`
             self._drop_void()
             tables = buffer.tables
-            answers: list[Answer | None] = []
-            for ask, entry in zip(requests, entries, strict=True):
+            outcomes: list[Outcome] = []
+            for ask, entry in zip(asks, entries, strict=True):
                 page = ask.page
-                current = next(currents, None) if ask.is_visit and entry else None
-                if entry is None or (current is None and (ask.is_visit or is_void)):
-                    answers.append(None)
-                elif is_void:
-                    answers.append(Answer(tables.pending(page, buffer.included_to), self._post_via(page), 202))
-                elif current is None:
-                    pending = tables.pending(page, entry.segment)
-                    answers.append(
-                        Answer(entry.stored + pending, self._read_via(page, pending) if ask.was_read else IN_MEMORY)
-                    )
+                if not entry and page not in unknown:
+                    outcomes.append(None)
+                    continue
+                current = next(currents, None) if ask.is_visit else tables.current.visits.get(page, 0)
+                if current is None:
+                    outcomes.append(refusal)
+                    continue
+                if is_void:
+                    entry = None  # noqa: PLW2901 - what was cached when it was looked up is void
+                after = entry.segment if entry else buffer.included_to
+                pending = current + tables.pending_sealed(page, after) if tables.sealed else current
+                if entry:
+                    via = self._post_via(page) if ask.is_visit else self._read_via(page, pending, loaded)
+                    outcomes.append(Answer(entry.stored + pending, via))
+                elif ask.is_visit:
+                    outcomes.append(Accepted(pending, self._post_via(page)))
+                elif page in unknown:
+                    outcomes.append(CountUnknownError(f"the stored count of this page cannot be read: {unknown[page]}"))
                 else:
-                    earlier = tables.pending_sealed(page, entry.segment) if tables.sealed else 0
-                    answers.append(Answer(entry.stored + earlier + current, self._post_via(page)))
-            return answers
+                    outcomes.append(None)
+            return outcomes
+
+    def _loaded(self, page: str, loaded: Loaded) -> Known | None:
+        """Return what is known of a page that was just loaded, or could not be. The lock is held."""
+        known: Known | None = self.cache.peek(page)
+        if known is None and page in loaded.read:
+            # The cache is too small for it. Without it nobody has raised what was read since.
+            read = loaded.read[page]
+            known = read.known if read.version == self._version() else None
+        return known
+
+    def _version(self) -> tuple[int, int]:
+        """Return what changes whenever visits leave the tables. The lock is held."""
+        return self.buffer.loads, self.buffer.tables.version
+
+    def _read_via(self, page: str, pending: int, loaded: Loaded) -> str:
+        """Return what a count is said to come from."""
+        if loaded is _NOTHING:
+            return IN_MEMORY
+        return self._pending_via if pending and self._pending_via else self._stored_via(page)
 
     def tick(self) -> None:
         """Follow the journal; called once a second."""
@@ -188,52 +233,57 @@ class BufferedCounter:
                 self.cache.set(page, known, timeout=_LAST_KNOWN_SECONDS)
         return known
 
-    def by_shard(self, pages: Iterable[str]) -> list[list[str]]:
-        """Return the pages in groups, one for each shard, so that `learn` need not wait for one to read another's."""
-        groups: dict[str, list[str]] = {}
-        for page in pages:
-            groups.setdefault(self.store.owner(page), []).append(page)
-        return list(groups.values())
+    def load(self, pages: Iterable[str], loaded: Loaded) -> None:
+        """Read the pages, with one call for each shard, into the cache and into `loaded`.
 
-    def learn(self, pages: Sequence[str]) -> None:
-        """Have these pages in the cache, with one call of the store. Raises StoreError, which may have spared some."""
-        with self.buffer.lock:
-            unknown = [page for page in pages if self._known(page) is None]
-        self._read(unknown)
-
-    def _learn(self, page: str) -> None:
-        """Have the page in the cache, read less than the cache time ago. Raises StoreError.
-
-        If the shard cannot be asked, a last known count is good for a moment more, so that the next visitors of the
+        If a shard cannot be asked, a last known count is good for a moment more, so that the next visitors of the
         page do not ask again, each in turn.
         """
-        with self.buffer.lock:
-            if self._known(page) is not None:
-                return
-        try:
-            self._reads.do(page, lambda: self._read([page]))
-        except StoreError:
-            with self.buffer.lock:
-                known: Known | None = self.cache.peek(page)
-                if known is not None:
-                    self.cache.set(page, known, timeout=_LAST_KNOWN_SECONDS)
-            raise
+        by_owner: dict[str, dict[str, None]] = {}
+        for page in pages:
+            by_owner.setdefault(self.store.owner(page), {})[page] = None
+        for group in by_owner.values():
+            for page, flight in self._reads.do_all(group, self._read).items():
+                error = flight.exception()
+                if error is None:
+                    loaded.read[page] = flight.result()
+                elif isinstance(error, StoreError):
+                    log.debug("the stored part of %s is not known: %s", page, error)
+                    loaded.errors[page] = error
+                    self._keep_last_known(page)
+                else:
+                    raise error
 
-    def _read(self, pages: Sequence[str]) -> None:
+    def _keep_last_known(self, page: str) -> None:
+        with self.buffer.lock:
+            known: Known | None = self.cache.peek(page)
+            if known is not None:
+                self.cache.set(page, known, timeout=_LAST_KNOWN_SECONDS)
+
+    def _read(self, pages: Sequence[str]) -> dict[str, Read]:
+        """Return what is known of the pages; read what is not fresh. Raises StoreError."""
+        found: dict[str, Read] = {}
         for _ in range(_READ_TRIES):
-            if not pages:
-                return
             with self.buffer.lock:
                 self.buffer.catch_up()
                 self._drop_void()
-                state, loads = self.buffer.state, self.buffer.loads
-            found = self.store.read(self.buffer.writer, pages)
+                state, version = self.buffer.state, self._version()
+                for page in pages:
+                    known = None if page in found else self._known(page)
+                    if known is not None:
+                        found[page] = Read(known, version)
+                pages = [page for page in pages if page not in found]
+            if not pages:
+                return found
+            stored = self.store.read(self.buffer.writer, pages)
             with self.buffer.lock:
-                if state is not self.buffer.state or loads != self.buffer.loads:
+                if state is not self.buffer.state or version[0] != self.buffer.loads:
                     continue  # nobody could tell a shard that lost something from a read before its flush
-                pages = [page for page, stored in zip(pages, found, strict=True) if not self._take_over(page, stored)]
-        if pages:
-            raise StoreError(self._stored_via(pages[0]), "a flush was confirmed during every read")
+                for page, one in zip(pages, stored, strict=True):
+                    known = self._take_over(page, one)
+                    if known is not None:
+                        found[page] = Read(known, self._version())
+        raise StoreError(self._stored_via(pages[0]), "a flush was confirmed during every read")
 
     def _drop_void(self) -> None:
         """Drop the cache if the buffer has started anew since; see `WriteBuffer.loads`. The lock is held."""
@@ -241,8 +291,8 @@ class BufferedCounter:
             self._loads = self.buffer.loads
             self.cache.clear()
 
-    def _take_over(self, page: str, stored: Stored) -> bool:
-        """Put a read into the cache; False if it must be made again."""
+    def _take_over(self, page: str, stored: Stored) -> Known | None:
+        """Put a read into the cache and return what is now known; None if it must be made again."""
         confirmed = self.buffer.state.confirmed.get(partition_of(page), NO_WATERMARK)
         has_base = stored.watermark == NO_WATERMARK and is_base(confirmed)
         segment = segment_of(confirmed if has_base else stored.watermark)
@@ -253,12 +303,11 @@ class BufferedCounter:
                 try:
                     visits = stored.visits + self.buffer.retained(page, segment)
                 except FileNotFoundError:
-                    return False  # the flush has made the shard whole, and forgotten a segment
+                    return None  # the flush has made the shard whole, and forgotten a segment
                 known = Known(max(segment, self.buffer.included_to), visits)
-            self.cache.set(page, known)
-            return True
-        # Nothing between the watermark and `included_to` was for this partition.
-        segment = max(segment, self.buffer.included_to)
-        # Two reads of one page may overtake each other; counts only grow, so the larger is the later.
-        self.cache.set(page, max(Known(segment, stored.visits), known or Known(0, 0)))
-        return True
+        else:
+            # Nothing between the watermark and `included_to` was for this partition. Two reads of one page may
+            # overtake each other; counts only grow, so the larger is the later.
+            known = max(Known(max(segment, self.buffer.included_to), stored.visits), known or Known(0, 0))
+        self.cache.set(page, known)
+        return known

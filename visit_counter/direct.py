@@ -5,9 +5,9 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING
 
-from visit_counter.answers import Answer, Ask
-from visit_counter.counter import IN_MEMORY
-from visit_counter.errors import CountUnknownError, StoreError
+from visit_counter.answers import Answer, Ask, Outcome
+from visit_counter.counter import IN_MEMORY, VisitCounter
+from visit_counter.errors import CountUnknownError, StoreError, StoreUnavailableError, UncertainError
 from visit_counter.ring import PARTITIONS, partition_of
 from visit_counter.singleflight import SingleFlight
 
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
     from visit_counter.stores.base import Store
 
 
-class DirectCounter:
+class DirectCounter(VisitCounter):
     """Counts in `store`, which answers name as `via`; reads through `cache` if there is one.
 
-    `waits` tells whether the store is asked over a network: if so, `answer_ready` answers from the cache only.
+    `waits` tells whether the store is asked over a network: if so, nothing but a cached count is answered at once.
     """
 
     def __init__(self, store: Store, *, via: str, cache: LocalCache | None = None, waits: bool = True) -> None:
@@ -33,9 +33,23 @@ class DirectCounter:
         # may be too old for that visitor: nobody joins it any more, and it is not cached.
         self._answered = [0] * PARTITIONS
 
-    def record(self, page: str, visits: int = 1) -> Answer:
-        """Count visits of a page. Raises StoreError; after StoreUnavailableError they may have been counted."""
-        count = self.store.add(page, visits)
+    def owner(self, page: str) -> str:
+        """Return the store that has a page."""
+        return self.store.owner(page)
+
+    def answer(self, asks: Sequence[Ask], *, wait: bool = False) -> list[Outcome]:
+        """See VisitCounter.answer."""
+        may_ask = wait or not self._waits
+        return [self._count_visit(ask) if ask.is_visit and may_ask else self._find(ask, may_ask) for ask in asks]
+
+    def _count_visit(self, ask: Ask) -> Outcome:
+        page = ask.page
+        try:
+            count = self.store.add(page, ask.visits)
+        except StoreUnavailableError as error:
+            return UncertainError(f"{error}; whether the visit was counted is unknown")
+        except StoreError as error:
+            return error
         with self._lock:
             self._answered[partition_of(page)] += 1
             if self.cache is not None:
@@ -43,28 +57,22 @@ class DirectCounter:
                 self.cache.set(page, max(count, self.cache.peek(page) or 0))
         return Answer(count, self._via)
 
-    def count(self, page: str) -> Answer:
-        """Read the count of a page. Raises CountUnknownError."""
-        if self.cache is not None and (cached := self.cache.get(page)) is not None:
+    def _find(self, ask: Ask, may_ask: bool) -> Outcome:
+        """Answer from the cache, or read the count where that is allowed; a visit is none of both."""
+        page = ask.page
+        cached = None if self.cache is None or ask.is_visit else self.cache.get(page)
+        if cached is not None:
             return Answer(cached, IN_MEMORY)
+        if not may_ask:
+            return None
         answered = self._answered[partition_of(page)]
         try:
             return Answer(self._reads.do((page, answered), lambda: self._read(page, answered)), self._via)
         except StoreError as error:
             known = None if self.cache is None else self.cache.peek(page)
             if known is None:
-                raise CountUnknownError(f"the count of this page cannot be read now: {error}") from None
+                return CountUnknownError(f"the count of this page cannot be read now: {error}")
             return Answer(known, self._via)
-
-    def answer_ready(self, requests: Sequence[Ask]) -> list[Answer | None]:
-        """See VisitCounter.answer_ready."""
-        if not self._waits:
-            return [self.record(ask.page) if ask.is_visit else self.count(ask.page) for ask in requests]
-        return [None if ask.is_visit else self._cached(ask.page) for ask in requests]
-
-    def _cached(self, page: str) -> Answer | None:
-        cached = None if self.cache is None else self.cache.get(page)
-        return None if cached is None else Answer(cached, IN_MEMORY)
 
     def _read(self, page: str, answered: int) -> int:
         if self.cache is not None and (cached := self.cache.get(page)) is not None:

@@ -7,7 +7,7 @@ VisitCounterError
  +-- PageError                the page id breaks the rules of `visit_counter.pages`
  +-- JournalError             the visit could not be made durable and is not counted
  |    +-- JournalFullError    a limit on the journal's size or on pending pages is reached
- +-- UncertainError           the visit may be in the journal: it may be counted, and nobody may try it again
+ +-- UncertainError           nobody knows whether the visit is counted; it is never tried again
  +-- StoreError               a store did not do what it was asked
  |    +-- StoreUnavailableError  no answer: refused, reset, timed out, or the breaker is open
  |    +-- StoreRefusedError      an answer, and it is no: wrong password, out of memory, read-only
@@ -55,7 +55,7 @@ class JournalFullError(JournalError):
 
 
 class UncertainError(VisitCounterError):
-    """The visit's bytes may be in the journal, and may stay there or not: whoever tries again may count it twice."""
+    """Nobody knows whether the visit is counted: its bytes may be in the journal, or no store's answer came."""
 
 
 class StoreError(VisitCounterError):

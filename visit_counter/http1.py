@@ -56,7 +56,7 @@ class Verdict(Enum):
 
 
 class Target(NamedTuple):
-    """An ordinary request line: `ask` is what `VisitCounter.answer_ready` takes."""
+    """An ordinary request line: `ask` is what `VisitCounter.answer` takes."""
 
     ask: Ask
     http10: bool
@@ -226,25 +226,27 @@ def status_line(status: int) -> str:
     return f"{status} {HTTPStatus(status).phrase.upper()}"
 
 
-def response_fields(body_bytes: int) -> list[tuple[str, str]]:
-    """Return the header fields of an answer, but those gunicorn adds."""
-    return [
-        ("Content-Type", answers.CONTENT_TYPE),
-        ("Cache-Control", answers.CACHE_CONTROL),
-        ("Content-Length", str(body_bytes)),
-    ]
+ANSWER_FIELDS = (("Content-Type", answers.CONTENT_TYPE), ("Cache-Control", answers.CACHE_CONTROL))
 
 
-def response_heads(server: str, date: str) -> dict[tuple[int, bool, bool], bytes]:
-    """Return the heads of answers up to the value of Content-Length, by status, is it HTTP/1.0, does it close."""
-    fields = "".join(f"{name}: {value}\r\n" for name, value in response_fields(0)[:-1])
-    return {
-        (status, http10, close): (
+class Heads:
+    """The heads of responses, up to the value of Content-Length; those of the two ordinary answers are kept ready."""
+
+    def __init__(self, server: str, date: str) -> None:
+        self._server, self._date = server, date
+        # By status, is it HTTP/1.0, does it close.
+        self.ready = {
+            (status, http10, close): self.make(status, ANSWER_FIELDS, http10=http10, close=close)
+            for status in (200, 202)
+            for http10 in (False, True)
+            for close in (False, True)
+        }
+
+    def make(self, status: int, fields: Sequence[tuple[str, str]], *, http10: bool, close: bool) -> bytes:
+        """Return the head of a response with these fields beside those that gunicorn adds."""
+        more = "".join(f"{name}: {value}\r\n" for name, value in fields)
+        return (
             f"HTTP/1.{0 if http10 else 1} {status_line(status)}\r\n"
-            f"Server: {server}\r\nDate: {date}\r\nConnection: {'close' if close else 'keep-alive'}\r\n"
-            f"{fields}Content-Length: "
+            f"Server: {self._server}\r\nDate: {self._date}\r\nConnection: {'close' if close else 'keep-alive'}\r\n"
+            f"{more}Content-Length: "
         ).encode()
-        for status in (200, 202)
-        for http10 in (False, True)
-        for close in (False, True)
-    }

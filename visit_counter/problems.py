@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from http import HTTPStatus
+from typing import NamedTuple
 
 from flask import Flask, Response, request
 from werkzeug.exceptions import HTTPException
@@ -14,7 +15,6 @@ from visit_counter.errors import (
     JournalError,
     PageError,
     StoreError,
-    StoreUnavailableError,
     UncertainError,
     VisitCounterError,
 )
@@ -32,14 +32,27 @@ _STATUS = (
 )
 
 
-def problem(status: int, detail: str) -> Response:
+class Problem(NamedTuple):
+    """A response: its status, its header fields but Content-Length, and its body."""
+
+    status: int
+    fields: tuple[tuple[str, str], ...]
+    body: bytes
+
+
+def problem(status: int, detail: str) -> Problem:
     """Return a problem document; `title` is the status's own name."""
     body = {"type": "about:blank", "title": HTTPStatus(status).phrase, "status": status, "detail": detail}
-    response = Response(json.dumps(body), status, content_type="application/problem+json")
-    response.headers["Cache-Control"] = "no-store"
+    fields: tuple[tuple[str, str], ...] = (("Content-Type", "application/problem+json"), ("Cache-Control", "no-store"))
     if status == HTTPStatus.SERVICE_UNAVAILABLE:
-        response.headers["Retry-After"] = _RETRY_AFTER_SECONDS
-    return response
+        fields = (*fields, ("Retry-After", _RETRY_AFTER_SECONDS))
+    return Problem(status, fields, json.dumps(body).encode())
+
+
+def problem_of(error: VisitCounterError) -> Problem:
+    """Return what a client is told of an error raised on purpose; Flask and the worker's loop say the same."""
+    status = next((status for kind, status in _STATUS if isinstance(error, kind)), HTTPStatus.INTERNAL_SERVER_ERROR)
+    return problem(status, str(error))
 
 
 def register(app: Flask) -> None:
@@ -49,16 +62,19 @@ def register(app: Flask) -> None:
     app.register_error_handler(Exception, _unexpected)
 
 
+def _response(document: Problem) -> Response:
+    response = Response(document.body, document.status)
+    for name, value in document.fields:
+        response.headers[name] = value
+    return response
+
+
 def _refused(error: VisitCounterError) -> Response:
-    status = next((status for kind, status in _STATUS if isinstance(error, kind)), HTTPStatus.INTERNAL_SERVER_ERROR)
-    detail = str(error)
-    if isinstance(error, StoreUnavailableError) and request.method == "POST":
-        detail += "; whether the visit was counted is unknown"
-    return problem(status, detail)
+    return _response(problem_of(error))
 
 
 def _http_error(error: HTTPException) -> Response:
-    response = problem(error.code or 500, error.description or "")
+    response = _response(problem(error.code or 500, error.description or ""))
     for name, value in error.get_headers():
         # Allow, Location and the like belong to the answer; the type and length are the problem's own.
         if name.lower() not in ("content-type", "content-length"):
@@ -68,4 +84,4 @@ def _http_error(error: HTTPException) -> Response:
 
 def _unexpected(error: Exception) -> Response:
     log.error("%s %s failed", request.method, request.path, exc_info=error)
-    return problem(HTTPStatus.INTERNAL_SERVER_ERROR, "an error of the service; its log says more")
+    return _response(problem(HTTPStatus.INTERNAL_SERVER_ERROR, "an error of the service; its log says more"))

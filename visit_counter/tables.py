@@ -46,6 +46,7 @@ class Tables:
     def __init__(self) -> None:
         self.current = Table(0, 0, {})
         self.sealed: list[Table] = []
+        self.version = 0  # changes whenever visits may have left the tables
         self._sealed_pages = 0
 
     @property
@@ -91,6 +92,7 @@ class Tables:
     def reset(self, sealed: list[Table]) -> None:
         """Take these as the sealed ones."""
         self.sealed = sealed
+        self.version += 1
         self._count()
 
     def drop(self, done: Sequence[Table]) -> None:
@@ -102,6 +104,7 @@ class Tables:
         if parts and parts[0] in self.sealed:
             at = self.sealed.index(parts[0])
             self.sealed[at : at + len(parts)] = [whole]
+            self.version += 1
             self._count()
 
     def _count(self) -> None:

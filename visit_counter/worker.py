@@ -4,15 +4,15 @@ One thread runs an epoll loop. A turn of it:
 
 1. wait until connections have something to read;
 2. read from all of them, and take an ordinary request (`visit_counter.http1`) off each;
-3. ask `VisitCounter.answer_ready` for all of them at once: one journal append for the whole turn;
-4. send the answers.
+3. ask `VisitCounter.answer` for all of them at once: one journal append for the whole turn;
+4. send the answers, and the refusals.
 
-A request for a page whose stored count is not known waits, out of the loop, until a thread has read all such pages of
-the turn (where the counter can `learn`). One that is not ordinary, or has waited in vain, goes with its connection to
-a thread of a small pool, where gunicorn's `gthread` handles it unchanged: header policy, limits, refusals, chunked
-bodies, 100 Continue, hooks and errors are gunicorn's own. The connection then comes back to the loop. It goes there
-only once the request is all here, so a slow client never holds a thread. While it is there the loop does not read
-from it, so that pipelined requests are answered in order.
+A request that must wait for a shard does so out of the loop, until a thread has read what all such requests of the turn
+lack, and has answered them. One that is not ordinary goes with its connection to a thread of a small pool, where
+gunicorn's `gthread` handles it unchanged: header policy, limits, refusals, chunked bodies, 100 Continue, hooks and
+errors are gunicorn's own. The connection then comes back to the loop. It goes there only once the request is all here,
+so a slow client never holds a thread. While it is away the loop does not read from it, so that pipelined requests are
+answered in order.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ import select
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -32,27 +31,20 @@ from gunicorn.http import Request, wsgi
 from gunicorn.http.unreader import IterUnreader
 from gunicorn.workers.gthread import STOP_KEEPALIVE_LINGER, TConn
 
-from visit_counter.http1 import (
-    Limits,
-    RequestReader,
-    Taken,
-    Verdict,
-    response_fields,
-    response_heads,
-    status_line,
-)
+from visit_counter.answers import Answer
+from visit_counter.errors import VisitCounterError
+from visit_counter.http1 import ANSWER_FIELDS, Heads, Limits, RequestReader, Taken, Verdict, status_line
+from visit_counter.problems import problem_of
 from visit_counter.worker_connections import Connection, ConnectionWorker
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
     from concurrent.futures import Future
 
-    from visit_counter.answers import Answer, Ask
+    from visit_counter.answers import Ask, Outcome
     from visit_counter.counter import VisitCounter
 
-    AnswerReady = Callable[[Sequence[Ask]], Sequence[Answer | None]]
-
-# Each reads the pages that a turn lacks of one shard; several, because one that hangs keeps its thread for a while.
+# Each answers what waits for one shard in a turn; several, because one that hangs keeps its thread for a while.
 LOAD_THREADS = 4
 
 
@@ -118,16 +110,12 @@ class VisitWorker(ConnectionWorker):
         super()._prepare()
         self._next_check = 0.0
         self._resumed: list[Connection] = []
-        self._learning: dict[str, list[Connection]] = {}  # pages being read, and who waits for them
-        self._to_learn: list[str] = []
-        # Pages are read in threads of their own: neither Flask's requests nor a slow client keep one from being read.
+        # They wait in threads of their own: neither Flask's requests nor a slow client keep a page from being read.
         self._load_pool = ThreadPoolExecutor(LOAD_THREADS, "load")
         counter = self._find_counter()
         self._reader = RequestReader(limits_of(self.cfg), hot=counter is not None)
-        # Without a counter no request is ordinary, so that nobody is asked.
-        self._answer_ready: AnswerReady = counter.answer_ready if counter else lambda asks: [None] * len(asks)
-        self._learn: Callable[[Sequence[str]], None] | None = getattr(counter, "learn", None)
-        self._by_shard: Callable[[Sequence[str]], list[list[str]]] = getattr(counter, "by_shard", lambda pages: [pages])
+        if counter is not None:  # else no request is ordinary, so that nobody is asked
+            self._counter = counter
         self._logs_access = self.log.access_log_enabled or type(self.log).access is not glogging.Logger.access
 
     def _find_counter(self) -> VisitCounter | None:
@@ -179,10 +167,13 @@ class VisitWorker(ConnectionWorker):
 
         One at a time per connection, because a request that must wait for a thread holds up those behind it.
         """
-        wave = ready
+        self._answer_waves(ready, ready, now)
+
+    def _answer_waves(self, wave: list[Connection], sending: list[Connection], now: float) -> None:
+        """Answer what these connections have read, then send to all that are given."""
         while wave:
             wave = self._answer(wave, now)
-        for connection in ready:
+        for connection in sending:
             if connection.out:
                 self._send(connection, now)
 
@@ -196,8 +187,7 @@ class VisitWorker(ConnectionWorker):
             if isinstance(taken, Verdict):
                 self._wait_or_hand(connection, taken, now)
             else:
-                ask = taken[0].ask
-                asks.append(replace(ask, was_read=True) if connection.was_read else ask)
+                asks.append(taken[0].ask)
                 asking.append((connection, taken))
         if not asks:
             return []
@@ -210,70 +200,82 @@ class VisitWorker(ConnectionWorker):
         return self._write_answers(asking, found, now)
 
     def _write_answers(
-        self, asking: list[tuple[Connection, Taken]], found: Sequence[Answer | None], now: float
+        self, asking: list[tuple[Connection, Taken]], found: Sequence[Outcome], now: float
     ) -> list[Connection]:
+        """Put what came of the requests into the connections' output; return those that have read more than that."""
         must_close = not self.alive or not self._keepalive or len(self._connections) > self.max_keepalived
         idle_until = now + self._keepalive
-        heads = self._heads
+        heads = self._heads.ready
         more = []
-        for (connection, (target, framing, end)), answer in zip(asking, found, strict=True):
-            if answer is None:
-                self._learn_or_hand(connection, target.ask.page, now)
+        waiting = []
+        for one, outcome in zip(asking, found, strict=True):
+            connection, (target, framing, end) = one
+            if outcome is None:
+                waiting.append(one)
                 continue
             close = must_close or (target.http10 if framing.close is None else framing.close)
-            body = answer.to_json()
+            fields: tuple[tuple[str, str], ...] = ANSWER_FIELDS
+            if type(outcome) is Answer:
+                status, body = 200, outcome.to_json()
+                head = heads[200, target.http10, close]
+            elif isinstance(outcome, VisitCounterError):
+                status, fields, body = problem_of(outcome)
+                head = self._heads.make(status, fields, http10=target.http10, close=close)
+            else:
+                status, body = outcome.status, outcome.to_json()
+                head = heads[status, target.http10, close]
             if self._logs_access:
-                self._log_access(connection, end, answer, body, connection.waits_since or now)
-            connection.out += b"%b%d\r\n\r\n%b" % (heads[answer.status, target.http10, close], len(body), body)
+                self._log_access(
+                    connection, end, status_line(status), (*fields, ("Content-Length", str(len(body)))), now
+                )
+            connection.out += b"%b%d\r\n\r\n%b" % (head, len(body), body)
             connection.buffer = connection.buffer[end:]
             connection.deadline = idle_until
-            connection.partial = connection.was_read = False
+            connection.partial = False
             connection.waits_since = 0.0
             if close:
                 connection.closing = True
             elif connection.buffer:
                 more.append(connection)
-        if self._to_learn:
-            self._learn_pages()
+        if waiting:
+            self._let_wait(waiting, now)
         return more
 
-    def _learn_or_hand(self, connection: Connection, page: str, now: float) -> None:
-        """Let the request wait until its page is known, with others; if that was not why, it is Flask's."""
-        if self._learn is None or connection.waits_since or connection.out:
-            self._hand(connection)
-            return
-        connection.waits_since = now
-        self._release(connection)
-        if page not in self._learning:
-            self._learning[page] = []
-            self._to_learn.append(page)
-        self._learning[page].append(connection)
+    def _let_wait(self, waiting: list[tuple[Connection, Taken]], now: float) -> None:
+        """Have requests answered that must wait for a shard: in a thread for each shard, since one may hang."""
+        groups: dict[str, list[tuple[Connection, Taken]]] = {}
+        for one in waiting:
+            connection, (target, _, _) = one
+            connection.waits_since = now
+            # What was answered before goes out with this answer, in order.
+            connection.held, connection.out = connection.out, b""
+            self._release(connection)
+            groups.setdefault(self._counter.owner(target.ask.page), []).append(one)
+        for mine in groups.values():
+            asks = [target.ask for _, (target, _, _) in mine]
+            future = self._load_pool.submit(self._counter.answer, asks, wait=True)
+            future.add_done_callback(partial(self.method_queue.defer, self._waited, mine))
 
-    def _learn_pages(self) -> None:
-        """Read the pages that this turn lacks, those of each shard at once, in a thread: one may hang."""
-        pages, self._to_learn = self._to_learn, []
-        assert self._learn is not None  # noqa: S101 - no page waits where the counter cannot learn
-        for mine in self._by_shard(pages):
-            future = self._load_pool.submit(self._learn, mine)
-            # Whatever went wrong: those who wait ask again, and Flask tells them.
-            future.add_done_callback(partial(self.method_queue.defer, self._learned, mine))
+    def _waited(self, asking: list[tuple[Connection, Taken]], done: Future[list[Outcome]]) -> None:
+        """Send what came of requests that waited."""
+        now = time.monotonic()
+        for connection, _ in asking:
+            connection.out, connection.held = connection.held, b""
+            self._adopt(connection)
+        connections = [connection for connection, _ in asking]
+        if done.cancelled() or done.exception():
+            self.log.error("Error while waiting for a shard", exc_info=None if done.cancelled() else done.exception())
+            for connection in connections:
+                self._drop(connection)
+        else:
+            self._answer_waves(self._write_answers(asking, done.result(), now), connections, now)
 
-    def _learned(self, pages: list[str], done: Future[None]) -> None:
-        error = done.exception()
-        if error is not None:
-            self.log.debug("Cannot learn %d pages: %s", len(pages), error)
-        for page in pages:
-            for connection in self._learning.pop(page):
-                connection.was_read = error is None
-                self._adopt(connection)
-                self._resumed.append(connection)
-
-    def _ask(self, asks: list[Ask]) -> Sequence[Answer | None] | None:
-        """Return the counter's answers; None if nobody can say what was counted, so that nothing can be said."""
+    def _ask(self, asks: list[Ask]) -> Sequence[Outcome] | None:
+        """Return what came of the asks; None if nobody can say what was counted, so that nothing can be said."""
         try:
-            return self._answer_ready(asks)
+            return self._counter.answer(asks)
         except Exception:
-            self.log.exception("Error in answer_ready")
+            self.log.exception("Error while counting")
             return None
 
     def _count_requests(self, number: int) -> None:
@@ -292,7 +294,7 @@ class VisitWorker(ConnectionWorker):
     def _check(self, now: float) -> None:
         """Do what is due about once a second."""
         self.notify()
-        self._heads = response_heads(SERVER, util.http_date())
+        self._heads = Heads(SERVER, util.http_date())
         if self.alive and not self.is_parent_alive():
             self.alive = False
         if self.alive:
@@ -310,7 +312,6 @@ class VisitWorker(ConnectionWorker):
             connection.handing = True
             return
         connection.handing = connection.partial = False
-        connection.was_read, connection.waits_since = False, 0.0
         self._release(connection)
         handed = HandedConnection(self.cfg, connection, self.request_seconds)
         connection.buffer = b""
@@ -340,13 +341,16 @@ class VisitWorker(ConnectionWorker):
         except TimeoutError as error:
             raise StopIteration from error
 
-    def _log_access(self, connection: Connection, end: int, answer: Answer, body: bytes, since: float) -> None:
+    def _log_access(
+        self, connection: Connection, end: int, status: str, fields: Sequence[tuple[str, str]], now: float
+    ) -> None:
         """Log a request that the loop answered, from the same objects gunicorn makes for any other."""
+        since = connection.waits_since or now
         try:
             request = Request(self.cfg, IterUnreader([connection.buffer[:end]]), connection.client)
             response, environ = wsgi.create(request, connection.sock, connection.client, connection.server, self.cfg)
-            response.start_response(status_line(answer.status), response_fields(len(body)))
-            response.sent = len(body)
+            response.start_response(status, list(fields))
+            response.sent = int(dict(fields)["Content-Length"])
             self.log.access(response, request, environ, timedelta(seconds=time.monotonic() - since))
         except Exception:
             self.log.exception("Error in the access log")

@@ -37,13 +37,13 @@ class Connection:
         "deadline",
         "fd",
         "handing",
+        "held",
         "lingered",
         "out",
         "partial",
         "server",
         "sock",
         "waits_since",
-        "was_read",
     )
 
     def __init__(self, sock: socket.socket, client: Any, server: Any, deadline: float) -> None:
@@ -57,9 +57,8 @@ class Connection:
         self.partial = False  # the buffer holds a part of a request, for which `deadline` was set
         self.closing = False  # close once `out` is sent
         self.handing = False  # hand to a thread once `out` is sent
-        # Since when its request has waited for its page, 0.0 if it has not. It waits once: then Flask is asked.
-        self.waits_since = 0.0
-        self.was_read = False  # and that the page was read for it
+        self.waits_since = 0.0  # since when its request waits for a shard, 0.0 if it does not
+        self.held = b""  # to be sent with the answer that it waits for
         self.blocked = False  # the socket would not take all of `out`: waiting until it does
         self.lingered = -1  # bytes thrown away since the last answer; -1 while not lingering
 

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, NamedTuple, Self
 
 from tests.faults.oracle import BrokenError
 from tests.redis_servers import Server
+from visit_counter.answers import Answer
 from visit_counter.buffer import WriteBuffer
 from visit_counter.cache import LocalCache
 from visit_counter.counter import BufferedCounter
@@ -144,7 +145,7 @@ class LoadedHost:
         with self._ledger.lock:
             self._ledger.acknowledged[page] += 1
         self._own[page] += 1
-        if answer.status == 200:
+        if isinstance(answer, Answer):
             self._check(page, answer.visits, self._own[page])
         elif self.complete:
             raise BrokenError(f"{page}: answered {answer.status}")

@@ -34,11 +34,18 @@ from visit_counter import flusher as flusher_module
 from visit_counter import journal as journal_module
 from visit_counter import merging as merging_module
 from visit_counter import steps
-from visit_counter.answers import Answer, Ask
+from visit_counter.answers import Accepted, Answer, Ask
 from visit_counter.buffer import WriteBuffer
 from visit_counter.cache import LocalCache
 from visit_counter.counter import BufferedCounter
-from visit_counter.errors import CountUnknownError, JournalError, StartupError, StoreError, UncertainError
+from visit_counter.errors import (
+    CountUnknownError,
+    JournalError,
+    StartupError,
+    StoreError,
+    UncertainError,
+    VisitCounterError,
+)
 from visit_counter.flusher import FlushBusyError, Flusher
 from visit_counter.journal import Journal
 from visit_counter.ring import Ring, partition_of
@@ -136,7 +143,7 @@ class World:
         self.deadly = random.choice((0.0, 0.05, 0.2))
         self.others = random.choice((0.0, 0.3))
         weights = {
-            "record": 10, "count": 6, "answer_ready": 4, "tick": 5, "flush": 6, "pass_time": 2,
+            "record": 10, "count": 6, "answer": 4, "tick": 5, "flush": 6, "pass_time": 2,
             "lose_power": random.choice((0, 0, 0.4)), "fill_disk": random.choice((0, 0, 0.7)),
             "shard_away": random.choice((0, 1)), "roll_back": random.choice((0, 0.7)), "late": 1, "stop": 0.3,
         }  # fmt: skip
@@ -257,12 +264,12 @@ class World:
         try:
             answer = process.counter.record(page, visits)
         except (JournalError, UncertainError) as error:
-            oracle.refused(page, visits, surely=isinstance(error, JournalError))
+            self._refuse(oracle, page, visits, error)
             return
         oracle.acknowledge(page, visits)
         self.note(f"   record {page} {answer}")
-        if answer.status == 202:
-            oracle.check_at_most(page, answer.visits)
+        if isinstance(answer, Accepted):
+            oracle.check_at_most(page, answer.pending)
         else:
             self._see(process, page, answer, lowest)
 
@@ -277,34 +284,38 @@ class World:
         self.note(f"   count {page} {answer}")
         self._see(process, page, answer, lowest)
 
-    def _answer_ready(self, process: Process) -> None:
+    def _refuse(self, oracle: Oracle, page: str, visits: int, error: VisitCounterError) -> None:
+        self.note(f"   refused {page}: {error}")
+        oracle.refused(page, visits, surely=not isinstance(error, UncertainError))
+
+    def _answer(self, process: Process) -> None:
         requests = [
-            Ask(self.random.random() < 0.5, self.random.choice(PAGES), self.random.random() < 0.5)
-            for _ in range(self.random.randint(1, 5))
+            Ask(self.random.random() < 0.5, self.random.choice(PAGES)) for _ in range(self.random.randint(1, 5))
         ]
+        wait = self.random.random() < 0.5
         oracle = process.host.oracle
         before = {ask.page: self._lowest(process, ask.page) for ask in requests}
         lowest = {page: oracle.acknowledged(page) for page in before}
         for ask in requests:
             if ask.is_visit:
                 oracle.begin(ask.page, 1)
-        answers = process.counter.answer_ready(requests)
-        for ask, answer in zip(requests, answers, strict=True):
-            self.note(f"   ready {'+' if ask.is_visit else '='} {ask.page} {answer}")
-            if answer is None:
-                if ask.is_visit:
-                    oracle.refused(ask.page, 1)
-                continue
-            if ask.is_visit:
-                oracle.acknowledge(ask.page, 1)
-                lowest[ask.page] += 1
+        outcomes = process.counter.answer(requests, wait=wait)
         # Requests of one call came at the same time: their answers have no order.
         seen: dict[str, list[Answer]] = {}
-        for ask, answer in zip(requests, answers, strict=True):
-            if answer is not None and answer.status == 202:
-                oracle.check_at_most(ask.page, answer.visits)
-            elif answer is not None:
-                seen.setdefault(ask.page, []).append(answer)
+        for ask, outcome in zip(requests, outcomes, strict=True):
+            self.note(f"   {'+' if ask.is_visit else '='} {ask.page} {outcome!r}")
+            if ask.is_visit:
+                if isinstance(outcome, Answer | Accepted):
+                    oracle.acknowledge(ask.page, 1)
+                    lowest[ask.page] += 1
+                else:
+                    self._refuse(oracle, ask.page, 1, outcome or VisitCounterError("not recorded"))
+            if isinstance(outcome, Answer):
+                seen.setdefault(ask.page, []).append(outcome)
+            elif isinstance(outcome, Accepted):
+                oracle.check_at_most(ask.page, outcome.pending)
+            elif outcome is None and wait:
+                raise BrokenError(f"{ask.page}: no answer")
         for page, found in seen.items():
             self._see(process, page, min(found), before[page])
             self._see(process, page, max(found), max(before[page], lowest[page]))

@@ -13,7 +13,10 @@ from typing import TYPE_CHECKING
 
 from flask import Flask, Response, request
 
-from visit_counter.answers import CACHE_CONTROL, Answer, Ask
+from visit_counter import problems
+from visit_counter.answers import CACHE_CONTROL, Accepted, Answer, Ask, Outcome
+from visit_counter.counter import VisitCounter
+from visit_counter.errors import JournalError, UncertainError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,65 +27,53 @@ def _wait_for(name: str) -> None:
         threading.Event().wait(0.01)
 
 
-class StubCounter:
+class StubCounter(VisitCounter):
     """Counts in memory.
 
-    Pages under `wait/` are never ready, so that they go through Flask; those under `learn/` are not before `learn` was
-    called; the page `break` breaks `answer_ready`.
+    Pages under `wait/` always have to wait, and those under `wait/hold/NAME` until there is a file of this name; a
+    visit of `refuse` is refused, one of `uncertain` may be counted; the page `break` breaks `answer`.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._counts: dict[str, int] = {}
-        self._learnt: set[str] = set()
         self.calls = 0
         path = os.environ.get("STUB_JOURNAL", os.devnull)
         self._journal = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
 
-    def record(self, page: str) -> Answer:
-        """Count one visit."""
-        with self._lock:
-            self._counts[page] = visits = self._counts.get(page, 0) + 1
-        return Answer(visits, "stub")
+    def owner(self, page: str) -> str:
+        """Say that pages with other beginnings wait apart."""
+        return page[:10]
 
-    def count(self, page: str) -> Answer:
-        """Read a count."""
-        return Answer(self._counts.get(page, 0), "stub")
-
-    def learn(self, pages: Sequence[str]) -> None:
-        """Have these pages ready; `learn/hold/NAME` once there is a file of this name."""
-        for page in pages:
-            if page.startswith("learn/hold/"):
-                _wait_for(page.removeprefix("learn/hold"))
-        self._learnt.update(pages)
-
-    def answer_ready(self, requests: Sequence[Ask]) -> list[Answer | None]:
+    def answer(self, asks: Sequence[Ask], *, wait: bool = False) -> list[Outcome]:
         """Answer all of them with one write, as the real one does."""
         self.calls += 1
-        if Ask(True, "break") in requests:
+        if Ask(True, "break") in asks:
             raise RuntimeError("asked to break")
+        for ask in asks:
+            if wait and ask.page.startswith("wait/hold/"):
+                _wait_for(ask.page.removeprefix("wait/hold"))
         lines = []
-        for ask in requests:
+        for ask in asks:
             if ask.is_visit:
                 encoded = ask.page.encode()
                 lines.append(b"%08x\t1\t%b\n" % (zlib.crc32(encoded), encoded))
         os.lseek(self._journal, 0, os.SEEK_END)
         if lines:
             os.write(self._journal, b"".join(lines))
-        answers: list[Answer | None] = []
-        counts = self._counts
         with self._lock:
-            for ask in requests:
-                page = ask.page
-                if page.startswith("wait/") or (page.startswith("learn/") and page not in self._learnt):
-                    answers.append(None)
-                    continue
-                visits = counts.get(page, 0)
-                if ask.is_visit:
-                    visits += 1
-                    counts[page] = visits
-                answers.append(Answer(visits, "stub"))
-        return answers
+            return [self._outcome(ask, wait) for ask in asks]
+
+    def _outcome(self, ask: Ask, wait: bool) -> Outcome:
+        if ask.page.startswith("wait/") and not wait:
+            return None
+        if ask.is_visit and ask.page == "refuse":
+            return JournalError("the journal is full")
+        visits = self._counts.get(ask.page, 0) + ask.is_visit
+        self._counts[ask.page] = visits
+        if ask.is_visit and ask.page == "uncertain":
+            return UncertainError("the visit may be counted")
+        return Answer(visits, "stub")
 
 
 class StubService:
@@ -99,8 +90,9 @@ def create_app() -> Flask:
     app = Flask(__name__)
     service = StubService()
     app.extensions["visit_counter"] = service
+    problems.register(app)
 
-    def respond(answer: Answer) -> Response:
+    def respond(answer: Answer | Accepted) -> Response:
         response = Response(answer.to_json(), answer.status, mimetype="application/json")
         response.headers["Cache-Control"] = CACHE_CONTROL
         return response

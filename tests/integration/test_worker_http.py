@@ -77,9 +77,9 @@ def test_a_request_that_must_wait_does_so_behind_answers_that_the_client_does_no
         client.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
         client.sock.connect(server.address)
         client.send(b"POST /visits/full HTTP/1.1\r\n%b\r\n" % HOST * 110)
-        client.send(b"POST /visits/learn/full HTTP/1.1\r\n%b\r\n" % HOST)
+        client.send(b"POST /visits/wait/full HTTP/1.1\r\n%b\r\n" % HOST)
         assert [visits(client) for _ in range(111)] == [*range(1, 111), 1]
-        assert visits(client.ask("POST", "/visits/learn/full")) == 2
+        assert visits(client.ask("POST", "/visits/wait/full")) == 2
         client.close()
     finally:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, usual)
@@ -248,6 +248,33 @@ def test_an_error_while_counting_closes_the_connection_and_nothing_else(server: 
     assert client.ask("POST", "/visits/break").is_closed()
     assert visits(other.ask("GET", "/visits/other")) == 0
     wait_until(lambda: "asked to break" in server.text(), "the error is in the log")
+
+
+@pytest.mark.parametrize("page", ["refuse", "uncertain"])
+def test_a_visit_that_is_not_surely_counted_is_refused_as_flask_does_and_never_tried_again(
+    client: Client, page: str
+) -> None:
+    def counted() -> int:
+        return visits(client.ask("GET", f"/visits/{page}"))
+
+    before = counted()
+    by_the_loop = client.ask("POST", f"/visits/{page}").answer()
+    assert by_the_loop.status == 503
+    assert counted() == before + (page == "uncertain")
+    chunked = b"POST /visits/%b HTTP/1.1\r\n%bTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n" % (page.encode(), HOST)
+    by_flask = client.send(chunked).answer()
+    ignored = ("date", "transfer-encoding")
+    for answer in (by_the_loop, by_flask):
+        for name in ignored:
+            answer.fields.pop(name, None)
+    assert by_the_loop == by_flask
+    assert counted() == before + 2 * (page == "uncertain")
+
+
+def test_a_visit_that_waited_is_counted_once(client: Client, server: Server) -> None:
+    other = server.client()
+    assert visits(client.ask("POST", "/visits/wait/owner/page")) == 1
+    assert visits(other.ask("GET", "/visits/wait/owner/page")) == 1
 
 
 def test_a_connection_without_a_request_is_closed_in_time_and_a_kept_one_too(tmp_path: Path) -> None:

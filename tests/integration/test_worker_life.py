@@ -131,7 +131,7 @@ def test_the_access_log_counts_the_time_that_a_request_waited_for_its_page(tmp_p
     with Server(tmp_path, config) as server:
         waits, others = server.client(), server.client()
         others.ask("GET", "/visits/a").answer()
-        waits.ask("GET", f"/visits/learn/hold{gate}")
+        waits.ask("GET", f"/visits/wait/hold{gate}")
         others.ask("GET", "/visits/a").answer()
         arrived = time.monotonic()  # or before: the loop takes one turn after another
         for _ in range(100):
@@ -139,8 +139,8 @@ def test_the_access_log_counts_the_time_that_a_request_waited_for_its_page(tmp_p
         held = time.monotonic() - arrived
         gate.touch()
         waits.answer()
-        wait_until(lambda: "/learn/hold" in log.read_text(), "the request is logged")
-    (logged,) = re.findall(r"/learn/hold\S* (\d+)", log.read_text())
+        wait_until(lambda: "/wait/hold" in log.read_text(), "the request is logged")
+    (logged,) = re.findall(r"/wait/hold\S* (\d+)", log.read_text())
     assert int(logged) >= held * 1e6
 
 

@@ -11,10 +11,10 @@ import pytest
 from tests.unit.core import NAMES, Host
 from tests.unit.test_buffer import file_size_limit
 from tests.unit.test_flusher import Shard
-from visit_counter.answers import Answer, Ask
+from visit_counter.answers import Accepted, Answer, Ask
 from visit_counter.cache import LocalCache
 from visit_counter.counter import BufferedCounter, Known
-from visit_counter.errors import CountUnknownError, JournalError
+from visit_counter.errors import CountUnknownError, JournalError, UncertainError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -44,6 +44,11 @@ class Watched(Shard):
         if act:
             act()
         return found
+
+
+def count_of(answer: Answer | Accepted) -> int:
+    assert isinstance(answer, Answer)
+    return answer.visits
 
 
 @pytest.fixture
@@ -143,7 +148,7 @@ def test_a_shard_that_is_away_is_asked_for_a_page_once_a_second_at_most(
     before = shard.reads
     assert [counter.count("a").visits for _ in range(5)] == [0] * 5
     assert shard.reads == before + 1
-    assert counter.answer_ready([Ask(True, "a")]) == [Answer(1, "redis_7070")]
+    assert counter.answer([Ask(True, "a")]) == [Answer(1, "redis_7070")]
     host.clock.now += 1
     shard.away = False
     assert counter.count("a") == Answer(1, "redis_7070")
@@ -157,13 +162,13 @@ def test_a_shard_known_to_be_away_is_not_asked_for_a_known_page_and_nobody_waits
     shard.away, shard.away_for = True, ["a", "b"]
     before = shard.reads
     asked = [Ask(True, "a"), Ask(False, "a"), Ask(True, "b"), Ask(False, "b")]
-    assert counter.answer_ready(asked) == [Answer(2, "redis_7070"), Answer(2, "in_memory"), None, None]
+    assert counter.answer(asked) == [Answer(2, "redis_7070"), Answer(2, "in_memory"), None, None]
     host.clock.now += 6
     assert counter.record("a") == Answer(3, "redis_7070")
     host.clock.now += 6
     assert counter.count("a") == Answer(3, "in_memory")
     host.clock.now += 6
-    counter.learn(["a"])
+    counter.answer([Ask(False, "a")], wait=True)
     assert shard.reads == before
     host.clock.now += 1
     shard.away, shard.away_for = False, ()
@@ -178,19 +183,28 @@ def test_a_page_asked_for_while_its_shard_is_away_makes_no_room_for_others(
     host.clock.now += 6
     counter.count("b")
     shard.away_for = ["a"]
-    assert counter.answer_ready([Ask(False, "a")]) == [Answer(1, "in_memory")]
+    assert counter.answer([Ask(False, "a")]) == [Answer(1, "in_memory")]
     counter.count("c")
-    assert counter.answer_ready([Ask(False, "a"), Ask(False, "b")]) == [Answer(1, "in_memory"), None]
+    assert counter.answer([Ask(False, "a"), Ask(False, "b")]) == [Answer(1, "in_memory"), None]
 
 
-def test_pages_are_learnt_by_shard(tmp_path: Path) -> None:
-    host = Host(tmp_path)
+def test_pages_are_loaded_with_one_call_for_each_shard_and_a_shard_that_is_away_spares_the_others(
+    tmp_path: Path,
+) -> None:
+    shards = [Watched(name) for name in NAMES]
+    shards[0].away = True
+    host = Host(tmp_path, [*shards])
     counter = host.process()
-    pages = [f"page/{number}" for number in range(20)]
-    groups = counter.by_shard(pages)
-    assert len(groups) == 2
-    assert sorted(page for group in groups for page in group) == sorted(pages)
-    assert [len({host.store.shard_name(page) for page in group}) for group in groups] == [1, 1]
+    asks = [Ask(number % 2 == 0, f"page/{number}") for number in range(20)]
+    outcomes = counter.answer(asks, wait=True)
+    assert [shard.reads for shard in shards] == [1, 1]
+    for ask, outcome in zip(asks, outcomes, strict=True):
+        if counter.owner(ask.page) == shards[1].name:
+            assert outcome == Answer(int(ask.is_visit), shards[1].name)
+        elif ask.is_visit:
+            assert outcome == Accepted(1, shards[0].name)
+        else:
+            assert isinstance(outcome, CountUnknownError)
     host.close()
 
 
@@ -201,7 +215,7 @@ def test_an_unknown_page_of_a_shard_that_is_away_is_accepted_but_not_guessed(
     host.flusher.flush()
     shard.away = True
     late = host.process()
-    assert late.record("b") == Answer(1, "redis_7070", 202)
+    assert late.record("b") == Accepted(1, "redis_7070")
     with pytest.raises(CountUnknownError, match="away"):
         late.count("b")
     shard.away = False
@@ -247,7 +261,7 @@ def test_a_run_is_one_append_and_every_visit_is_told_its_own_number(
         return write(descriptor, data)
 
     monkeypatch.setattr("os.write", watched_write)
-    answers = counter.answer_ready(
+    answers = counter.answer(
         [Ask(True, "a"), Ask(True, "b"), Ask(False, "a"), Ask(True, "a"), Ask(True, "unknown"), Ask(False, "x")]
     )
     assert answers == [
@@ -263,39 +277,68 @@ def test_a_run_is_one_append_and_every_visit_is_told_its_own_number(
     assert counter.count("unknown").visits == 0
 
 
-def test_a_read_whose_page_was_read_for_it_names_the_shard(counter: BufferedCounter) -> None:
-    counter.record("a")
-    asked = [Ask(False, "a", was_read=True), Ask(False, "a"), Ask(False, "b", was_read=True)]
-    assert counter.answer_ready(asked) == [Answer(1, "redis_7070"), Answer(1, "in_memory"), None]
-
-
 def test_a_page_that_was_read_for_a_request_is_good_for_it_however_short_the_cache_time(
-    host: Host, counter: BufferedCounter
+    host: Host, shard: Watched, counter: BufferedCounter
 ) -> None:
     counter.record("a")
     host.clock.now += 6
-    assert counter.answer_ready([Ask(False, "a"), Ask(True, "a")]) == [None, None]
-    asked = [Ask(False, "a", was_read=True), Ask(True, "a", was_read=True)]
-    assert counter.answer_ready(asked) == [Answer(2, "redis_7070"), Answer(2, "redis_7070")]
+    asked = [Ask(False, "a"), Ask(True, "a")]
+    assert counter.answer(asked) == [None, None]
+
+    def much_later() -> None:
+        host.clock.now += 6
+
+    shard.after = much_later
+    assert counter.answer(asked, wait=True) == [Answer(2, "redis_7070"), Answer(2, "redis_7070")]
+
+
+def test_a_cache_for_one_page_answers_any_number_of_them(host: Host, counter: BufferedCounter) -> None:
+    counter.cache = LocalCache(threshold=1, ttl_seconds=5.0, clock=host.clock)
+    asks = [Ask(number % 2 == 0, f"page/{number}") for number in range(20)]
+    for times in (1, 2):
+        assert [outcome.visits for outcome in counter.answer(asks, wait=True) if isinstance(outcome, Answer)] == [
+            times * ask.is_visit for ask in asks
+        ]
+
+
+def test_a_visit_of_which_nobody_can_say_whether_it_is_in_the_journal_is_asked_of_it_once(
+    counter: BufferedCounter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[object] = []
+
+    def append(run: object) -> list[int]:
+        tried.append(run)
+        if len(tried) == 1:
+            raise UncertainError("nobody knows")
+        return [1, 2, 3]
+
+    monkeypatch.setattr(counter.buffer, "append", append)
+    asks = [Ask(True, "a"), Ask(True, "a"), Ask(False, "a"), Ask(True, "b")]
+    first, second, read, third = counter.answer(asks, wait=True)
+    assert [type(each) for each in (first, second, third)] == [UncertainError] * 3
+    assert read == Answer(0, "redis_7070")
+    assert tried == [[("a", 1), ("a", 1), ("b", 1)]]
 
 
 def test_a_run_that_cannot_be_journaled_counts_nothing_and_reads_go_on(host: Host, counter: BufferedCounter) -> None:
     counter.record("a")
     with file_size_limit((host.journal.path / "0000000001.log").stat().st_size):
-        assert counter.answer_ready([Ask(True, "a"), Ask(False, "a")]) == [None, Answer(1, "in_memory")]
+        refused, read = counter.answer([Ask(True, "a"), Ask(False, "a")])
+        assert isinstance(refused, JournalError)
+        assert read == Answer(1, "in_memory")
         with pytest.raises(JournalError):
             counter.record("a")
         assert counter.count("a").visits == 1
-    assert counter.record("a").visits == 2
+    assert counter.record("a") == Answer(2, "redis_7070")
 
 
 def test_a_run_looks_at_what_other_workers_acknowledged(host: Host, counter: BufferedCounter) -> None:
     other = host.process()
     counter.count("a")
     other.record("a", 3)
-    assert counter.answer_ready([Ask(False, "a")]) == [Answer(3, "in_memory")]
+    assert counter.answer([Ask(False, "a")]) == [Answer(3, "in_memory")]
     host.flusher.flush()
-    assert counter.answer_ready([Ask(True, "a"), Ask(False, "a")]) == [Answer(4, "redis_7070"), Answer(4, "in_memory")]
+    assert counter.answer([Ask(True, "a"), Ask(False, "a")]) == [Answer(4, "redis_7070"), Answer(4, "in_memory")]
 
 
 def test_a_cached_count_stays_right_when_its_pending_visits_are_dropped(host: Host, counter: BufferedCounter) -> None:
@@ -314,7 +357,7 @@ def test_concurrent_visits_and_reads_of_two_workers_with_flushes_add_up(host: Ho
     low: list[tuple[int, int]] = []
 
     def visit(worker: BufferedCounter) -> None:
-        told.extend(worker.record("a").visits for _ in range(200))
+        told.extend(count_of(worker.record("a")) for _ in range(200))
 
     def watch(worker: BufferedCounter) -> None:
         last = 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 from flask import Blueprint, Response, current_app, request
 from werkzeug.exceptions import RequestEntityTooLarge
 
-from visit_counter.answers import CACHE_CONTROL, CONTENT_TYPE, Answer
+from visit_counter.answers import CACHE_CONTROL, CONTENT_TYPE, Accepted, Answer
 from visit_counter.pages import decode_page
 
 blueprint = Blueprint("visits", __name__)
@@ -41,7 +41,7 @@ def _page() -> str:
     return decode_page(request.environ["PATH_INFO"].encode("latin-1")[_PREFIX_LENGTH:])
 
 
-def _response(answer: Answer) -> Response:
+def _response(answer: Answer | Accepted) -> Response:
     response = Response(answer.to_json(), answer.status, content_type=CONTENT_TYPE)
     response.headers["Cache-Control"] = CACHE_CONTROL
     return response
