@@ -22,6 +22,6 @@ USER visits
 VOLUME /data
 EXPOSE 8000
 HEALTHCHECK --interval=5s --timeout=5s --start-period=30s \
-  CMD ["python", "-c", "import urllib.request as r; r.urlopen('http://127.0.0.1:8000/health', timeout=4)"]
+  CMD ["python", "-c", "import urllib.request as r; r.urlopen('http://127.0.0.1:8000/ready', timeout=4)"]
 # Longer than gunicorn's graceful_timeout: docker stop -t 40. compose.yaml says so for its own.
 CMD ["gunicorn", "-b", "0.0.0.0:8000", "wsgi:app"]

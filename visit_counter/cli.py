@@ -98,10 +98,13 @@ def flush(as_json: bool) -> None:
 
 
 @visits.command("journal")
+@click.option("--acknowledge", is_flag=True, help="Say that you have seen the damage: it no longer degrades /health.")
 @as_json
-def journal(as_json: bool) -> None:
-    """Show the journal: segments, pending visits, watermarks, the last flush."""
+def journal(acknowledge: bool, as_json: bool) -> None:
+    """Show the journal: segments, pending visits, watermarks, the last flush, damage and who has acknowledged it."""
     with _service() as service:
+        if acknowledge:
+            reports.acknowledge_damage(service)
         report = reports.journal(service)
     if report is None:
         raise click.ClickException(f"the profile {service.settings.profile} has no journal")
@@ -109,14 +112,15 @@ def journal(as_json: bool) -> None:
         click.echo(json.dumps(report, indent=2))
         return
     segments, watermarks = report.pop("segments"), report.pop("watermarks")
-    damage = report.pop("damage")
+    damage, acknowledged = report.pop("damage"), report.pop("acknowledged")
     _print_fields(report)
     click.echo()
     _print(segments, as_json=False)
     click.echo()
     _print(watermarks, as_json=False)
     for note in damage:
-        click.secho(f"damage: {note}", fg="red")
+        by = acknowledged.get(note)
+        click.secho(f"damage: {note}" + (f" (acknowledged {by})" if by else ""), fg=None if by else "red")
 
 
 @shards.command("status")
@@ -184,6 +188,8 @@ def rebalance(dry_run: bool, former: str | None, set_aside: bool, as_json: bool)
     with _service() as service:
         if service.settings.profile != "sharded":
             raise click.ClickException("only the profile sharded has more than one shard")
+        for trouble in reports.flush_troubles(service):
+            click.secho(f"warning: the last flush failed: {trouble}", fg="yellow", err=True)
         work = reports.rebalance_of(service.settings, former)
         if dry_run:
             _print_plan(work.plan(), as_json)

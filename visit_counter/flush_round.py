@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _PERSIST_SECONDS = 2.0
+_MOST_TOLD = 8
 
 ByPartition = dict[int, dict[str, int]]
 
@@ -51,7 +52,7 @@ class Round:
         self.journal, self.store, self.state = journal, store, state
         self.visits = self.pages = 0
         self.failures: set[str] = set()
-        self.away: set[str] = set()  # the shards that were not reached, wholly or in part
+        self.trouble: dict[str, str] = {}  # the shards that did not get everything, and why
         self.news = False  # the processes of this host should read the state again
         self.sealed: dict[Segment, str] = {}  # sealed segments, oldest first, and their tokens
         self.content: dict[Segment, ByPartition] = {}
@@ -65,16 +66,27 @@ class Round:
         self._seal()
         partitions = sorted(self._with_visits() | self.state.confirmed.keys())
         if not self.sealed or not partitions:
-            return "; ".join(sorted(self.failures))
-        plan, failures = self._plan(partitions)
-        failures |= self.failures
+            return self._told()
+        plan = self._plan(partitions)
         if plan:
-            failures |= self._apply(plan)
-        if not failures:
+            self._apply(plan)
+        if not self.failures:
             self.state.attempted.clear()
         self._move_floor()
         self._persist()
-        return "; ".join(sorted(failures))
+        return self._told()
+
+    def _told(self) -> str:
+        """Return what went wrong, in a text that stays short whatever did."""
+        told = sorted(self.failures)
+        more = [f"and {len(told) - _MOST_TOLD} more"] if len(told) > _MOST_TOLD else []
+        return "; ".join(told[:_MOST_TOLD] + more)
+
+    def _fail(self, shard: str, reason: str) -> None:
+        """Note that a shard did not get everything; each of its partitions may have a reason of its own."""
+        text = reason if reason.startswith((f"{shard}:", f"{shard} (")) else f"{shard}: {reason}"
+        self.trouble.setdefault(shard, text)
+        self.failures.add(text)
 
     # -- seal ----------------------------------------------------------------------------------------------------
 
@@ -126,19 +138,19 @@ class Round:
 
     # -- plan ----------------------------------------------------------------------------------------------------
 
-    def _plan(self, partitions: list[int]) -> tuple[list[Batch], set[str]]:
-        """Return the batches that bring every reachable partition up to date, and what could not be reached."""
+    def _plan(self, partitions: list[int]) -> list[Batch]:
+        """Return the batches that bring every reachable partition up to date."""
         found, errors = self.store.watermarks_of_reachable(self.state.writer, partitions)
         self._unreached = set(partitions) - found.keys()
-        failures = {str(error) for error in errors}
-        self.away |= {error.store for error in errors}
+        for error in errors:
+            self._fail(error.store, str(error))
         if any(self._is_foreign(partition, watermark) for partition, watermark in found.items()):
             self._become_another_writer(found)
             found = dict.fromkeys(found, NO_WATERMARK)
         target = next(reversed(self.sealed.values()))
         batches = [self._batch(partition, watermark, target) for partition, watermark in found.items()]
         self._tell_rollbacks()
-        return [batch for batch in batches if batch.visits], failures
+        return [batch for batch in batches if batch.visits]
 
     def _batch(self, partition: int, watermark: str, target: str) -> Batch:
         """Return what a partition lacks; note what it has lost."""
@@ -250,8 +262,8 @@ class Round:
 
     # -- apply ---------------------------------------------------------------------------------------------------
 
-    def _apply(self, batches: list[Batch]) -> set[str]:
-        """Send the batches; record which are confirmed; return what failed."""
+    def _apply(self, batches: list[Batch]) -> None:
+        """Send the batches; record which are confirmed and what failed."""
         # Attempts are noted by shard under the layout of the moment: a partition may move to another shard and take
         # a number along as its watermark that was noted for the former one.
         layout = self.store.layout
@@ -263,16 +275,14 @@ class Round:
         steps.step("send")
         applied = self.store.apply(self.state.writer, batches)
         steps.step("reply")
-        failures = set()
         unsure = {f"{self.store.shard_of(partition)}@{layout}" for partition in self._unreached}
         for batch, answer in zip(batches, applied, strict=True):
             if answer.error is not None:
-                failures.add(answer.error)
                 unsure.add(owners[batch.partition])
-                self.away.add(self.store.shard_of(batch.partition))
+                self._fail(self.store.shard_of(batch.partition), answer.error)
             elif answer.watermark != batch.watermark:
                 unsure.add(owners[batch.partition])
-                failures.add(
+                self.failures.add(
                     f"partition {batch.partition} is at {answer.watermark!r} instead of {batch.expected!r}; "
                     "the next flush starts from there"
                 )
@@ -282,7 +292,6 @@ class Round:
                 self.pages += len(batch.visits)
         for owner in set(owners.values()) - unsure:
             del self.state.attempted[owner]
-        return failures
 
     def _persist(self) -> None:
         """Ask the shards whether what they confirmed is on their disks; clear `state.unpersisted` where it is."""
@@ -290,7 +299,7 @@ class Round:
             del self.state.unpersisted[partition]  # it has no watermark that could be asked for
         owned = self.store.by_store(self.state.unpersisted)
         # Not those that this flush has found away: each would take its whole time-out again, and the others wait.
-        mine = {store.name: partitions for store, partitions in owned if store.name not in self.away}
+        mine = {store.name: partitions for store, partitions in owned if store.name not in self.trouble}
         # A server vouches for what came over this process's connection, and for all that was written before it: so
         # each is written to, even if what is unpersisted was sent by another process.
         marks = {name: self.store.stores[name].one_per_server(partitions) for name, partitions in mine.items()}

@@ -67,7 +67,10 @@ class Flusher:
             error = round_.run()
             result = LastFlush(time.time(), round(time.monotonic() - started, 3), round_.visits, round_.pages, error)
             state.last_flush = result
-            state.away = {shard: state.away.get(shard, result.at) for shard in round_.away}
+            if not error:
+                state.complete_at = result.at
+            state.away = {shard: state.away.get(shard, result.at) for shard in round_.trouble}
+            state.trouble = round_.trouble
             forgettable = self._forgettable(state)
             for segment in forgettable:
                 round_.note_forgotten(segment, round_.content_of(segment))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import getpass
+import os
 import time
 from collections import Counter
 from contextlib import suppress
@@ -13,7 +15,7 @@ from visit_counter.errors import RebalanceError, StoreError
 from visit_counter.rebalance import Rebalance, gather_stores
 from visit_counter.ring import PARTITIONS, partition_of
 from visit_counter.shard_list import parse_shards
-from visit_counter.state import State
+from visit_counter.state import State, acknowledge, acknowledged
 from visit_counter.stores.base import NO_WATERMARK, segment_of
 from visit_counter.stores.cluster import ClusterStore
 from visit_counter.stores.redis import RedisStore
@@ -55,15 +57,16 @@ def shards(service: Service) -> list[dict[str, Any]]:
         service.store.settle()
     for partition in range(PARTITIONS):
         owned.setdefault(service.store.shard_of(partition), []).append(partition)
-    pending, away, writer = _pending_by_shard(service)
+    pending, state, writer = _pending_by_shard(service)
     rows = []
     for shard in service.settings.shards:
         store = service.store.stores[shard.name]
+        trouble = [f"the last flush failed: {state.trouble[shard.name]}"] if shard.name in state.trouble else []
         if isinstance(store, RedisStore | ClusterStore):
             for number, seen in enumerate(store.look(writer, owned.get(shard.name, []))):
-                row = _row(shard.name, seen, away.get(shard.name))
+                row = _row(shard.name, seen, state.away.get(shard.name))
                 # A visit waits for a cluster as a whole: its partitions may be anywhere when they are flushed.
-                rows.append(row | {"pending_visits": pending[shard.name] if number == 0 else 0} | _told(seen))
+                rows.append(row | {"pending_visits": pending[shard.name] if number == 0 else 0} | _told(seen, trouble))
     return rows
 
 
@@ -87,28 +90,29 @@ def _row(name: str, seen: Seen, away_since: float | None) -> dict[str, Any]:
     }
 
 
-def _told(seen: Seen) -> dict[str, Any]:
+def _told(seen: Seen, trouble: list[str]) -> dict[str, Any]:
+    warnings = [*seen.warnings, *trouble]
     return {
-        "safe": None if seen.said is None else not seen.warnings,
-        "warnings": list(seen.warnings),
+        "safe": None if seen.said is None else not warnings,
+        "warnings": warnings,
         "error": seen.error,
     }
 
 
-def _pending_by_shard(service: Service) -> tuple[Counter[str], dict[str, float], str]:
-    """Return the visits that wait for each shard, since when flushes have not reached one, and the writer's id."""
+def _pending_by_shard(service: Service) -> tuple[Counter[str], State, str]:
+    """Return the visits that wait for each shard, what the flushes know, and the writer's id."""
     buffer, store = service.buffer, service.store
     pending: Counter[str] = Counter()
     if buffer is None or store is None:
-        return pending, {}, ""
+        return pending, State(), ""
     with buffer.lock:
         buffer.catch_up()
         for page, visits, last in buffer.pending_pages():
             partition = partition_of(page)
             if segment_of(buffer.state.confirmed.get(partition, NO_WATERMARK)) < last:
                 pending[store.shard_of(partition)] += visits
-        away = State.load(buffer.journal.state_path).away
-    return pending, away, buffer.writer
+        state = State.load(buffer.journal.state_path)
+    return pending, state, buffer.writer
 
 
 def rebalance_note(service: Service) -> str:
@@ -117,6 +121,13 @@ def rebalance_note(service: Service) -> str:
     if agreed is None or (agreed.shards.keys() == service.store.stores.keys() and not agreed.next):  # type: ignore[union-attr]
         return ""
     return f"the counts are on {', '.join(sorted(agreed.everyone))}; flask shards rebalance moves or finishes"
+
+
+def flush_troubles(service: Service) -> list[str]:
+    """Return why the last flush of this host could not bring a shard everything: it may refuse what is moved, too."""
+    if service.buffer is None:
+        return []
+    return list(State.load(service.buffer.journal.state_path).trouble.values())
 
 
 def rebalance_of(settings: Settings, former: str | None) -> Rebalance:
@@ -152,7 +163,7 @@ def journal(service: Service) -> dict[str, Any] | None:
             for segment in buffer.journal.segments()
         ]
     waiting = [row["age_seconds"] for row in segments if row["state"] != "included"] if pending[0] else []
-    last = state.last_flush
+    last, signed = state.last_flush, acknowledged(buffer.journal.path)
     return {
         "writer": buffer.writer,
         "directory": str(buffer.journal.path),
@@ -161,14 +172,29 @@ def journal(service: Service) -> dict[str, Any] | None:
         "pending_pages": pending[1],
         "oldest_pending_seconds": max(waiting, default=None),
         "included_to": state.floor,
-        "last_flush_age_seconds": max(0, round(now - last.at)) if last else None,
+        "last_flush_age_seconds": max(0, round(now - state.complete_at)) if state.complete_at else None,
         "last_flush_visits": last.visits if last else None,
         "last_flush_seconds": last.seconds if last else None,
         "last_flush_error": last.error if last else None,
         "segments": segments,
         "watermarks": _watermarks(service, state.confirmed),
         "damage": state.damage,
+        "acknowledged": {note: signed[note] for note in state.damage if note in signed},
     }
+
+
+def acknowledge_damage(service: Service) -> None:
+    """Remember that the person who runs this has seen the damage there is. Raises OSError."""
+    if service.buffer is not None:
+        path = service.buffer.journal.path
+        acknowledge(path, State.load(service.buffer.journal.state_path).damage, _user())
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's user may have no name
+        return f"user {os.getuid()}"
 
 
 def _watermarks(service: Service, confirmed: dict[int, str]) -> list[dict[str, Any]]:

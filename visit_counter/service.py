@@ -7,7 +7,7 @@ import logging
 import os
 import threading
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from visit_counter.buffer import WriteBuffer
 from visit_counter.counter import BufferedCounter, VisitCounter
@@ -16,9 +16,10 @@ from visit_counter.embedded.shards import EmbeddedShards
 from visit_counter.errors import StoreError
 from visit_counter.flush_launcher import FlushProcess
 from visit_counter.flusher import FlushBusyError, Flusher
+from visit_counter.health_report import FlushWatch, Health, Journaled, flush_complaints
 from visit_counter.journal import Journal
 from visit_counter.scheduler import Job, Leader, Scheduler
-from visit_counter.state import State
+from visit_counter.state import State, acknowledged
 from visit_counter.stores.factory import make_store
 from visit_counter.stores.memory import MemoryStore
 from visit_counter.stores.sharded import ShardedStore
@@ -80,6 +81,7 @@ class Service:
         least, most = _FLUSH_PROCESS_SECONDS
         limit = min(max(least, _FLUSH_PROCESS_INTERVALS * settings.flush_seconds), most)
         self._flush_process = FlushProcess(settings, limit)
+        self._watch = FlushWatch(settings.flush_seconds)
         if settings.profile == "batched":
             return BufferedCounter(
                 self.buffer, store, cache, post_via=lambda _: "batch", stored_via=lambda _: "redis", pending_via="batch"
@@ -157,6 +159,7 @@ class Service:
         """Follow the journal; done once a second."""
         assert isinstance(self.counter, BufferedCounter)  # noqa: S101
         self.counter.tick()
+        self._watch.look(self.counter.buffer.state)
 
     def _probe(self) -> None:
         """Ask the shards that are away whether they are back, so that no visitor waits to find out."""
@@ -205,27 +208,31 @@ class Service:
 
     # -- what /health says ------------------------------------------------------------------------------------------
 
-    def health(self) -> tuple[dict[str, Any], int]:
-        """Return the body and the status of /health."""
+    def health(self) -> Health:
+        """Return what happened; asks the shards, and waits 0.15 s at most for one that does not answer."""
         shards = self.store.ping_each() if self.store else {}
-        refusal = self._refusal(shards)
-        status = "unhealthy" if refusal else "healthy" if all(shards.values()) else "degraded"
-        body: dict[str, Any] = {"api_status": status, "redis_status": shards, "profile": self.settings.profile}
-        if refusal:
-            body["reason"] = refusal
+        complaints = [f"{name} does not answer" for name, up in shards.items() if not up]
+        refusal, journaled = self._refusal(shards), None
         if self.buffer is not None:
             with self.buffer.lock:
                 self.buffer.catch_up()
-                body["pending_visits"], _ = self.buffer.pending_totals()
+                pending, _ = self.buffer.pending_totals()
             # From the file: a flush with nothing to tell does not announce itself.
             state = State.load(self.buffer.journal.state_path)
-            last = state.last_flush
-            body["last_flush_age_seconds"] = max(0, round(time.time() - last.at)) if last else None
-            body["damage"] = state.damage
-        return body, 503 if refusal else 200
+            age = max(0, round(time.time() - state.complete_at)) if state.complete_at else None
+            signed = acknowledged(self.buffer.journal.path)
+            journaled = Journaled(pending, age, [note for note in state.damage if note not in signed])
+            complaints += flush_complaints(state, self._watch)
+            if journaled.damage:
+                number = len(journaled.damage)
+                complaints.append(f"damage was found and is not acknowledged ({number} of `damage`)")
+        return Health(self.settings.profile, shards, refusal, tuple(complaints), journaled)
+
+    def refusal(self) -> str | None:
+        """Tell why a visit could not be accepted now, or None; asks the shards only where there is no journal."""
+        return self._refusal(self.store.ping_each() if self.store and self.buffer is None else {})
 
     def _refusal(self, shards: dict[str, bool]) -> str | None:
-        """Tell why a visit could not be accepted, or None."""
         if self.buffer is not None:
             with self.buffer.lock:
                 return self.buffer.refusal()

@@ -7,6 +7,7 @@ work and knowledge of damage but no visit.
 from __future__ import annotations
 
 import json
+import os
 import time
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 MAX_DAMAGE_NOTES = 50
+# Beside the state and not in it: a person need not wait for a flush that hangs, and a lost state loses no signature.
+_ACKNOWLEDGED = "acknowledged.json"
 
 
 @dataclass(slots=True)
@@ -33,27 +36,33 @@ class LastFlush:
 
 @dataclass(slots=True)
 class State:
-    """`floor`: every partition includes the segments up to it. `confirmed`: watermark token by partition.
+    """What one journal's flushes have confirmed, sent and found. Segments are told by their numbers."""
 
-    `attempted`: by shard (and layout, see `Round._apply`), segment numbers that its partitions may or may not have as
-    their watermark, because batches were sent and not all were answered; no merge crosses one of them. `damage`: what
-    was found that only a person can explain, oldest first. `losses`: how often a shard was found to have lost visits
-    for good. `unpersisted`: of the partitions that are not known to be on their shard's disk, the segment number that
-    each may fall back to, and the last segment that this includes. `forgotten`: by partition, the last segment whose
-    visits of it, once included, are no longer retained. `away`: by shard, since when flushes find it so; seconds since
-    the epoch, for people.
-    """
-
+    # The journal's id: the watermarks below are under it.
     writer: str = ""
+    # Every partition includes the segments up to this one.
     floor: int = 0
+    # By partition: the watermark that it was last known to have.
     confirmed: dict[int, str] = field(default_factory=dict)
+    # By shard (and layout, see `Round._apply`): segments that its partitions may or may not have as their watermark,
+    # because batches were sent and not all were answered; no merge crosses one of them.
     attempted: dict[str, list[int]] = field(default_factory=dict)
+    # What was found that only a person can explain, oldest first.
     damage: list[str] = field(default_factory=list)
+    # How often a shard was found to have lost visits for good.
     losses: int = 0
+    # How the last flush went, whether it reached all shards or not; None before the first.
     last_flush: LastFlush | None = None
+    # By partition that is not known to be on its shard's disk: the segment it may fall back to, the last it includes.
     unpersisted: dict[int, tuple[int, int]] = field(default_factory=dict)
+    # By partition: the last segment whose visits of it, once included, are no longer retained.
     forgotten: dict[int, int] = field(default_factory=dict)
+    # By shard that the last flush could not bring everything: since when, in seconds since the epoch, for people.
     away: dict[str, float] = field(default_factory=dict)
+    # By shard that the last flush could not bring everything: why.
+    trouble: dict[str, str] = field(default_factory=dict)
+    # When a flush last brought everything to every shard, in seconds since the epoch, for people; 0 for never.
+    complete_at: float = 0.0
 
     def note_damage(self, text: str) -> None:
         """Remember one finding, once, with the time it was found at."""
@@ -82,6 +91,8 @@ class State:
             confirmed = {int(partition): str(token) for partition, token in raw.pop("confirmed").items()}
             unpersisted = {int(partition): tuple(numbers) for partition, numbers in raw.pop("unpersisted", {}).items()}
             forgotten = {int(partition): int(number) for partition, number in raw.pop("forgotten", {}).items()}
+            # A state of the version before tells only of the last flush.
+            raw.setdefault("complete_at", last["at"] if last and not last["error"] else 0.0)
             return cls(
                 **raw,
                 confirmed=confirmed,
@@ -95,3 +106,25 @@ class State:
             state = cls()
             state.note_damage(f"state.json cannot be read ({error}); the shards' watermarks are used instead")
             return state
+
+
+def acknowledged(journal_path: Path) -> dict[str, str]:
+    """Return the damage notes that a person has acknowledged, and who did when; none where there is no such file."""
+    try:
+        notes: dict[str, str] = json.loads((journal_path / _ACKNOWLEDGED).read_bytes())
+        return {str(note): str(by) for note, by in notes.items()}
+    except (OSError, ValueError, AttributeError):
+        return {}
+
+
+def acknowledge(journal_path: Path, damage: list[str], by: str) -> list[str]:
+    """Remember durably that a person has seen these notes; return those that nobody had. Raises OSError."""
+    before = acknowledged(journal_path)
+    new = [note for note in damage if note not in before]
+    stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    kept = {note: before.get(note, f"{stamp} by {by}") for note in damage}
+    temporary = journal_path / f"{_ACKNOWLEDGED}.{os.getpid()}.tmp"
+    write_durably(temporary, json.dumps(kept, indent=1).encode())
+    temporary.replace(journal_path / _ACKNOWLEDGED)
+    sync_directory(journal_path)
+    return new

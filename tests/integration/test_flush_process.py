@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -9,6 +10,7 @@ import sys
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.request import Request, urlopen
 
 import pytest
 
@@ -38,6 +40,12 @@ def visit_pages(journal: Path) -> None:
     buffer.open()
     with closing(buffer), buffer.lock:
         buffer.append([(f"page/{number}", 1) for number in range(PAGES)])
+
+
+def health(service: GunicornServer) -> dict[str, str]:
+    with urlopen(f"{service.url}/health", timeout=30) as answer:
+        body: dict[str, str] = json.load(answer)
+        return body
 
 
 def stored(valkeys: tuple[ValkeyServer, ...]) -> dict[str, int]:
@@ -110,6 +118,21 @@ def test_no_password_is_in_the_environment_or_the_arguments_of_the_flush_process
         rf"^\[\d{{4}}-\d\d-\d\d [\d:]+ [+-]\d{{4}}\] \[{pid}\] \[INFO\] flushed", service.log, re.MULTILINE
     )
     assert stored(valkeys) == {f"page/{number}": 1 for number in range(PAGES)}
+
+
+@pytest.mark.parametrize("frozen", WORKERS, indirect=True)
+def test_a_flush_that_hangs_is_told_while_it_hangs_and_visits_are_answered(frozen: tuple[GunicornServer, int]) -> None:
+    service, pid = frozen
+
+    def is_overdue() -> bool:
+        said = health(service)
+        return said["api_status"] == "degraded" and "no flush has reached every shard for" in said["reason"]
+
+    wait_until(is_overdue, "it is told")
+    with urlopen(Request(f"{service.url}/visits/page/1", method="POST"), timeout=30) as answer:
+        assert json.load(answer)["visits"] == 2
+    os.kill(pid, signal.SIGCONT)
+    wait_until(lambda: health(service)["api_status"] == "healthy", "a flush has come to its end")
 
 
 def test_a_flush_process_that_hangs_stops_no_other_job_and_is_killed_in_the_end(
