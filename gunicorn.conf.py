@@ -8,7 +8,7 @@ from typing import Any
 # gunicorn reads this file before it looks for the app, and from a script in another directory.
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from visit_counter import startup
+from visit_counter import gunicorn_options, startup
 
 settings = startup.load_settings()
 
@@ -17,6 +17,7 @@ worker_class = startup.worker_class()
 logger_class = "visit_counter.gunicorn_log.Logger"
 threads = 4
 with startup.told_in_one_line():
+    gunicorn_options.check_worker_class(worker_class, os.environ, sys.argv[1:])
     workers = startup.worker_count(settings, os.environ)
 # Seconds: for the requests under way and the last flush.
 graceful_timeout = 30

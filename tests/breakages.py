@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SIMULATION = "tests/integration/test_faults_simulation.py"
+EMBEDDED = "tests/integration/test_embedded.py"
 LOCAL = "tests/integration/test_faults_local.py"
 
 
@@ -120,6 +121,41 @@ BREAKAGES = (
         'claimed != crc32(b"%b\\t%b" % (kind, argument))',
         "claimed < 0",
         f"{LOCAL}::test_damage_at_any_offset_loses_one_line_at_most",
+    ),
+    Breakage(
+        "forget the names of the embedded shards",
+        "embedded/files.py",
+        "names: list[str | None] = [*recorded[: len(ports)]]",
+        "names: list[str | None] = []",
+        "tests/unit/test_embedded_files.py::test_names_stay_whatever_the_ports",
+    ),
+    Breakage(
+        "let a command end the embedded servers that ran before it",
+        "embedded/shards.py",
+        "end_use = shards.leave",
+        "end_use = shards.stop",
+        f"{EMBEDDED}::test_a_command_leaves_servers_that_ran_before_it_without_a_service",
+    ),
+    Breakage(
+        "let anybody on the machine into the embedded servers",
+        "embedded/server.py",
+        '            "requirepass": self._password,\n',
+        "",
+        f"{EMBEDDED}::test_nobody_without_the_password_may_do_anything",
+    ),
+    Breakage(
+        "start a server on files that a server left by a killed supervisor still has",
+        "embedded/server.py",
+        "        self.ask_to_end()\n        self.wait_for_end()\n",
+        "",
+        f"{EMBEDDED}::test_a_server_that_was_left_on_the_port_of_before_is_ended_first",
+    ),
+    Breakage(
+        "open a file of ours through a link",
+        "private_files.py",
+        "flags | os.O_NOFOLLOW",
+        "flags",
+        "tests/unit/test_private_files.py::test_a_file_is_not_opened_through_a_link",
     ),
 )
 

@@ -15,6 +15,7 @@ from visit_counter import logs, reports
 from visit_counter.embedded.shards import running
 from visit_counter.errors import VisitCounterError
 from visit_counter.pages import check_page
+from visit_counter.private_files import check_data_dir
 from visit_counter.ring import PARTITIONS
 
 if TYPE_CHECKING:
@@ -225,6 +226,9 @@ def _service() -> Iterator[Service]:
     """Give the service with its journal open and its shards running; errors become one clear line."""
     service: Service = current_app.extensions["visit_counter"]
     try:
+        if service.settings.profile != "basic":
+            for warning in check_data_dir(service.settings.data_dir):
+                click.echo(warning, err=True)
         with running(service.settings):
             service.open()
             yield service

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import pwd
 import stat
+import tempfile
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -29,6 +30,18 @@ def open_private(path: Path, flags: int) -> int:
 def make_private_directory(path: Path) -> None:
     """Make a directory that only we can enter, if it is not there. Raises OSError."""
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+
+def check_data_dir(data_dir: Path) -> list[str]:
+    """Make the data directory if need be; return warnings. Raises StartupError where it cannot be or is not safe."""
+    try:
+        make_private_directory(data_dir)
+        warnings = check_private(data_dir, "VISITS_DATA_DIR")
+        with tempfile.TemporaryFile(dir=data_dir):
+            pass
+    except OSError as error:
+        raise StartupError(f"cannot write to VISITS_DATA_DIR {data_dir}: {error.strerror}") from None
+    return warnings
 
 
 def check_private(directory: Path, name: str) -> list[str]:

@@ -18,6 +18,7 @@ from visit_counter.flush_launcher import FlushProcess
 from visit_counter.flusher import FlushBusyError, Flusher
 from visit_counter.health_report import FlushWatch, Health, Journaled, flush_complaints
 from visit_counter.journal import Journal
+from visit_counter.private_files import check_data_dir
 from visit_counter.scheduler import Job, Leader, Scheduler
 from visit_counter.state import State, acknowledged
 from visit_counter.stores.factory import make_store
@@ -127,6 +128,9 @@ class Service:
             return
         with self._lock:
             if self._opened_by != os.getpid():
+                if self.settings.profile != "basic":
+                    for warning in check_data_dir(self.settings.data_dir):
+                        log.warning("%s", warning)
                 if self.settings.embedded:
                     self._embedded.start()
                     atexit.register(self._embedded.stop)

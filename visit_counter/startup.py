@@ -12,19 +12,20 @@ import select
 import signal
 import socket
 import sys
-import tempfile
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from visit_counter.embedded.files import shards_dir, unused_directories
 from visit_counter.embedded.shards import EmbeddedShards
-from visit_counter.errors import StartupError, StoreRefusedError
+from visit_counter.errors import StartupError, StoreError, StoreRefusedError
+from visit_counter.private_files import check_data_dir
 from visit_counter.settings import SINGLE_PROCESS_PROFILES, Settings
-from visit_counter.stores.connect import check_shard, warnings_of
+from visit_counter.stores.connect import TIMEOUT_SECONDS, check_shard, warnings_of
+from visit_counter.stores.factory import make_store
+from visit_counter.stores.sharded import ShardedStore
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
-    from pathlib import Path
 
 DEFAULT_WORKERS = 2
 
@@ -70,6 +71,8 @@ def worker_class() -> str:
 
 def check_worker_count(settings: Settings, workers: int) -> None:
     """Raise StartupError for more workers than the profile can have."""
+    if workers < 1:
+        raise StartupError(f"{workers} workers would answer nobody; allowed: -w 1 or more")
     if settings.profile in SINGLE_PROCESS_PROFILES and workers != 1:
         raise StartupError(
             f"{workers} workers with VISITS_PROFILE {settings.profile}; allowed: 1, because this profile keeps its "
@@ -93,16 +96,6 @@ def check_address_is_free(address: object) -> None:
             raise StartupError(
                 f"the address {address[0]}:{address[1]} {said}; choose another one with -b host:port"
             ) from None
-
-
-def check_data_dir(data_dir: Path) -> None:
-    """Make the data directory if need be; raise StartupError if it cannot be written to."""
-    try:
-        data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=data_dir):
-            pass
-    except OSError as error:
-        raise StartupError(f"cannot write to VISITS_DATA_DIR {data_dir}: {error.strerror}") from None
 
 
 def check_shards(settings: Settings) -> list[str]:
@@ -130,14 +123,26 @@ def prepare(settings: Settings, workers: int, addresses: Sequence[object]) -> li
         check_address_is_free(address)
     if settings.profile == "basic":
         return []
-    check_data_dir(settings.data_dir)
-    if not settings.embedded:
-        return check_shards(settings)
-    shards = EmbeddedShards(settings)
-    shards.start()
-    _embedded.append(shards)
-    unused = ", ".join(unused_directories(settings.data_dir))
-    return [f"{shards_dir(settings.data_dir)} has counts of {unused}, which no shard uses"] if unused else []
+    warnings = check_data_dir(settings.data_dir)
+    if settings.embedded:
+        shards = EmbeddedShards(settings)
+        shards.start()
+        _embedded.append(shards)
+        if unused := ", ".join(unused_directories(settings.data_dir)):
+            warnings.append(f"{shards_dir(settings.data_dir)} has counts of {unused}, which no shard uses")
+    else:
+        warnings += check_shards(settings)
+    tell_of_other_shards(settings)
+    return warnings
+
+
+def tell_of_other_shards(settings: Settings) -> None:
+    """Have it logged, in the master and so once for the host, if the counts are on other shards than the list has."""
+    if settings.profile != "sharded":
+        return
+    stores = [make_store(shard, apply_seconds=TIMEOUT_SECONDS) for shard in settings.shards]
+    with closing(ShardedStore(stores, shared=True)) as store, suppress(StoreError):
+        store.settle()
 
 
 def clean_up() -> None:

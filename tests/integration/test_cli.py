@@ -121,6 +121,13 @@ def test_beside_a_service_both_see_the_same_counts(
     assert server.stop() == 0
 
 
+def test_a_command_refuses_a_data_directory_with_a_planted_link(flask: Run, environ: dict[str, str]) -> None:
+    journal = Path(environ["VISITS_DATA_DIR"]) / "journal"
+    journal.mkdir(parents=True)
+    (journal / "state.json").symlink_to("elsewhere")
+    assert "state.json in VISITS_DATA_DIR is a link" in flask("visits", "get", "a", status=1).stderr
+
+
 def test_the_urls_hold_what_it_takes_to_connect_by_hand(
     flask: Run, gunicorn: Callable[..., GunicornServer], environ: dict[str, str]
 ) -> None:

@@ -188,6 +188,24 @@ def test_a_profile_of_one_process_starts_one_worker_and_refuses_more(
     fails_with(sharded("-w", "2", VISITS_PROFILE=profile), rf"2 workers with VISITS_PROFILE {profile}; allowed: 1, .*")
 
 
+@pytest.mark.parametrize("given", ["option", "environment"])
+def test_no_workers_at_all_are_refused(service: Callable[..., GunicornServer], given: str) -> None:
+    if given == "option":
+        fails_with(service("-w", "0", VISITS_PROFILE="basic"), r"0 workers would answer nobody; allowed: -w 1 or more")
+    else:
+        server = service(VISITS_PROFILE="basic", WEB_CONCURRENCY="0")
+        fails_with(server, r"WEB_CONCURRENCY is '0'; allowed: a whole number of workers from 1")
+
+
+@pytest.mark.parametrize("uri", ["eventlet.nothing", "visit_counter.nothing.Worker"])
+@pytest.mark.parametrize("given", ["option", "environment"])
+def test_a_worker_class_that_cannot_be_loaded_is_one_clear_line(
+    service: Callable[..., GunicornServer], uri: str, given: str
+) -> None:
+    server = service("-k", uri) if given == "option" else service(GUNICORN_CMD_ARGS=f"-k {uri}")
+    fails_with(server, rf"the worker class {uri} cannot be used: .*\w.*; allowed: gthread, or no -k")
+
+
 def test_the_environment_says_how_many_workers(service: Callable[..., GunicornServer], valkey: ValkeyServer) -> None:
     up(service(VISITS_SHARDS=valkey.url, WEB_CONCURRENCY="3"), workers=3)
 
@@ -223,6 +241,51 @@ def test_a_taken_port_of_a_shard_is_one_clear_line(
 def test_an_unwritable_data_directory_is_one_clear_line(service: Callable[..., GunicornServer], tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     fails_with(service(VISITS_DATA_DIR=str(tmp_path / "file")), r"cannot write to VISITS_DATA_DIR .*/file: File exists")
+
+
+def test_a_data_directory_with_a_planted_link_is_one_clear_line(
+    service: Callable[..., GunicornServer], tmp_path: Path
+) -> None:
+    (tmp_path / "data" / "journal").mkdir(parents=True)
+    (tmp_path / "data" / "journal" / "state.json").symlink_to(tmp_path / "elsewhere")
+    fails_with(service(VISITS_DATA_DIR=str(tmp_path / "data")), r".*/state.json in VISITS_DATA_DIR is a link, .*")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a directory to another user")
+@pytest.mark.parametrize("profile", ["redis", "sharded"])
+def test_another_users_data_directory_is_one_clear_line(
+    service: Callable[..., GunicornServer], tmp_path: Path, profile: str
+) -> None:
+    (tmp_path / "data").mkdir()
+    os.chown(tmp_path / "data", 65533, 65533)
+    server = service(VISITS_DATA_DIR=str(tmp_path / "data"), VISITS_PROFILE=profile)
+    fails_with(server, r"VISITS_DATA_DIR .* belongs to the user 65533, but this is the user root; .*")
+    assert list((tmp_path / "data").iterdir()) == []
+
+
+def test_a_data_directory_that_was_open_to_others_is_closed_and_told(
+    service: Callable[..., GunicornServer], valkey: ValkeyServer, tmp_path: Path
+) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data").chmod(0o777)
+    server = up(service(VISITS_SHARDS=valkey.url, VISITS_DATA_DIR=str(tmp_path / "data")))
+    assert "could be written to by other users; it cannot any more" in server.log
+    assert (tmp_path / "data").stat().st_mode & 0o777 == 0o755
+
+
+def test_that_the_counts_are_on_other_shards_is_told_once_at_the_start(
+    gunicorn: Callable[..., GunicornServer], two_valkeys: tuple[ValkeyServer, ValkeyServer]
+) -> None:
+    first, second = (f"{name}={shard.url}" for name, shard in zip("ab", two_valkeys, strict=True))
+    gunicorn(VISITS_SHARDS=first).start().stop()
+    server = gunicorn("-w", "3", VISITS_SHARDS=f"{first},{second}", VISITS_FLUSH_SECONDS="0.1").start()
+    notice = "VISITS_SHARDS has a, b, the counts are on a; flask shards rebalance moves them"
+    assert server.log.index(notice) < server.log.index("Visit Counter at")
+    for number in range(20):
+        with urllib.request.urlopen(f"{server.url}/visits/{number}", timeout=30):
+            pass
+    server.stop()
+    assert server.log.count("the counts are on") == 1
 
 
 def test_a_wrong_password_is_one_clear_line_without_it(service: Callable[..., GunicornServer], tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ ALLOWED = {
     "click": ["cli.py"],
     "flask_caching": ["application.py", "cache.py"],
     "redis": ["stores/"],
-    "gunicorn": ["worker", "gunicorn_log.py"],
+    "gunicorn": ["worker", "gunicorn_"],
     "gunicorn_h1c": ["worker", "http1.py"],
     "apscheduler": ["scheduler.py"],
 }

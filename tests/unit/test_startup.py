@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import stat
 from typing import TYPE_CHECKING
 
 import pytest
@@ -12,7 +11,7 @@ from visit_counter.errors import StartupError
 from visit_counter.settings import Settings
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    pass
 
 
 @pytest.mark.parametrize(
@@ -45,12 +44,6 @@ def test_a_unix_socket_is_left_to_gunicorn() -> None:
 def test_an_address_of_another_machine_cannot_be_had() -> None:
     with pytest.raises(StartupError, match=r"the address 192.0.2.1:0 cannot be had: .*; choose another one with -b"):
         startup.check_address_is_free(("192.0.2.1", 0))
-
-
-def test_the_data_directory_is_made_for_its_owner_alone(tmp_path: Path) -> None:
-    startup.check_data_dir(tmp_path / "a" / "data")
-    assert stat.S_IMODE((tmp_path / "a" / "data").stat().st_mode) == 0o700
-    assert list((tmp_path / "a" / "data").iterdir()) == []
 
 
 def test_the_start_log_of_a_profile_without_shards_is_one_line() -> None:

@@ -36,6 +36,16 @@ _HOPS = 4
 _ASK_AGAIN_SECONDS = 5.0
 
 
+# What was told already. A worker has it from its master, which tells it at the start, for all of them.
+_told: set[str] = set()
+
+
+def _tell(warning: str) -> None:
+    if warning not in _told:
+        _told.add(warning)
+        log.warning("%s", warning)
+
+
 class ShardedStore(Store):
     """Routes each page and partition to its shard. Calls to several shards run side by side, a thread for each."""
 
@@ -104,10 +114,9 @@ class ShardedStore(Store):
         if best is not None and (present is None or best.id != present.id or best.version > present.version):
             self._ownership.adopt(best)
             if best.shards.keys() != self.stores.keys():
-                log.warning(
-                    "VISITS_SHARDS has %s, the counts are on %s; flask shards rebalance moves them",
-                    ", ".join(self.stores),
-                    ", ".join(sorted(best.shards)),
+                _tell(
+                    f"VISITS_SHARDS has {', '.join(self.stores)}, the counts are on {', '.join(sorted(best.shards))}; "
+                    "flask shards rebalance moves them"
                 )
         self._known = True
         self._give(texts)
