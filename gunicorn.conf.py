@@ -8,7 +8,7 @@ from typing import Any
 # gunicorn reads this file before it looks for the app, and from a script in another directory.
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from visit_counter import gunicorn_options, startup
+from visit_counter import gunicorn_life, gunicorn_options, startup
 
 settings = startup.load_settings()
 
@@ -32,6 +32,8 @@ def on_starting(server: Any) -> None:
         warnings = startup.prepare(settings, server.cfg.workers, [] if inherited else server.cfg.address)
     for warning in warnings:
         server.log.warning(warning)
+    gunicorn_life.end_while_booting()
+    gunicorn_life.guard_reload(server, settings)
 
 
 def when_ready(server: Any) -> None:
@@ -42,6 +44,7 @@ def when_ready(server: Any) -> None:
 
 def post_worker_init(worker: Any) -> None:
     """Open journal and connections, after the fork."""
+    gunicorn_life.stop_in_time(worker)
     startup.start_service(worker.wsgi)
 
 
@@ -50,9 +53,11 @@ def worker_int(worker: Any) -> None:  # noqa: ARG001 - gunicorn passes it
     startup.ignore_signals()
 
 
-def worker_exit(server: Any, worker: Any) -> None:  # noqa: ARG001 - gunicorn passes both
+def worker_exit(server: Any, worker: Any) -> None:
     """Flush a last time. gunicorn also calls this in the master, where the worker has no app."""
     startup.stop_service(getattr(worker, "wsgi", None))
+    if os.getpid() != server.pid:
+        gunicorn_life.leave_threads()
 
 
 def on_exit(server: Any) -> None:  # noqa: ARG001 - gunicorn passes it

@@ -4,4 +4,4 @@ from visit_counter import create_app, startup
 
 # The flask command reads this file too, and would show a traceback for wrong settings.
 with startup.told_in_one_line():
-    app = create_app()
+    app = create_app(startup.loaded_settings())

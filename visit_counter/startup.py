@@ -34,6 +34,7 @@ _WORKER_BOOT_ERROR = 3
 
 # Of this process. Not in gunicorn.conf.py, which gunicorn reads again on SIGHUP.
 _embedded: list[EmbeddedShards] = []
+_loaded: list[Settings] = []
 
 
 @contextmanager
@@ -51,7 +52,13 @@ def told_in_one_line(status: int = 1) -> Iterator[None]:
 def load_settings() -> Settings:
     """Return the settings of this process's environment, or end the process telling every mistake."""
     with told_in_one_line():
-        return Settings.load(os.environ)
+        _loaded[:] = [Settings.load(os.environ)]
+    return _loaded[0]
+
+
+def loaded_settings() -> Settings | None:
+    """Return what `load_settings` returned last, in gunicorn's master: a worker that is started later has the same."""
+    return _loaded[0] if _loaded else None
 
 
 def worker_count(settings: Settings, environ: Mapping[str, str]) -> int:

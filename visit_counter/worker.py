@@ -17,6 +17,7 @@ answered in order.
 
 from __future__ import annotations
 
+import math
 import os
 import select
 import sys
@@ -29,7 +30,7 @@ from typing import TYPE_CHECKING, Any
 from gunicorn import SERVER, config, glogging, util
 from gunicorn.http import Request, wsgi
 from gunicorn.http.unreader import IterUnreader
-from gunicorn.workers.gthread import STOP_KEEPALIVE_LINGER, TConn
+from gunicorn.workers.gthread import TConn
 
 from visit_counter.answers import Answer
 from visit_counter.errors import VisitCounterError
@@ -46,6 +47,11 @@ if TYPE_CHECKING:
 
 # Each answers what waits for one shard in a turn; several, because one that hangs keeps its thread for a while.
 LOAD_THREADS = 4
+
+# How long clients have when the worker is told to stop, and to stop quickly (SIGINT, SIGQUIT).
+STOP_SECONDS = 1.0
+LAST_SECONDS = 0.5
+QUICK_SECONDS = 0.2
 
 
 class HandedConnection(TConn):  # type: ignore[misc]  # gunicorn has no types
@@ -66,6 +72,8 @@ class HandedConnection(TConn):  # type: ignore[misc]  # gunicorn has no types
 
 class VisitWorker(ConnectionWorker):
     """`worker_class = "visit_counter.worker.VisitWorker"`."""
+
+    _quit_at = math.inf  # when the worker was told to stop quickly (monotonic seconds)
 
     @classmethod
     def check_config(cls, cfg: Any, log: Any) -> None:
@@ -94,17 +102,35 @@ class VisitWorker(ConnectionWorker):
         self.set_accept_enabled(True)
         while self.alive:
             self._turn(1.0)
-        self.set_accept_enabled(False)
-        self._cap_idle(time.monotonic() + STOP_KEEPALIVE_LINGER)
-        give_up = time.monotonic() + self.cfg.graceful_timeout
-        while self.nr_conns and time.monotonic() < give_up:
-            self._turn(0.1)
+        self._finish()
         self.tpool.shutdown(wait=False)
         self._load_pool.shutdown(wait=False, cancel_futures=True)
         self.poller.close()
         self.method_queue.close()
-        for listener in self.sockets:
-            listener.close()
+
+    def _finish(self) -> None:
+        """Answer what has come, and close every connection.
+
+        A client has STOP_SECONDS for the rest of a request, and LAST_SECONDS more to read that it came too late. What a
+        thread works on has gunicorn's graceful time-out. Told to stop quickly, nobody has more than QUICK_SECONDS.
+        """
+        self._stop_listening()
+        start = time.monotonic()
+        self._close_by(start + STOP_SECONDS)
+        while self.nr_conns:
+            now, quick = time.monotonic(), self._quit_at + QUICK_SECONDS
+            if now >= min(start + STOP_SECONDS + LAST_SECONDS, quick):
+                for connection in list(self._connections.values()):
+                    self._drop(connection)
+            if now >= min(start + self.cfg.graceful_timeout, quick):
+                break
+            self._turn(0.05)
+
+    def handle_quit(self, sig: int, frame: Any) -> None:
+        """Stop quickly, between two turns: gunicorn's own leaves the loop wherever it is, also within an append."""
+        self._quit_at = time.monotonic()
+        self.cfg.worker_int(self)
+        self.handle_exit(sig, frame)
 
     def _prepare(self) -> None:
         super()._prepare()
@@ -329,7 +355,7 @@ class VisitWorker(ConnectionWorker):
         if not keep:
             self._linger(connection, now)
             return
-        connection.deadline = now + (self._keepalive if self.alive else min(self._keepalive, STOP_KEEPALIVE_LINGER))
+        connection.deadline = now + self._keepalive
         connection.buffer = handed.parser.unreader.take_buffered()
         if connection.buffer:
             self._resumed.append(connection)

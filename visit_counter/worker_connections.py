@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import select
 import socket
+import time
 from typing import Any
 
 from gunicorn.workers.gthread import DEFAULT_WORKER_DATA_TIMEOUT, ThreadWorker
@@ -110,23 +111,36 @@ class ConnectionWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no t
                 self.poller.unregister(fd)
                 self.poller.register(fd, _LISTEN)
 
-    def _accept(self, listener: Any, now: float) -> None:
-        """Accept one connection, and leave the next to another worker that is idle."""
+    def _stop_listening(self) -> None:
+        """Take the connections that clients have made already, then close the sockets that they come from.
+
+        The port is closed once every process has closed them; the kernel accepts on it until then.
+        """
+        self.set_accept_enabled(False)
+        for listener in self._listeners.values():
+            while self.nr_conns < self.worker_connections and self._accept(listener, time.monotonic()):
+                pass
+            listener.close()
+        self._listeners.clear()
+
+    def _accept(self, listener: Any, now: float) -> bool:
+        """Accept one connection, and leave the next to another worker that is idle; return whether there was one."""
         try:
             sock, client = listener.accept()
         except (BlockingIOError, ConnectionAbortedError):
-            return
+            return False
         except OSError as error:
             # Out of file descriptors or memory: the next check listens again.
             self.log.error("Cannot accept a connection: %s", error)
             self.set_accept_enabled(False)
-            return
+            return False
         self.nr_conns += 1
         deadline = now + DEFAULT_WORKER_DATA_TIMEOUT + self._keepalive
         self._adopt(Connection(sock, client, listener.getsockname(), deadline))
         if self.nr_conns >= self.worker_connections:
             self.set_accept_enabled(False)
         self._queue_again()
+        return True
 
     def _adopt(self, connection: Connection) -> None:
         """Let the loop have the connection."""
@@ -219,7 +233,7 @@ class ConnectionWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no t
         else:
             self._drop(connection)
 
-    def _cap_idle(self, deadline: float) -> None:
+    def _close_by(self, deadline: float) -> None:
+        """Let the time of every connection be up by then, also of one with half a request or an untaken answer."""
         for connection in self._connections.values():
-            if not connection.partial and not connection.out:
-                connection.deadline = min(connection.deadline, deadline)
+            connection.deadline = min(connection.deadline, deadline)

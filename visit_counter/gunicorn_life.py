@@ -1,0 +1,138 @@
+"""What the service adds to the life of gunicorn's processes: a careful reload, and a stop that takes seconds.
+
+Called by gunicorn.conf.py's hooks, in the master and in every class of worker.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+from visit_counter.errors import StartupError
+from visit_counter.settings import Settings
+from visit_counter.startup import check_data_dir, check_shards
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+# What a running master cannot change: shards of our own, journals with visits in them, the number of processes.
+_FIXED = ("profile", "embedded", "embedded_ports", "data_dir")
+_CHECK_SECONDS = 60.0
+# How long gunicorn's own workers wait for clients when they are told to stop; and for threads, at the very end.
+_GTHREAD_STOP_SECONDS = 2  # whole ones, says gunicorn
+_THREADS_SECONDS = 0.3
+
+
+# -- reload ------------------------------------------------------------------------------------------------------------
+
+
+def guard_reload(server: Any, settings: Settings) -> None:
+    """Let SIGHUP change nothing where the new configuration is wrong; gunicorn would end the service."""
+    reload: Callable[[], None] = server.handle_hup
+
+    def reload_if_right() -> None:
+        wrong = _wrong_configuration(server.START_CTX["cwd"], settings)
+        if wrong:
+            server.log.error("SIGHUP: the new configuration is wrong, the service goes on with the old one: %s", wrong)
+        else:
+            reload()
+
+    server.handle_hup = reload_if_right
+
+
+def _wrong_configuration(directory: str, running: Settings) -> str:
+    """Return what is wrong with the configuration as it is on the disk now, or an empty text."""
+    # A process of its own: nothing that is read for the check stays in the master. Not sys.argv[0]: that may be a file
+    # of gunicorn's own, from which Python would find gunicorn's `http` in place of the library's.
+    command = [sys.executable, "-m", "gunicorn", *sys.argv[1:], "--check-config"]
+    environ = {name: text for name, text in os.environ.items() if name not in ("GUNICORN_PID", "GUNICORN_FD")}
+    try:
+        checked = subprocess.run(
+            command, cwd=directory, env=environ, capture_output=True, text=True, timeout=_CHECK_SECONDS, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return f"reading it takes more than {_CHECK_SECONDS:.0f} s"
+    if checked.returncode:
+        return checked.stderr.strip() or f"gunicorn --check-config ends with status {checked.returncode}"
+    try:
+        return _wrong_settings(Settings.load(os.environ), running)
+    except StartupError as error:
+        return str(error)
+
+
+def _wrong_settings(new: Settings, running: Settings) -> str:
+    changed = [f"VISITS_{name.upper()}" for name in _FIXED if getattr(new, name) != getattr(running, name)]
+    if changed:
+        return f"{', '.join(changed)} cannot change while the service runs; stop it and start it again"
+    if new.profile != "basic":
+        check_data_dir(new.data_dir)
+        if not new.embedded:
+            check_shards(new)
+    return ""
+
+
+# -- stop --------------------------------------------------------------------------------------------------------------
+
+
+def end_while_booting() -> None:
+    """Let a worker that is told to end before gunicorn listens for that end at once; gunicorn would kill it much later.
+
+    Call it in the master, before the first fork.
+    """
+    master = os.getpid()
+
+    def end_at_once(_signal: int, _frame: object) -> None:
+        os._exit(0)
+
+    def after_fork() -> None:
+        if os.getppid() == master:
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
+                signal.signal(number, end_at_once)
+
+    os.register_at_fork(after_in_child=after_fork)
+
+
+def stop_in_time(worker: Any) -> None:
+    """Let gunicorn's gthread worker close its sockets when it is told to stop, and wait for clients for two seconds."""
+    if type(worker).__module__ != "gunicorn.workers.gthread":
+        return
+    # The worker's own copy: the master still waits for the last flush.
+    worker.cfg.set("graceful_timeout", _GTHREAD_STOP_SECONDS)
+    set_accept_enabled: Callable[[bool], None] = worker.set_accept_enabled
+
+    def and_close(enabled: bool) -> None:
+        set_accept_enabled(enabled)
+        if not worker.alive:
+            for listener in worker.sockets:
+                listener.close()
+
+    worker.set_accept_enabled = and_close
+
+    def quit_soon(number: int, frame: object) -> None:
+        # gunicorn's own ends the pool of threads here, and waits for ever where the loop was just about to use it.
+        worker.cfg.set("graceful_timeout", 0)
+        worker.cfg.worker_int(worker)
+        worker.handle_exit(number, frame)
+
+    for number in (signal.SIGINT, signal.SIGQUIT):
+        signal.signal(number, quit_soon)
+
+
+def leave_threads() -> None:
+    """End this process if a thread waits for a client, or for a shard: Python would wait for the thread.
+
+    To be called last: nothing registered for the end of the process is done then.
+    """
+    deadline = time.monotonic() + _THREADS_SECONDS
+    for thread in threading.enumerate():
+        if thread is not threading.current_thread() and not thread.daemon:
+            thread.join(max(0.0, deadline - time.monotonic()))
+            if thread.is_alive():
+                sys.stdout.flush()
+                sys.stderr.flush()
+                os._exit(0)
