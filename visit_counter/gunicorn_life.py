@@ -14,8 +14,9 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from visit_counter.errors import StartupError
+from visit_counter.private_files import check_data_dir
 from visit_counter.settings import Settings
-from visit_counter.startup import check_data_dir, check_shards
+from visit_counter.startup import check_shards
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -116,9 +116,10 @@ class VisitWorker(ConnectionWorker):
         """
         self._stop_listening()
         start = time.monotonic()
-        self._close_by(start + STOP_SECONDS)
         while self.nr_conns:
             now, quick = time.monotonic(), self._quit_at + QUICK_SECONDS
+            if now < start + STOP_SECONDS:
+                self._close_by(start + STOP_SECONDS)
             if now >= min(start + STOP_SECONDS + LAST_SECONDS, quick):
                 for connection in list(self._connections.values()):
                     self._drop(connection)
