@@ -18,17 +18,17 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from tests.performance.wrk import CONNECTIONS, pinned
 from tests.servers import GunicornServer, ValkeyServer, free_ports, listening, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 SERVER_CORE, LOAD_CORE = 0, 1
-CONNECTIONS = 16
 WORKER = "visit_counter.worker.VisitWorker"
 _TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 
@@ -61,17 +61,6 @@ class Figure(NamedTuple):
     per_second: float
     p99_us: float
     cpu_us: float
-
-
-@contextmanager
-def pinned(core: int) -> Iterator[None]:
-    """Let this process, and the children it starts meanwhile, run on one core."""
-    before = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {core})
-    try:
-        yield
-    finally:
-        os.sched_setaffinity(0, before)
 
 
 def measure(load: Load, seconds: int, folder: Path, connections: int = CONNECTIONS) -> Figure:
@@ -137,10 +126,13 @@ def hello(stack: ExitStack, folder: Path) -> GunicornServer:
     return server
 
 
-def webdis(stack: ExitStack, folder: Path, valkey_core: int) -> tuple[int, Callable[[], list[int]]]:
+def webdis(
+    stack: ExitStack, folder: Path, valkey_core: int, appendonly: str = "no"
+) -> tuple[int, Callable[[], list[int]]]:
     """Start webdis and its Valkey; return the port and what uses the server's core."""
     with pinned(valkey_core):
-        valkey = ValkeyServer(folder / f"webdis-{valkey_core}", appendonly="no").start()
+        where = folder / f"webdis-{valkey_core}"
+        valkey = ValkeyServer(where, appendonly=appendonly, appendfsync="everysec").start()
     stack.callback(valkey.kill)
     (port,) = free_ports(1)
     config = folder / f"webdis-{valkey_core}.json"

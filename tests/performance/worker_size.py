@@ -13,31 +13,12 @@ import tempfile
 from contextlib import ExitStack
 from pathlib import Path
 
+from tests.performance.life.bench import visit_each
+from tests.performance.processes import pss_mb
 from tests.performance.worker import WORKER, Load, cpu_seconds, measure, two_shards
 from tests.servers import GunicornServer
 
 IDLE = 5000
-IN_FLIGHT = 64
-
-
-def memory_mb(pid: int) -> float:
-    """Return what the process alone holds in memory (its private and shared pages in proportion), in MB."""
-    for line in Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii").splitlines():
-        if line.startswith("Pss:"):
-            return int(line.split()[1]) / 1024
-    raise AssertionError("no Pss")
-
-
-def visit(port: int, pages: range) -> None:
-    """Visit each page once, over several connections at a time."""
-    with ExitStack() as stack:
-        socks = [stack.enter_context(socket.create_connection(("127.0.0.1", port))) for _ in range(IN_FLIGHT)]
-        for first in range(pages.start, pages.stop, IN_FLIGHT):
-            batch = list(zip(socks, range(first, min(first + IN_FLIGHT, pages.stop)), strict=False))
-            for sock, page in batch:
-                sock.sendall(b"POST /visits/site/page-%d HTTP/1.1\r\nHost: a\r\n\r\n" % page)
-            for sock, _ in batch:
-                assert sock.recv(4096).startswith(b"HTTP/1.1 20")
 
 
 def main(millions: float = 1) -> None:
@@ -51,12 +32,12 @@ def main(millions: float = 1) -> None:
         one = GunicornServer(folder / "one", *options, "-w", "1", port=0, VISITS_SHARDS=urls).start()
         stack.callback(one.stop)
         (pid,) = one.worker_pids
-        print(f"memory, started: {memory_mb(pid):.1f} MB")
+        print(f"memory, started: {pss_mb(pid):.1f} MB")
         idle = [socket.create_connection(("127.0.0.1", one.port)) for _ in range(IDLE)]
         for sock in idle:
             sock.sendall(b"POST /visits/idle HTTP/1.1\r\nHost: a\r\n\r\n")
             assert sock.recv(4096).startswith(b"HTTP/1.1 200")
-        print(f"memory, with {IDLE} idle connections: {memory_mb(pid):.1f} MB")
+        print(f"memory, with {IDLE} idle connections: {pss_mb(pid):.1f} MB")
         load = Load("with idle connections", "POST", "/visits/", one.port, lambda: one.worker_pids)
         measure(load, 1, folder)
         print(f"with these connections open: {measure(load, 5, folder).per_second:,.0f} visits a second")
@@ -66,8 +47,8 @@ def main(millions: float = 1) -> None:
         many = GunicornServer(folder / "many", "-k", WORKER, "-w", "1", port=0, VISITS_SHARDS=urls).start()
         (pid,) = many.worker_pids
         before = cpu_seconds([pid])
-        visit(many.port, range(int(millions * 1_000_000)))
-        print(f"memory, after {millions} million distinct pages: {memory_mb(pid):.1f} MB")
+        visit_each(many.port, range(int(millions * 1_000_000)))
+        print(f"memory, after {millions} million distinct pages: {pss_mb(pid):.1f} MB")
         print(f"CPU of a visit to a page never seen: {(cpu_seconds([pid]) - before) / millions:.0f} us")
         many.stop()
 
