@@ -32,6 +32,7 @@ def on_starting(server: Any) -> None:
         warnings = startup.prepare(settings, server.cfg.workers, [] if inherited else server.cfg.address)
     for warning in warnings:
         server.log.warning(warning)
+    gunicorn_life.refuse_in_json()
     gunicorn_life.end_while_booting()
     gunicorn_life.guard_reload(server, settings)
 

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import os
 
-from flask import Flask, Response
+from flask import Flask
 from flask_caching import Cache
 from werkzeug.routing import BaseConverter
 
 from visit_counter import cli, problems
 from visit_counter.blueprints import health, visits
+from visit_counter.bodies import MAX_BODY_BYTES, read_body
 from visit_counter.service import Service
 from visit_counter.settings import Settings
-
-MAX_BODY_BYTES = 64 * 1024
 
 __all__ = ["create_app"]
 
@@ -25,12 +24,6 @@ class EverythingConverter(BaseConverter):
     part_isolating = False
 
 
-class PlainResponse(Response):
-    """An answer without a type of its own, as Flask's to OPTIONS, does not claim to be HTML."""
-
-    default_mimetype = "text/plain"
-
-
 def create_app(settings: Settings | None = None) -> Flask:
     """Return the Flask application; settings come from the environment unless given. Raises SettingsError.
 
@@ -38,7 +31,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     """
     settings = settings or Settings.load(os.environ)
     app = Flask("visit_counter", static_folder=None)
-    app.response_class = PlainResponse
+    app.response_class = problems.PlainResponse
     app.config["MAX_CONTENT_LENGTH"] = MAX_BODY_BYTES
     app.json.sort_keys = False  # type: ignore[attr-defined]  # of the default provider; keys keep their documented order
     # /visits//a is the page "/a", not a redirect to the page "a".
@@ -55,6 +48,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     )
     service = Service(settings, app.extensions["cache"][cache])
     app.extensions["visit_counter"] = service
+    app.before_request(read_body)
     app.before_request(service.start_once)
     app.register_blueprint(visits.blueprint)
     app.register_blueprint(health.blueprint)

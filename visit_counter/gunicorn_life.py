@@ -13,8 +13,11 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any
 
+from gunicorn import util
+
 from visit_counter.errors import StartupError
 from visit_counter.private_files import check_data_dir
+from visit_counter.problems import problem
 from visit_counter.settings import Settings
 from visit_counter.startup import check_shards
 
@@ -75,6 +78,21 @@ def _wrong_settings(new: Settings, running: Settings) -> str:
         if not new.embedded:
             check_shards(new)
     return ""
+
+
+# -- refusals ----------------------------------------------------------------------------------------------------------
+
+
+def refuse_in_json() -> None:
+    """Let what gunicorn refuses by itself, as what is not HTTP, be a problem document; its own is HTML."""
+    vars(util)["write_error"] = _write_error
+
+
+def _write_error(sock: Any, status: int, reason: str, detail: str) -> None:
+    _, fields, body = problem(status, detail)
+    lines = [f"HTTP/1.1 {status} {reason}", "Connection: close", *(f"{name}: {value}" for name, value in fields)]
+    head = "\r\n".join([*lines, f"Content-Length: {len(body)}"])
+    util.write_nonblock(sock, f"{head}\r\n\r\n".encode("latin-1") + body)
 
 
 # -- stop --------------------------------------------------------------------------------------------------------------

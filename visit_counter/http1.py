@@ -21,14 +21,18 @@ import gunicorn_h1c
 
 from visit_counter import answers
 from visit_counter.answers import Ask
+from visit_counter.bodies import MAX_BODY_BYTES
 from visit_counter.errors import PageError
 from visit_counter.pages import decode_page
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-# Beacons send small bodies. A larger one is left to gunicorn, which reads it in a thread.
-BODY_BYTES = 32 * 1024
+# Of a chunked body, so much more than the limit is waited for: enough to see that it is too large, however it is read.
+_MORE_BYTES = 2048
+# How much its framing may add before it is refused, and how long one line of it may be.
+_FRAMING_BYTES = 64 * 1024
+_CHUNK_LINE_BYTES = 8190
 # Entries of each memory. At most this many times MEMO_BYTES: 16 MB in the worst case, under 2 MB as a rule.
 MEMO_ENTRIES = 8192
 MEMO_BYTES = 1024
@@ -36,6 +40,7 @@ MEMO_BYTES = 1024
 # Any character not named here makes gunicorn, werkzeug or the blueprint look closer; so must we, and do not.
 _LINE = re.compile(rb"(GET|POST) /visits/((?:[A-Za-z0-9._~!$&'()*+,;=:@/-]|%[0-9A-Fa-f]{2})+) HTTP/1\.([01])")
 _HOST = re.compile(rb"(?:[A-Za-z0-9_-]{1,63}(?:\.[A-Za-z0-9_-]{1,63})*|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?")
+_CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,16})(?:[ \t]*;.*)?\Z", re.DOTALL)
 # Fields that ask for something the loop does not do.
 _SPECIAL = frozenset((b"transfer-encoding", b"expect", b"upgrade", b"http2-settings", b"content-encoding"))
 
@@ -46,6 +51,9 @@ TIMEOUT_RESPONSE = (
     b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Type: application/problem+json\r\n"
     b"Content-Length: %d\r\n\r\n%b" % (len(_TIMEOUT_BODY), _TIMEOUT_BODY)
 )
+
+
+CONTINUE_RESPONSE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
 class Verdict(Enum):
@@ -116,11 +124,24 @@ class RequestReader:
         target = parse_line(line) if self._hot else None
         framing = parse_fields(fields, self._limits.scheme_fields)
         if target is None or framing is None:
-            return Verdict.UNUSUAL if is_whole(fields, data, head_end) else Verdict.INCOMPLETE
+            body = awaited_body(line, fields, head_end)
+            return Verdict.UNUSUAL if body is None or body.is_here(data) else Verdict.INCOMPLETE
         _remember(self._targets, line, target)
         _remember(self._framings, block, framing)
         end = head_end + framing.body_bytes
         return (target, framing, end) if end <= len(data) else Verdict.INCOMPLETE
+
+    def awaited(self, data: bytes) -> Awaited:
+        """Return what an INCOMPLETE request lacks."""
+        head_end = data.find(b"\r\n\r\n") + 4
+        if head_end <= 3:
+            return RestOfHead(len(data))
+        line = data[: data.find(b"\r\n")]
+        fields = self._parse(data[:head_end])
+        framing = parse_fields(fields, self._limits.scheme_fields)
+        if framing is not None and line in self._targets:
+            return SizedBody(head_end + framing.body_bytes)
+        return awaited_body(line, fields, head_end) or SizedBody(0)
 
     def _judge_part(self, data: bytes) -> Verdict:
         """Tell whether an incomplete head may still become a good one within gunicorn's limits."""
@@ -187,38 +208,100 @@ def parse_fields(
             close = option == b"close"
         elif name in scheme_fields:
             schemes += 1
-    if hosts != 1 or schemes > 1 or body_bytes > BODY_BYTES:
+    if hosts != 1 or schemes > 1 or body_bytes > MAX_BODY_BYTES:
         return None
     return Framing(body_bytes, close)
 
 
-def is_whole(fields: Sequence[tuple[bytes, bytes]], data: bytes, head_end: int) -> bool:
-    """Tell whether waiting for more of this request's body in the loop would serve nothing."""
-    here = len(data) - head_end
+class Awaited:
+    """What a part of a request lacks: asked after each read, so that a client that drips costs little."""
+
+    is_ordinary = True  # the loop may answer the request once the rest is here
+    wants_continue = False  # the client waits for 100 Continue before it sends the body
+
+    def is_here(self, data: bytes) -> bool:
+        """Tell whether it is worth looking at the request again, of which `data` has come so far."""
+        raise NotImplementedError
+
+
+class RestOfHead(Awaited):
+    """Waits for the end of another line of the head, or for as much again."""
+
+    def __init__(self, seen: int) -> None:
+        self._seen = seen
+
+    def is_here(self, data: bytes) -> bool:
+        """See Awaited."""
+        return data.find(b"\n", self._seen) >= 0 or len(data) >= 2 * self._seen
+
+
+class SizedBody(Awaited):
+    """Waits for a body whose end is known."""
+
+    def __init__(self, end: int) -> None:
+        self._end = end
+
+    def is_here(self, data: bytes) -> bool:
+        """See Awaited."""
+        return len(data) >= self._end
+
+
+class ChunkedBody(Awaited):
+    """Waits for the end of a chunked body (RFC 9112 section 7.1), or until it is broken or too large."""
+
+    def __init__(self, start: int) -> None:
+        self._start = start
+        self._next = start  # where the next chunk begins
+        self._body_bytes = 0
+
+    def is_here(self, data: bytes) -> bool:
+        """See Awaited. What has been looked at is not looked at again."""
+        while (line_end := data.find(b"\r\n", self._next)) >= 0:
+            size = _CHUNK_SIZE.match(data, self._next, line_end)
+            if size is None:
+                return True  # broken
+            length = int(size[1], 16)
+            if length == 0:
+                # The last chunk, a trailer section that may be empty, and an empty line.
+                return data.find(b"\r\n\r\n", line_end) >= 0 or self._is_too_large(data)
+            end = line_end + 2 + length
+            if data[end : end + 2] not in (b"\r\n", b"\r", b""):
+                return True  # broken
+            if len(data) < end + 2:
+                return self._is_too_large(data, len(data) - line_end)
+            self._next = end + 2
+            self._body_bytes += length
+            if self._is_too_large(data):
+                return True
+        return len(data) - self._next > _CHUNK_LINE_BYTES or self._is_too_large(data)
+
+    def _is_too_large(self, data: bytes, of_this_chunk: int = 0) -> bool:
+        return (
+            self._body_bytes + of_this_chunk > MAX_BODY_BYTES + _MORE_BYTES
+            or len(data) - self._start > MAX_BODY_BYTES + _MORE_BYTES + _FRAMING_BYTES
+        )
+
+
+def awaited_body(line: bytes, fields: Sequence[tuple[bytes, bytes]], head_end: int) -> Awaited | None:
+    """Return the body of a request that is not ordinary; None if waiting for it would serve nothing."""
     named = dict(fields)
-    if b"expect" in named:
-        return True  # the client waits for 100 Continue before it sends the body
+    expected = named.get(b"expect", b"").lower()
+    if expected not in (b"", b"100-continue"):
+        return None
+    body: Awaited
     if coding := named.get(b"transfer-encoding"):
-        # Any coding but a last `chunked` is refused, whatever follows.
-        return not coding.lower().endswith(b"chunked") or here > BODY_BYTES or _chunks_end(data, head_end)
-    length = int(named.get(b"content-length", 0))
-    return length > BODY_BYTES or length <= here
-
-
-def _chunks_end(data: bytes, position: int) -> bool:
-    """Tell whether the chunked body that starts at `position` ends in `data`, or is broken."""
-    while (line_end := data.find(b"\r\n", position)) >= 0:
-        try:
-            size = int(data[position:line_end].partition(b";")[0], 16)
-        except ValueError:
-            return True
-        if size <= 0:
-            # RFC 9112 section 7.1: last-chunk, a trailer section that may be empty, and an empty line.
-            return size < 0 or data.find(b"\r\n\r\n", line_end) >= 0
-        position = line_end + 2 + size + 2
-        if data[position - 2 : position] not in (b"\r\n", b"\r", b""):
-            return True
-    return len(data) - position > MEMO_BYTES
+        # Any coding but a last `chunked`, and one with a length, is refused, whatever follows.
+        if b"content-length" in named or not coding.lower().endswith(b"chunked"):
+            return None
+        body = ChunkedBody(head_end)
+    else:
+        length = int(named.get(b"content-length", 0))
+        if length > MAX_BODY_BYTES:
+            return None
+        body = SizedBody(head_end + length)
+    body.is_ordinary = False
+    body.wants_continue = bool(expected) and not line.endswith(b"/1.0")
+    return body
 
 
 def status_line(status: int) -> str:

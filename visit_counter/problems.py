@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import logging
 from http import HTTPStatus
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from flask import Flask, Response, request
-from werkzeug.exceptions import HTTPException
+from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
 
+from visit_counter.bodies import BrokenBody
 from visit_counter.errors import (
     CountUnknownError,
     JournalError,
@@ -18,6 +19,10 @@ from visit_counter.errors import (
     UncertainError,
     VisitCounterError,
 )
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from wsgiref.types import StartResponse, WSGIEnvironment
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +35,23 @@ _STATUS = (
     (CountUnknownError, HTTPStatus.SERVICE_UNAVAILABLE),
     (StoreError, HTTPStatus.SERVICE_UNAVAILABLE),
 )
+
+
+class PlainResponse(Response):
+    """An answer without a type of its own, as Flask's to OPTIONS, does not claim to be HTML."""
+
+    default_mimetype = "text/plain"
+
+
+class LastResponse(PlainResponse):
+    """An answer after which the connection ends, because it is not known where the next request begins."""
+
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        """Tell gunicorn too, which drops a Connection field that an application gives: its response object does it."""
+        force_close = getattr(getattr(start_response, "__self__", None), "force_close", None)
+        if force_close:
+            force_close()
+        return super().__call__(environ, start_response)
 
 
 class Problem(NamedTuple):
@@ -62,8 +84,8 @@ def register(app: Flask) -> None:
     app.register_error_handler(Exception, _unexpected)
 
 
-def _response(document: Problem) -> Response:
-    response = Response(document.body, document.status)
+def _response(document: Problem, kind: type[PlainResponse] = PlainResponse) -> PlainResponse:
+    response = kind(document.body, document.status)
     for name, value in document.fields:
         response.headers[name] = value
     return response
@@ -74,7 +96,8 @@ def _refused(error: VisitCounterError) -> Response:
 
 
 def _http_error(error: HTTPException) -> Response:
-    response = _response(problem(error.code or 500, error.description or ""))
+    kind = LastResponse if isinstance(error, (BrokenBody, RequestEntityTooLarge)) else PlainResponse
+    response = _response(problem(error.code or 500, error.description or ""), kind)
     for name, value in error.get_headers():
         # Allow, Location and the like belong to the answer; the type and length are the problem's own.
         if name.lower() not in ("content-type", "content-length"):

@@ -8,11 +8,11 @@ One thread runs an epoll loop. A turn of it:
 4. send the answers, and the refusals.
 
 A request that must wait for a shard does so out of the loop, until a thread has read what all such requests of the turn
-lack, and has answered them. One that is not ordinary goes with its connection to a thread of a small pool, where
-gunicorn's `gthread` handles it unchanged: header policy, limits, refusals, chunked bodies, 100 Continue, hooks and
-errors are gunicorn's own. The connection then comes back to the loop. It goes there only once the request is all here,
-so a slow client never holds a thread. While it is away the loop does not read from it, so that pipelined requests are
-answered in order.
+lack, and has answered them. One that is not ordinary goes with its connection to a thread of another pool, where
+gunicorn's `gthread` handles it: header policy, limits, refusals, hooks and errors are gunicorn's own. It goes there
+only once the request is all here (`Awaited`), and what the client does not take of the answer the loop sends: so the
+threads never wait for clients, and reading pages, Flask and slow clients share none. While a connection is away the
+loop does not read from it, so that pipelined requests are answered in order.
 """
 
 from __future__ import annotations
@@ -30,13 +30,22 @@ from typing import TYPE_CHECKING, Any
 from gunicorn import SERVER, config, glogging, util
 from gunicorn.http import Request, wsgi
 from gunicorn.http.unreader import IterUnreader
-from gunicorn.workers.gthread import TConn
 
 from visit_counter.answers import Answer
 from visit_counter.errors import VisitCounterError
-from visit_counter.http1 import ANSWER_FIELDS, Heads, Limits, RequestReader, Taken, Verdict, status_line
+from visit_counter.http1 import (
+    ANSWER_FIELDS,
+    CONTINUE_RESPONSE,
+    Heads,
+    Limits,
+    RequestReader,
+    Taken,
+    Verdict,
+    status_line,
+)
 from visit_counter.problems import problem_of
 from visit_counter.worker_connections import Connection, ConnectionWorker
+from visit_counter.worker_thread import HandedConnection
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -52,22 +61,6 @@ LOAD_THREADS = 4
 STOP_SECONDS = 1.0
 LAST_SECONDS = 0.5
 QUICK_SECONDS = 0.2
-
-
-class HandedConnection(TConn):  # type: ignore[misc]  # gunicorn has no types
-    """A connection in a thread: gunicorn's own, except that some of it has been read and that no wait is endless."""
-
-    def __init__(self, cfg: Any, connection: Connection, wait_seconds: float) -> None:
-        super().__init__(cfg, connection.sock, connection.client, connection.server)
-        self.data_ready = True
-        self._buffer = connection.buffer
-        self._wait_seconds = wait_seconds
-
-    def init(self) -> None:
-        """Make the parser, and give it what was read."""
-        super().init()
-        self.sock.settimeout(self._wait_seconds)
-        self.parser.unreader.unread(self._buffer)
 
 
 class VisitWorker(ConnectionWorker):
@@ -123,6 +116,8 @@ class VisitWorker(ConnectionWorker):
             if now >= min(start + STOP_SECONDS + LAST_SECONDS, quick):
                 for connection in list(self._connections.values()):
                     self._drop(connection)
+                for handed in self._handed:
+                    handed.wire.give_up()
             if now >= min(start + self.cfg.graceful_timeout, quick):
                 break
             self._turn(0.05)
@@ -137,6 +132,7 @@ class VisitWorker(ConnectionWorker):
         super()._prepare()
         self._next_check = 0.0
         self._resumed: list[Connection] = []
+        self._handed: set[HandedConnection] = set()  # those that threads have
         # They wait in threads of their own: neither Flask's requests nor a slow client keep a page from being read.
         self._load_pool = ThreadPoolExecutor(LOAD_THREADS, "load")
         counter = self._find_counter()
@@ -314,9 +310,14 @@ class VisitWorker(ConnectionWorker):
     def _wait_or_hand(self, connection: Connection, verdict: Verdict, now: float) -> None:
         if verdict is Verdict.UNUSUAL:
             self._hand(connection)
-        elif not connection.partial:
+            return
+        if not connection.partial:
             connection.partial = True
             connection.deadline = now + self.request_seconds
+        connection.awaits = self._reader.awaited(connection.buffer)
+        if connection.awaits.wants_continue:
+            connection.out += CONTINUE_RESPONSE
+            connection.was_continued = True
 
     def _check(self, now: float) -> None:
         """Do what is due about once a second."""
@@ -339,34 +340,45 @@ class VisitWorker(ConnectionWorker):
             connection.handing = True
             return
         connection.handing = connection.partial = False
+        connection.awaits = None
         self._release(connection)
         handed = HandedConnection(self.cfg, connection, self.request_seconds)
+        self._handed.add(handed)
         connection.buffer = b""
+        connection.was_continued = False
         future = self.tpool.submit(self.handle, handed)
         future.add_done_callback(lambda done: self.method_queue.defer(self._take_back, connection, handed, done))
 
     def _take_back(self, connection: Connection, handed: HandedConnection, done: Future[bool]) -> None:
         """Go on with a connection that a thread has finished with."""
         now = time.monotonic()
+        self._handed.remove(handed)
         keep = not done.cancelled() and done.exception() is None and done.result()
-        if connection.sock.fileno() < 0:
-            self.nr_conns -= 1
-            return
         self._adopt(connection)
-        if not keep:
-            self._linger(connection, now)
-            return
+        connection.closing = not keep
         connection.deadline = now + self._keepalive
-        connection.buffer = handed.parser.unreader.take_buffered()
-        if connection.buffer:
+        connection.buffer = handed.parser.unreader.take_buffered() if keep else b""
+        connection.out = handed.wire.unsent
+        if connection.out:
+            if self._send(connection, now) and connection.buffer:
+                self._resumed.append(connection)
+        elif not keep:
+            self._linger(connection, now)
+        elif connection.buffer:
             self._resumed.append(connection)
 
     def handle_request(self, req: Any, conn: Any) -> Any:
-        """Do as gthread does, but let a client that stalls in the middle of a body or an answer go quietly."""
+        """Do as gthread does, but let a client that does not take a large answer go quietly."""
+        if conn.was_continued:
+            req._expected_100_continue = False  # noqa: SLF001  # gunicorn would say it a second time
         try:
             return super().handle_request(req, conn)
         except TimeoutError as error:
             raise StopIteration from error
+
+    def _keepalive_after(self, conn: Any, keepalive: Any) -> bool:
+        """Do as gthread does, and close a connection of whose body not all was waited for."""
+        return super()._keepalive_after(conn, keepalive) and not conn.wire.ran_out
 
     def _log_access(
         self, connection: Connection, end: int, status: str, fields: Sequence[tuple[str, str]], now: float

@@ -17,7 +17,7 @@ from typing import Any
 
 from gunicorn.workers.gthread import DEFAULT_WORKER_DATA_TIMEOUT, ThreadWorker
 
-from visit_counter.http1 import TIMEOUT_RESPONSE
+from visit_counter.http1 import TIMEOUT_RESPONSE, Awaited
 
 READ_BYTES = 8192
 _LISTEN = select.EPOLLIN | getattr(select, "EPOLLEXCLUSIVE", 0)  # Linux 4.5
@@ -31,6 +31,7 @@ class Connection:
     """One client's connection, as the loop sees it. Times are `time.monotonic()` seconds."""
 
     __slots__ = (
+        "awaits",
         "blocked",
         "buffer",
         "client",
@@ -45,6 +46,7 @@ class Connection:
         "server",
         "sock",
         "waits_since",
+        "was_continued",
     )
 
     def __init__(self, sock: socket.socket, client: Any, server: Any, deadline: float) -> None:
@@ -55,6 +57,8 @@ class Connection:
         self.buffer = b""  # read, and not yet answered
         self.out = b""  # to be sent before anything else happens
         self.deadline = deadline
+        self.awaits: Awaited | None = None  # what a part of a request lacks
+        self.was_continued = False  # the client was told to send the body of its request
         self.partial = False  # the buffer holds a part of a request, for which `deadline` was set
         self.closing = False  # close once `out` is sent
         self.handing = False  # hand to a thread once `out` is sent
@@ -150,7 +154,6 @@ class ConnectionWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no t
 
     def _release(self, connection: Connection) -> None:
         """Take the connection out of the loop: it is not read from until it is adopted again."""
-        # A thread may close the socket, and its number may be used again before the connection comes back.
         del self._connections[connection.fd]
         self.poller.unregister(connection.fd)
 
@@ -175,7 +178,17 @@ class ConnectionWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no t
                 self._drop(connection)
             return False
         connection.buffer += data
-        return True
+        return connection.awaits is None or self._has_come(connection)
+
+    def _has_come(self, connection: Connection) -> bool:
+        """Return whether the loop is to look at a request again that a part of has come."""
+        awaits = connection.awaits
+        if awaits is None or not awaits.is_here(connection.buffer):
+            return False
+        connection.awaits = None
+        if not awaits.is_ordinary:
+            self._hand(connection)
+        return awaits.is_ordinary
 
     def _send(self, connection: Connection, now: float) -> bool:
         """Send what the socket takes; return whether that was all and the loop may go on with the connection."""
@@ -197,7 +210,8 @@ class ConnectionWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no t
         connection.out = b""
         if connection.blocked:
             connection.blocked = False
-            connection.deadline = now + self._keepalive
+            if not connection.partial:
+                connection.deadline = now + self._keepalive
             self.poller.modify(connection.fd, select.EPOLLIN)
         if connection.closing:
             self._linger(connection, now)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import socket
 from contextlib import suppress
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from tests.servers import GunicornServer, ValkeyServer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 WORKERS = ("gthread", "visit_counter.worker.VisitWorker")
 Message = tuple[bytes, list[bytes], bytes]
@@ -154,3 +155,47 @@ def test_both_workers_count_the_same_on_a_kept_connection(ports: list[int]) -> N
     stock, ours = (converse(port, conversation) for port in ports)
     assert len(ours) == 40
     assert ours == stock
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"zz\r\nhi\r\n0\r\n\r\n",
+        b"2\r\nhi!!0\r\n\r\n",
+        b"2\r\nhi",
+        b"-2\r\nhi\r\n0\r\n\r\n",
+        b"2;=\r\nhi\r\n0\r\n\r\n",
+        b"0\r\nbad trailer\r\n\r\n",
+        b"<9000>",
+    ],
+)
+@pytest.mark.parametrize("line", [b"POST /visits/broken", b"GET /visits/broken", b"POST /nothing"])
+def test_a_malformed_body_is_one_400_and_the_end_of_the_connection(ports: list[int], line: bytes, body: bytes) -> None:
+    head = b"%b HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n" % line
+    for port in ports:
+        ((status, fields, said),) = converse(port, head + body + b"GET /visits/broken HTTP/1.1\r\nHost: a\r\n\r\n")
+        assert status == b"HTTP/1.1 400 BAD REQUEST"
+        assert b"Content-Type: application/problem+json" in fields
+        assert b"Connection: close" in fields
+        assert json.loads(said)["detail"] == "the body is malformed or cut short"
+        ((_, _, count),) = converse(port, b"GET /visits/broken HTTP/1.1\r\nHost: a\r\n\r\n")
+        assert json.loads(count)["visits"] == 0
+
+
+def test_a_flood_of_garbage_is_answered_with_problems_and_one_line_in_the_log(
+    gunicorn: Callable[..., GunicornServer],
+) -> None:
+    garbage = (b"\x16\x03\x01\x02\r\n\r\n", b"GARBAGE\r\n\r\n", b"GET / HTTP/1.1\r\nbad name: x\r\n\r\n")
+    for worker in WORKERS:
+        server = gunicorn("-k", worker, VISITS_PROFILE="basic").start()
+        before = server.log.count("\n")
+        for number in range(30):
+            ((status, fields, said),) = converse(server.port, garbage[number % 3])
+            assert status.startswith(b"HTTP/1.1 400")
+            assert b"Content-Type: application/problem+json" in fields
+            assert json.loads(said)["status"] == 400
+            head = b"POST /visits/a HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n"
+            assert converse(server.port, head)[0][0] == b"HTTP/1.1 400 BAD REQUEST"
+        assert server.log.count("\n") - before == 1, server.log
+        assert "Invalid request from ip=127.0.0.1" in server.log
+        server.stop()

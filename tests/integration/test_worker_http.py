@@ -6,6 +6,7 @@ import json
 import signal
 import socket
 import threading
+from contextlib import suppress
 from os import kill
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -117,7 +118,7 @@ def test_a_client_that_expects_100_continue_gets_it_before_its_answer(client: Cl
 
 
 def test_a_large_body_comes_back_whole(client: Client) -> None:
-    body = bytes(range(256)) * 4000
+    body = bytes(range(256)) * 256  # as much as the service takes
     assert client.ask("POST", "/echo", body=body).answer().body == body
 
 
@@ -195,12 +196,16 @@ def test_clients_that_stall_hold_no_thread(server: Server) -> None:
         b"POST /ech",
         b"POST /echo HTTP/1.1\r\n%bContent-Length: 9\r\n\r\nhal" % HOST,
         b"POST /echo HTTP/1.1\r\n%bTransfer-Encoding: chunked\r\n\r\n5\r\nhal" % HOST,
+        b"POST /echo HTTP/1.1\r\n%bContent-Length: 60000\r\n\r\n%b" % (HOST, b"x" * 50000),
+        b"POST /echo HTTP/1.1\r\n%bContent-Length: 4\r\nExpect: 100-continue\r\n\r\n" % HOST,
     ]
     stalled = [server.client().send(beginning) for beginning in beginnings * 4]
     other = server.client()
     assert other.ask("POST", "/echo", body=b"at once").answer().body == b"at once"
-    rests = [b"o HTTP/1.1\r\n%b\r\n" % HOST, b"f-body", b"fb\r\n0\r\n\r\n"]
-    for client, rest in zip(stalled, rests * 4, strict=True):
+    rests = [b"o HTTP/1.1\r\n%b\r\n" % HOST, b"f-body", b"fb\r\n0\r\n\r\n", b"x" * 10000, b"body"]
+    for number, (client, rest) in enumerate(zip(stalled, rests * 4, strict=True)):
+        if number % 5 == 4:
+            assert client.line() == b"HTTP/1.1 100 Continue"
         assert client.send(rest).answer().status == 200
         client.close()
 
@@ -303,13 +308,47 @@ class worker_class(VisitWorker):
 
 
 @pytest.mark.parametrize(
-    "beginning", [b"POST /vis", b"POST /visits/a HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\nhal"]
+    "beginning",
+    [
+        b"POST /vis",
+        b"POST /visits/a HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\nhal",
+        b"POST /visits/a HTTP/1.1\r\nHost: a\r\nContent-Length: 60000\r\n\r\n" + b"x" * 50000,
+        b"POST /visits/a HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhal",
+    ],
 )
 def test_half_a_request_is_answered_408_when_its_time_is_up(tmp_path: Path, beginning: bytes) -> None:
     with Server(tmp_path, IMPATIENT, worker="") as server:
         client = server.client().send(beginning)
         assert client.answer().status == 408
         assert client.is_closed()
+
+
+def test_a_request_that_drips_has_one_deadline_from_its_first_byte(tmp_path: Path) -> None:
+    with Server(tmp_path, IMPATIENT, worker="") as server:
+        client = server.client().send(b"POST /visits/a HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n")
+        client.sock.settimeout(0.02)
+        received = b""
+        while b"408" not in received:
+            client.send(b"1\r\nx\r\n")
+            with suppress(TimeoutError):
+                received += client.sock.recv(4096)
+        assert received.startswith(b"HTTP/1.1 408 ")
+
+
+def test_clients_that_take_no_answer_of_flasks_hold_no_thread(server: Server) -> None:
+    deaf = []
+    for _ in range(4):
+        client = Client(socket.socket())
+        client.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+        client.sock.connect(server.address)
+        client.sock.setblocking(False)
+        with suppress(BlockingIOError):
+            while True:  # until neither side takes any more
+                client.sock.send(b"POST /echo HTTP/1.1\r\n%bContent-Length: 8000\r\n\r\n%b" % (HOST, b"x" * 8000))
+        deaf.append(client)
+    assert server.client().ask("POST", "/echo", body=b"at once").answer().body == b"at once"
+    for client in deaf:
+        client.close()
 
 
 def test_a_client_that_does_not_take_its_answer_loses_its_connection_not_the_thread(tmp_path: Path) -> None:

@@ -118,12 +118,12 @@ def test_framing_is_read_from_ordinary_fields(fields: bytes, framing: Framing) -
         b"Host: a..b\r\n",
         b"Host: " + b"x" * 64 + b"\r\n",
         b"Host: a\r\nHost: a\r\n",
-        b"Host: a\r\nExpect: 100-continue\r\nContent-Length: 3\r\n",
+        b"Host: a\r\nExpect: 200-ok\r\nContent-Length: 3\r\n",
         b"Host: a\r\nTransfer-Encoding: gzip\r\n",
         b"Host: a\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n",
         b"Host: a\r\nContent-Length: 3\r\nContent-Length: 3\r\n",
         b"Host: a\r\nContent-Length: +3\r\n",
-        b"Host: a\r\nContent-Length: 32769\r\n",
+        b"Host: a\r\nContent-Length: 65537\r\n",
         b"Host: a\r\nConnection: upgrade\r\nUpgrade: h2c\r\n",
         b"Host: a\r\nConnection: close\r\nConnection: keep-alive\r\n",
         b"Host: a\r\nSCRIPT_NAME: /x\r\n",
@@ -171,10 +171,58 @@ def test_a_chunked_request_is_waited_for_until_its_last_byte(body: bytes) -> Non
     assert reader().take(head + body) is Verdict.UNUSUAL
 
 
-@pytest.mark.parametrize("body", [b"x\r\n", b"-1\r\n", b"3\r\nabcde", b"1" * 2000, b"40000\r\n" + b"x" * 40000])
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"x\r\n",
+        b"-1\r\n",
+        b"3\r\nabcde",
+        b"+1\r\nx\r\n",
+        b"1" * 9000,
+        b"f\r\n" + b"x" * 16,
+        b"20000\r\n" + b"x" * 70000,
+        b"1\r\nx\r\n" * 30_000,
+    ],
+)
 def test_a_chunked_body_that_is_broken_or_large_is_not_waited_for(body: bytes) -> None:
     head = ordinary(b"POST /visits/a HTTP/1.1", b"Host: a\r\nTransfer-Encoding: chunked\r\n\r\n")
     assert reader().take(head + body) is Verdict.UNUSUAL
+
+
+@pytest.mark.parametrize("fields", [b"Content-Length: 60000", b"Transfer-Encoding: chunked"])
+@pytest.mark.parametrize("path", [b"/visits/a", b"/health"])
+def test_the_rest_of_a_body_is_waited_for_without_a_look_at_what_has_come(path: bytes, fields: bytes) -> None:
+    subject = reader()
+    head = ordinary(b"POST %b HTTP/1.1" % path, b"Host: a\r\n%b\r\n\r\n" % fields)
+    body = b"x" * 60000 if b"Length" in fields else b"1;a=b\r\nx\r\n" * 5000 + b"0\r\nTrailer: t\r\n\r\n"
+    assert subject.take(head) is Verdict.INCOMPLETE
+    awaited = subject.awaited(head)
+    assert not awaited.wants_continue
+    assert awaited.is_ordinary == (path == b"/visits/a" and b"Length" in fields)
+    for size in range(1000, len(body), 1000):
+        assert not awaited.is_here(head + body[:size])
+    assert not awaited.is_here(head + body[:-1])
+    assert awaited.is_here(head + body)
+
+
+def test_the_rest_of_a_head_is_looked_at_again_once_a_line_has_ended_or_as_much_has_come() -> None:
+    data = b"POST /visits/a HTTP/1.1\r\nX: "
+    awaited = reader().awaited(data)
+    assert not awaited.is_here(data + b"y")
+    assert awaited.is_here(data + b"y\r\n")
+    assert awaited.is_here(data + b"y" * len(data))
+
+
+@pytest.mark.parametrize(
+    ("version", "value", "wants"),
+    [(b"1.1", b"100-continue", True), (b"1.1", b"100-Continue", True), (b"1.0", b"100-continue", False)],
+)
+def test_a_client_that_expects_it_is_told_to_send_its_body(version: bytes, value: bytes, wants: bool) -> None:
+    head = ordinary(b"POST /visits/a HTTP/" + version, b"Host: a\r\nContent-Length: 3\r\nExpect: %b\r\n\r\n" % value)
+    subject = reader()
+    assert subject.take(head) is Verdict.INCOMPLETE
+    assert subject.awaited(head).wants_continue == wants
+    assert subject.take(head + b"abc") is Verdict.UNUSUAL
 
 
 def test_a_head_that_can_only_be_refused_is_not_waited_for() -> None:

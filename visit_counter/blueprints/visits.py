@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from flask import Blueprint, Response, current_app, request
-from werkzeug.exceptions import RequestEntityTooLarge
 
 from visit_counter.answers import CACHE_CONTROL, CONTENT_TYPE, Accepted, Answer
 from visit_counter.pages import decode_page
@@ -17,7 +16,6 @@ _PREFIX_LENGTH = len("/visits/")
 def record(page: str) -> Response:
     """Count one visit."""
     del page
-    _read_body()
     return _response(current_app.extensions["visit_counter"].counter.record(_page()))
 
 
@@ -26,14 +24,6 @@ def count(page: str) -> Response:
     """Read a count."""
     del page
     return _response(current_app.extensions["visit_counter"].counter.count(_page()))
-
-
-def _read_body() -> None:
-    """Read what a beacon may send and nobody needs, up to its limit; raise RequestEntityTooLarge (413) beyond it."""
-    body = request.get_data(cache=False)
-    # Of a chunked body Werkzeug reads as much as is allowed and says nothing of what follows.
-    if len(body) == request.max_content_length and request.environ["wsgi.input"].read(1):
-        raise RequestEntityTooLarge
 
 
 def _page() -> str:
