@@ -81,6 +81,27 @@ BREAKAGES = (
         SIMULATION,
     ),
     Breakage(
+        "take a watermark that no flush wrote for none",
+        "unsound.py",
+        "number = segment_of(state.confirmed.get(partition, NO_WATERMARK))",
+        "number = 0",
+        "tests/unit/test_unsound.py",
+    ),
+    Breakage(
+        "keep as a boundary what a shard has surely refused",
+        "flush_round.py",
+        "            self.state.attempted[owner].remove(number)\n",
+        "",
+        "tests/unit/test_unsound.py",
+    ),
+    Breakage(
+        "add to a count that is no number",
+        "stores/applying.py",
+        "if not sound then\n      held",
+        "if false then\n      held",
+        "tests/integration/test_redis_store.py",
+    ),
+    Breakage(
         "make a forgotten segment again",
         "journal.py",
         "os.O_RDWR | os.O_APPEND | os.O_CLOEXEC)",

@@ -12,13 +12,15 @@ from visit_counter import steps
 from visit_counter.errors import StoreError
 from visit_counter.records import Folded, encode
 from visit_counter.ring import partition_of
-from visit_counter.stores.base import NO_WATERMARK, Batch, is_base, segment_of
+from visit_counter.stores.base import NO_WATERMARK, NOT_A_PARTITION, Batch, is_base, segment_of
+from visit_counter.unsound import strange_ones, take_for_confirmed, told_aside, told_of_none, told_of_strange
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from visit_counter.journal import Journal, Segment
     from visit_counter.state import State
+    from visit_counter.stores.base import Applied
     from visit_counter.stores.sharded import ShardedStore
 
 log = logging.getLogger(__name__)
@@ -58,6 +60,7 @@ class Round:
         self.content: dict[Segment, ByPartition] = {}
         self._rollbacks: list[Rollback] = []
         self._unreached: set[int] = set()  # partitions whose watermark could not be read
+        self._strange: dict[int, int] = {}  # partitions whose watermark no flush wrote, and what it is taken for
         self.current = 0  # the segment that visits are appended to now
 
     def run(self) -> str:
@@ -141,21 +144,36 @@ class Round:
     def _plan(self, partitions: list[int]) -> list[Batch]:
         """Return the batches that bring every reachable partition up to date."""
         found, errors = self.store.watermarks_of_reachable(self.state.writer, partitions)
-        self._unreached = set(partitions) - found.keys()
         for error in errors:
             self._fail(error.store, str(error))
+        self._sort_out(found)
+        self._unreached = set(partitions) - found.keys()
         if any(self._is_foreign(partition, watermark) for partition, watermark in found.items()):
             self._become_another_writer(found)
             found = dict.fromkeys(found, NO_WATERMARK)
+            self._strange.clear()
         target = next(reversed(self.sealed.values()))
         batches = [self._batch(partition, watermark, target) for partition, watermark in found.items()]
         self._tell_rollbacks()
-        return [batch for batch in batches if batch.visits]
+        return [batch for batch in batches if batch.visits or batch.partition in self._strange]
+
+    def _sort_out(self, found: dict[int, str]) -> None:
+        """Tell of watermarks that no flush wrote, and leave out what is no partition."""
+        for partition, watermark in strange_ones(found).items():
+            shard = self.store.shard_of(partition)
+            if watermark == NOT_A_PARTITION:
+                del found[partition]
+                text = told_of_none(partition, shard)
+                self.failures.add(text)
+            else:
+                number = self._strange[partition] = take_for_confirmed(self.state, partition, watermark)
+                text = told_of_strange(partition, shard, watermark, number)
+            self._damage(text)
 
     def _batch(self, partition: int, watermark: str, target: str) -> Batch:
         """Return what a partition lacks; note what it has lost."""
         confirmed = self.state.confirmed.get(partition, NO_WATERMARK)
-        have = segment_of(watermark)
+        have = self._strange[partition] if partition in self._strange else segment_of(watermark)
         if watermark == NO_WATERMARK and is_base(confirmed):
             have = segment_of(confirmed)
         had = segment_of(confirmed)
@@ -169,14 +187,14 @@ class Round:
         else:
             # What is at or below the floor and not above our watermark was never for this partition.
             have = max(have, self.state.floor)
-            if watermark:
+            if watermark and partition not in self._strange:
                 self._confirm(partition, watermark)
         visits: dict[str, int] = {}
         for segment in self.sealed:
             if segment.last > have:
                 for page, number in self.content_of(segment).get(partition, {}).items():
                     visits[page] = visits.get(page, 0) + number
-        if not visits and have < had:
+        if not visits and have < had and partition not in self._strange:
             # Nothing is left to send. Counting goes on from what the shard has.
             self.state.confirmed[partition] = watermark or f"{have}:"
         return Batch(partition, watermark, target, visits)
@@ -226,7 +244,7 @@ class Round:
 
     def _is_foreign(self, partition: int, watermark: str) -> bool:
         """Tell whether a watermark under our id is not of a segment that we sealed."""
-        if watermark in (NO_WATERMARK, self.state.confirmed.get(partition)):
+        if watermark in (NO_WATERMARK, self.state.confirmed.get(partition)) or partition in self._strange:
             return False
         number = segment_of(watermark)
         if number > max(self.sealed).last:
@@ -237,7 +255,7 @@ class Round:
         """Go on under a new id, so that no visit is taken for one of the other journal's."""
         foreign = {p: w for p, w in found.items() if self._is_foreign(p, w)}
         for partition, watermark in found.items():
-            if watermark and partition not in foreign:
+            if watermark and partition not in foreign and partition not in self._strange:
                 self.state.confirmed[partition] = watermark
         partition, watermark = next(iter(foreign.items()))
         visits = sum(sum(content.get(p, {}).values()) for content in self.content.values() for p in foreign)
@@ -268,30 +286,41 @@ class Round:
         # a number along as its watermark that was noted for the former one.
         layout = self.store.layout
         owners = {batch.partition: f"{self.store.shard_of(batch.partition)}@{layout}" for batch in batches}
+        number = segment_of(batches[0].watermark)
         for owner in set(owners.values()):
-            self.state.attempted.setdefault(owner, []).append(segment_of(batches[0].watermark))
+            self.state.attempted.setdefault(owner, []).append(number)
         # Durable before anything is sent: no merge may cross a number that a partition may have got.
         self.state.save(self.journal.state_path)
         steps.step("send")
         applied = self.store.apply(self.state.writer, batches)
         steps.step("reply")
-        unsure = {f"{self.store.shard_of(partition)}@{layout}" for partition in self._unreached}
+        unsure: set[str] = set()  # some of its partitions may have got the number now, or may get it later
+        behind = {f"{self.store.shard_of(partition)}@{layout}" for partition in self._unreached}
         for batch, answer in zip(batches, applied, strict=True):
+            owner = owners[batch.partition]
             if answer.error is not None:
-                unsure.add(owners[batch.partition])
+                # A number that a partition was sent before may still reach it, unless it goes on.
+                (behind if answer.refused else unsure).add(owner)
                 self._fail(self.store.shard_of(batch.partition), answer.error)
             elif answer.watermark != batch.watermark:
-                unsure.add(owners[batch.partition])
+                unsure.add(owner)
                 self.failures.add(
                     f"partition {batch.partition} is at {answer.watermark!r} instead of {batch.expected!r}; "
                     "the next flush starts from there"
                 )
             else:
-                self._confirm(batch.partition, batch.watermark)
-                self.visits += sum(batch.visits.values())
-                self.pages += len(batch.visits)
+                self._take_in(batch, answer)
         for owner in set(owners.values()) - unsure:
-            del self.state.attempted[owner]
+            self.state.attempted[owner].remove(number)
+            if owner not in behind or not self.state.attempted[owner]:
+                del self.state.attempted[owner]
+
+    def _take_in(self, batch: Batch, answer: Applied) -> None:
+        self._confirm(batch.partition, batch.watermark)
+        self.visits += sum(batch.visits.values())
+        self.pages += len(batch.visits)
+        if answer.aside:
+            self._damage(told_aside(batch.partition, self.store.shard_of(batch.partition), answer.aside))
 
     def _persist(self) -> None:
         """Ask the shards whether what they confirmed is on their disks; clear `state.unpersisted` where it is."""
@@ -313,6 +342,7 @@ class Round:
             if marked and answers[name] is not False and self._all_there(name, partitions):
                 for partition in partitions:
                     del self.state.unpersisted[partition]
+                    self.state.strange.pop(partition, None)
 
     def _all_there(self, shard: str, partitions: list[int]) -> bool:
         """Tell whether a shard still includes all it confirmed: it may have come back with less just before."""
@@ -350,6 +380,6 @@ class Round:
                 os.close(descriptor)
 
     def _damage(self, text: str) -> None:
-        log.error("%s", text)
-        self.state.note_damage(text)
-        self.news = True
+        if self.state.note_damage(text):
+            log.error("%s", text)
+            self.news = True

@@ -61,15 +61,18 @@ class State:
     away: dict[str, float] = field(default_factory=dict)
     # By shard that the last flush could not bring everything: why.
     trouble: dict[str, str] = field(default_factory=dict)
+    # By partition with a watermark that no flush wrote: that text, and the segment that it is taken for.
+    strange: dict[int, tuple[str, int]] = field(default_factory=dict)
     # When a flush last brought everything to every shard, in seconds since the epoch, for people; 0 for never.
     complete_at: float = 0.0
 
-    def note_damage(self, text: str) -> None:
-        """Remember one finding, once, with the time it was found at."""
+    def note_damage(self, text: str) -> bool:
+        """Remember one finding, with the time it was found at; return False if it is known already."""
         if any(note.endswith(f" {text}") for note in self.damage):
-            return
+            return False
         stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         self.damage = [*self.damage, f"{stamp} {text}"][-MAX_DAMAGE_NOTES:]
+        return True
 
     def save(self, path: Path) -> None:
         """Write the state durably. Raises OSError; the state before it then stays."""
@@ -91,6 +94,7 @@ class State:
             confirmed = {int(partition): str(token) for partition, token in raw.pop("confirmed").items()}
             unpersisted = {int(partition): tuple(numbers) for partition, numbers in raw.pop("unpersisted", {}).items()}
             forgotten = {int(partition): int(number) for partition, number in raw.pop("forgotten", {}).items()}
+            strange = {int(partition): tuple(found) for partition, found in raw.pop("strange", {}).items()}
             # A state of the version before tells only of the last flush.
             raw.setdefault("complete_at", last["at"] if last and not last["error"] else 0.0)
             return cls(
@@ -98,6 +102,7 @@ class State:
                 confirmed=confirmed,
                 unpersisted=unpersisted,
                 forgotten=forgotten,
+                strange=strange,
                 last_flush=LastFlush(**last) if last else None,
             )
         except FileNotFoundError:

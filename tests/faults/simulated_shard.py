@@ -1,16 +1,19 @@
-"""A shard for the simulation: it loses replies, hangs, executes late, goes away, and comes back with older data."""
+"""A shard for the simulation: it loses replies, hangs, executes late, goes away, and comes back with older data.
+
+Somebody may also write into it what is no count, no watermark or no partition, and mend that later.
+"""
 
 from __future__ import annotations
 
 from random import Random
 from typing import TYPE_CHECKING
 
-from visit_counter.errors import StoreUnavailableError
+from visit_counter.errors import StoreRefusedError, StoreUnavailableError
 from visit_counter.ring import partition_of
-from visit_counter.stores.base import NO_WATERMARK, Applied, Batch, Store, Stored, segment_of
+from visit_counter.stores.base import NO_WATERMARK, NOT_A_PARTITION, Applied, Batch, Store, Stored, is_token, segment_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
 Key = tuple[str, int]
 
@@ -26,6 +29,8 @@ class Shard:
         self.epoch = 0  # raised by a restart: all connections are lost
         self.counts: dict[str, int] = {}
         self.marks: dict[Key, str] = {}
+        self.unsound: set[str] = set()  # pages in whose place somebody wrote what is no count
+        self.blocked: set[int] = set()  # partitions in whose place there is something else
         self.late: list[tuple[str, Batch]] = []  # sent, not executed, and nobody waits for it any more
         self._log: list[tuple[dict[str, int], Key, str]] = []  # what each change replaced
         self._on_disk = 0
@@ -38,11 +43,24 @@ class Shard:
             self._log.append(({}, key, present))
         if present == batch.watermark or present != batch.expected:
             return present
-        self._log.append(({page: self.counts.get(page, 0) for page in batch.visits}, key, present))
+        before: dict[str, int] = {}
+        self._log.append((before, key, present))
         for page, visits in batch.visits.items():
-            self.counts[page] = self.counts.get(page, 0) + visits
+            name = aside(page) if page in self.unsound else page
+            before[name] = self.counts.get(name, 0)
+            self.counts[name] = before[name] + visits
         self.marks[key] = batch.watermark
         return batch.watermark
+
+    def mend(self) -> None:
+        """Let a person mend everything, and count what was set aside."""
+        for page in self.unsound:
+            name = aside(page)
+            before = {page: self.counts.get(page, 0), name: self.counts.get(name, 0)}
+            self._log.append((before, ("", 0), NO_WATERMARK))
+            self.counts |= {page: before[page] + before[name], name: 0}
+        self.unsound.clear()
+        self.blocked.clear()
 
     @property
     def changes(self) -> int:
@@ -69,7 +87,14 @@ class Shard:
     def execute_late(self) -> None:
         """Execute one of the requests that are still on their way."""
         if self.late and not self.away:
-            self.execute(*self.late.pop(self.random.randrange(len(self.late))))
+            writer, batch = self.late.pop(self.random.randrange(len(self.late)))
+            if batch.partition not in self.blocked:
+                self.execute(writer, batch)
+
+
+def aside(page: str) -> str:
+    """Return the field in which visits of a page are set aside."""
+    return f"\taside\t{page}"
 
 
 class ShardClient(Store):
@@ -91,6 +116,13 @@ class ShardClient(Store):
         self._point("read")
         self._reach()
         shard = self._shard
+        if any(
+            page in shard.unsound
+            or partition_of(page) in shard.blocked
+            or not is_token(shard.marks.get((writer, partition_of(page)), NO_WATERMARK))
+            for page in pages
+        ):
+            raise StoreRefusedError(self.name, "there is no count")
         found = [
             Stored(shard.counts.get(page, 0), shard.marks.get((writer, partition_of(page)), NO_WATERMARK))
             for page in pages
@@ -110,7 +142,9 @@ class ShardClient(Store):
     def watermarks(self, writer: str, partitions: Sequence[int]) -> list[str]:
         """Read watermarks."""
         self._reach()
-        return [self._shard.marks.get((writer, partition), NO_WATERMARK) for partition in partitions]
+        shard = self._shard
+        marks = [shard.marks.get((writer, partition), NO_WATERMARK) for partition in partitions]
+        return [NOT_A_PARTITION if at in shard.blocked else mark for at, mark in zip(partitions, marks, strict=True)]
 
     def persist(self, timeout_seconds: float) -> bool | None:  # noqa: ARG002 - the contract's argument
         """Vouch for what this client applied, as the real one does with WAITAOF."""
@@ -124,7 +158,7 @@ class ShardClient(Store):
             self._epoch, self._offset = shard.epoch, 0
             for (writer, partition), mark in self._vouched.items():
                 present = shard.marks.get((writer, partition), NO_WATERMARK)
-                if present != mark and segment_of(present) <= segment_of(mark):
+                if present != mark and not (is_token(present) and segment_of(present) > segment_of(mark)):
                     return False
                 shard.execute(writer, Batch(partition, present, present, {}))
                 self._offset = shard.changes
@@ -149,15 +183,36 @@ class ShardClient(Store):
         if shard.away:
             return failed
         if shard.random.random() < shard.loss:
-            what = shard.random.random()
+            what = 1.0 if batch.partition in shard.blocked else shard.random.random()
             if what < 0.4:
                 shard.execute(writer, batch)
             elif what < 0.7:
                 shard.late.append((writer, batch))
             return failed
+        if batch.partition in shard.blocked:
+            return failed._replace(error=f"{self.name}: there is something else", refused=True)
         present = shard.execute(writer, batch)
         if present == batch.watermark:
             if self._epoch == shard.epoch:
                 self._offset = shard.changes
             self._vouched[writer, batch.partition] = present
-        return Applied(batch.partition, present)
+        pages = tuple(page for page in batch.visits if page in shard.unsound)
+        return Applied(batch.partition, present, aside=pages)
+
+
+def write_into(shard: Shard, writer: str, confirmed: Mapping[int, str], pages: Sequence[str]) -> str:
+    """Let somebody write into a shard; return what. `confirmed`: the watermarks that it surely has."""
+    what = shard.random.choice(("a page", "a partition", "a watermark", "a watermark", "mend"))
+    page = shard.random.choice(pages)
+    partition = partition_of(page)
+    key = (writer, partition)
+    if what == "mend":
+        shard.mend()
+    elif what == "a page":
+        shard.unsound.add(page)
+    elif what == "a partition":
+        shard.blocked.add(partition)
+    elif shard.marks.get(key, NO_WATERMARK) == confirmed.get(partition):
+        # Where it has another one, nobody could know what it includes.
+        shard.marks[key] = f"written at {shard.changes} {shard.random.random()}"
+    return f"{what} ({page})"

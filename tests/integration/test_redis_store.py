@@ -14,7 +14,7 @@ from tests.redis_servers import LossyProxy, Server, free_port, wait_until
 from visit_counter.errors import StoreError, StoreRefusedError, StoreUnavailableError
 from visit_counter.ring import partition_of
 from visit_counter.settings import Shard
-from visit_counter.stores.base import Applied, Batch, Store, Stored
+from visit_counter.stores.base import NOT_A_PARTITION, Applied, Batch, Store, Stored
 from visit_counter.stores.breaker import Breaker
 from visit_counter.stores.memory import MemoryStore
 from visit_counter.stores.redis import RedisStore
@@ -73,25 +73,60 @@ def own_server(tmp_path: Path) -> Iterator[Callable[..., Server]]:
 # Nothing in part
 
 
-@pytest.mark.parametrize("value", ["9007199254740992", "not a number", "", "-1", "1.5", "0x10", " 1", "9" * 30])
+@pytest.mark.parametrize("value", ["not a number", "", "-1", "1.5", "0x10", " 1", "9" * 30, "007"])
 @pytest.mark.parametrize("position", [0, 1500, 2499])
-def test_a_value_that_cannot_be_added_to_refuses_the_whole_batch(
+def test_a_count_that_is_no_number_holds_up_no_other_page_and_its_visits_are_set_aside(
     server: Server, store: RedisStore, value: str, position: int
 ) -> None:
-    visits = {f"page/{number}": 1 for number in range(2500)}
-    server.call("HSET", "visits:{5}", f"page/{position}", value)
-    good = Batch(6, "", "1:a", {"other": 1})
-    bad, applied = store.apply("writer", [Batch(5, "", "1:a", visits), good])
-    assert bad.error is not None
-    assert "NOTACOUNT" in bad.error
-    assert applied == Applied(6, "1:a")
-    assert server.call("HGETALL", "visits:{5}") == {f"page/{position}": value}
+    pages = [f"page/{number}" for number in range(2500)]
+    bad = pages[position]
+    server.call("HSET", "visits:{5}", bad, value)
+    for number in (1, 2):
+        batch = Batch(5, "" if number == 1 else "1:a", f"{number}:a", dict.fromkeys(pages, 1))
+        assert store.apply("writer", [batch]) == [Applied(5, f"{number}:a", aside=(bad,))]
+    stored = server.call("HGETALL", "visits:{5}")
+    assert isinstance(stored, dict)
+    assert stored == dict.fromkeys(pages, "2") | {
+        bad: value,
+        "\twriter": "2:a",
+        "\taside": "2",
+        f"\taside\t{bad}": "2",
+    }
+    # Mended by a person, they are counted with the next visit.
+    server.call("HSET", "visits:{5}", bad, "100")
+    assert store.apply("writer", [Batch(5, "2:a", "3:a", {bad: 1})]) == [Applied(5, "3:a")]
+    assert server.call("HMGET", "visits:{5}", bad, "\taside", f"\taside\t{bad}") == ["103", "0", "0"]
 
 
-def test_a_count_is_exact_up_to_two_to_the_53rd(server: Server, store: RedisStore) -> None:
-    server.call("HSET", HOME_KEY, "home", str(2**53 - 2))
-    assert store.apply("writer", [home_batch(1)]) == [Applied(HOME, "1:a")]
-    assert store.read("writer", ["home"]) == [Stored(2**53 - 1, "1:a")]
+def test_visits_of_several_pages_are_set_aside_each_for_itself(server: Server, store: RedisStore) -> None:
+    server.call("HSET", "visits:{5}", "a", "x", "b", "y")
+    [applied] = store.apply("writer", [Batch(5, "", "1:a", {"a": 1, "b": 2, "c": 3})])
+    assert applied.aside == ("a", "b")
+    server.call("HDEL", "visits:{5}", "a")
+    assert store.apply("writer", [Batch(5, "1:a", "2:a", {"a": 5, "c": 1})]) == [Applied(5, "2:a")]
+    assert server.call("HMGET", "visits:{5}", "a", "b", "c", "\taside", "\taside\tb") == ["6", "y", "4", "2", "2"]
+
+
+def test_a_count_is_exact_also_beyond_two_to_the_53rd(server: Server, store: RedisStore) -> None:
+    for count in (2**53 - 2, 2**53 - 1, 2**53, 10**17 + 1):
+        server.call("DEL", HOME_KEY)
+        server.call("HSET", HOME_KEY, "home", str(count))
+        assert store.apply("writer", [home_batch(1)]) == [Applied(HOME, "1:a")]
+        assert store.read("writer", ["home"]) == [Stored(count + 1, "1:a")]
+
+
+def test_what_stands_for_a_watermark_is_returned_as_it_is_and_can_be_replaced(
+    server: Server, store: RedisStore
+) -> None:
+    with server.client() as client:
+        client.connection_pool.connection_kwargs["decode_responses"] = False
+        client.hset(HOME_KEY, b"\twriter", b"\xff\x00 abc")
+    server.call("RPUSH", "visits:{7}", "a list")
+    server.call("SET", "visits:{8}", "a string")
+    found = store.watermarks("writer", [HOME, 7, 8, 9])
+    assert found[1:] == [NOT_A_PARTITION, NOT_A_PARTITION, ""]
+    assert store.apply("writer", [Batch(HOME, found[0], "1:a", {"home": 2})]) == [Applied(HOME, "1:a")]
+    assert store.read("writer", ["home"]) == [Stored(2, "1:a")]
 
 
 def test_a_key_of_another_type_refuses_the_batch_and_the_read(server: Server, store: RedisStore) -> None:
@@ -119,6 +154,7 @@ def test_a_server_out_of_memory_refuses_whole_batches_and_still_reads(own_server
         (applied,) = store.apply("writer", [home_batch(2)])
         assert applied.error is not None
         assert "OOM" in applied.error
+        assert applied.refused
         with pytest.raises(StoreRefusedError, match="OOM"):
             store.add("home", 1)
         assert store.read("writer", ["home"]) == [Stored(1, "1:a")]

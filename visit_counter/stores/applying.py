@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from redis.exceptions import AskError, NoScriptError, RedisError, ResponseError
 
-from visit_counter.stores.base import NO_WATERMARK, Applied, Batch, segment_of
+from visit_counter.errors import StoreRefusedError
+from visit_counter.stores.base import NO_WATERMARK, Applied, Batch, is_token, segment_of
 from visit_counter.stores.wire import drop, exchange, exchange_asking, explain, is_away, is_elsewhere, pack
 
 if TYPE_CHECKING:
@@ -32,42 +33,58 @@ CHUNK_BYTES = 1_000_000
 #       2  the watermark expected there ('' for none)
 #       3  the watermark of the batch
 #       4  a page, 5 its visits, and so on in pairs
-# Returns the watermark there is afterwards; an error means that nothing was changed.
+# Returns the watermark there is afterwards; an error means that nothing was changed. Behind it, with tabs between, are
+# the pages of the batch whose counts are no numbers, because a person or another program wrote there. Their visits are
+# set aside in fields of their own (TAB aside TAB page, and the sum of all in TAB aside), and are counted with the next
+# visit of the page once its count has been mended.
 #
 # A script does not roll back, so everything is checked and added up before the first write, and up to 999 pages and
 # the watermark are one HSET (Lua's unpack allows about 8,000 values). Lua counts in doubles, which are exact below
-# 2^53: a count that would reach it is refused. A batch that is there already has its watermark written again, so that
-# the offset WAITAOF waits for on this connection lies behind it.
+# 2^53: a count beyond is left to HINCRBY. A batch that is there already has its watermark written again, so that the
+# offset WAITAOF waits for on this connection lies behind it.
 SCRIPT = b"""
 local key, field, expected, watermark = KEYS[1], ARGV[1], ARGV[2], ARGV[3]
-local present = redis.call('HGET', key, field) or ''
+local aside = '\taside'
+local marks = redis.call('HMGET', key, field, aside)
+local present = marks[1] or ''
 if present == watermark then
   redis.call('HSET', key, field, watermark)
   return watermark
 end
 if present ~= expected then return present end
-local writes = {}
+local before = tonumber(marks[2]) or 0
+local held, answer, writes, large = before, watermark, {}, {}
 for first = 4, #ARGV, 1998 do
   local pages, write = {}, {}
   for at = first, math.min(first + 1996, #ARGV), 2 do pages[#pages + 1] = ARGV[at] end
   local counts = redis.call('HMGET', key, unpack(pages))
+  local function put(name, number) write[#write + 1], write[#write + 2] = name, string.format('%.0f', number) end
   for index, page in ipairs(pages) do
-    local count = counts[index] or '0'
-    if not string.find(count, '^%d+$') then
-      return redis.error_reply('NOTACOUNT the partition holds a value that is not a count')
+    local count, visits = counts[index] or '0', tonumber(ARGV[first + 2 * index - 1])
+    local sound = #count <= 18 and (count == '0' or string.find(count, '^[1-9]%d*$'))
+    local name, kept = aside .. '\t' .. page, 0
+    if not sound or before > 0 then kept = tonumber(redis.call('HGET', key, name)) or 0 end
+    if not sound then
+      held, answer = held + visits, answer .. '\t' .. page
+      put(name, kept + visits)
+    else
+      if kept > 0 then held, visits = held - kept, visits + kept; put(name, 0) end
+      local total = tonumber(count) + visits
+      if total < 9007199254740992 then put(page, total) else large[#large + 1] = {page, visits} end
     end
-    local total = tonumber(count) + tonumber(ARGV[first + 2 * index - 1])
-    if total >= 9007199254740992 then return redis.error_reply('NOTACOUNT a count would reach 2^53') end
-    write[2 * index - 1], write[2 * index] = page, string.format('%.0f', total)
   end
   writes[#writes + 1] = write
 end
 local last = writes[#writes] or {}
+if held ~= before then last[#last + 1], last[#last + 2] = aside, string.format('%.0f', held) end
 last[#last + 1] = field
 last[#last + 1] = watermark
 writes[math.max(#writes, 1)] = last
-for _, write in ipairs(writes) do redis.call('HSET', key, unpack(write)) end
-return watermark
+for _, each in ipairs(large) do redis.call('HINCRBY', key, each[1], string.format('%.0f', each[2])) end
+for _, write in ipairs(writes) do
+  if #write > 0 then redis.call('HSET', key, unpack(write)) end
+end
+return answer
 """
 # SHA-1 is the name Redis gives a script, and no secret.
 SCRIPT_SHA = sha1(SCRIPT, usedforsecurity=False).hexdigest().encode()
@@ -180,7 +197,7 @@ class Applier:
     def _note(self, writer: str, batches: Sequence[Batch], replies: Sequence[Any]) -> None:
         """Remember what `persist` has to vouch for."""
         for batch, reply in zip(batches, replies, strict=True):
-            if not isinstance(reply, RedisError) and reply.decode() == batch.watermark:
+            if not isinstance(reply, RedisError) and _mark_of(reply) == batch.watermark:
                 self._applied[writer, batch.partition] = batch.watermark
                 self._orphaned.pop((writer, batch.partition), None)
 
@@ -235,9 +252,7 @@ class Applier:
             if isinstance(reply, RedisError) and not is_elsewhere(reply):
                 raise reply
         return {
-            at: (reply or b"").decode()
-            for at, reply in zip(partitions, replies, strict=True)
-            if not is_elsewhere(reply)
+            at: text_of(reply or b"") for at, reply in zip(partitions, replies, strict=True) if not is_elsewhere(reply)
         }
 
     def _has_moved(self, partition: int) -> bool:
@@ -260,10 +275,27 @@ class Applier:
 
 
 def applied_of(shard: str, batch: Batch, reply: Any) -> Applied:
-    """Say what came of a batch, given the watermark that the script returned or a RedisError."""
+    """Say what came of a batch, given what the script returned or a RedisError."""
     if isinstance(reply, RedisError):
-        return Applied(batch.partition, NO_WATERMARK, explain(shard, reply).reason)
-    return Applied(batch.partition, reply.decode())
+        error = explain(shard, reply)
+        refused = isinstance(error, StoreRefusedError)
+        return Applied(batch.partition, NO_WATERMARK, error.reason, refused=refused)
+    _, *aside = reply.split(b"\t")
+    return Applied(batch.partition, _mark_of(reply), aside=tuple(page.decode(errors="replace") for page in aside))
+
+
+def text_of(watermark: bytes) -> str:
+    """Return a watermark as text; `bytes_of` makes the same bytes of it, whatever they are."""
+    return watermark.decode(errors="surrogateescape")
+
+
+def bytes_of(watermark: str) -> bytes:
+    """Return the bytes of what `text_of` returned."""
+    return watermark.encode(errors="surrogateescape")
+
+
+def _mark_of(reply: bytes) -> str:
+    return text_of(reply.partition(b"\t")[0])
 
 
 def _usable(connection: Connection) -> bool:
@@ -276,7 +308,7 @@ def _usable(connection: Connection) -> bool:
 
 def _includes(present: str, watermark: str) -> bool:
     """Tell whether a partition at `present` includes everything up to `watermark`."""
-    return present == watermark or segment_of(present) > segment_of(watermark)
+    return present == watermark or (is_token(present) and segment_of(present) > segment_of(watermark))
 
 
 def _connected_replicas(info: object) -> int:
@@ -305,7 +337,7 @@ def _chunks(batches: Sequence[Batch], field: bytes) -> Iterator[list[bytes]]:
 
 def _pack_batch(batch: Batch, field: bytes) -> bytes:
     parts = [b"EVALSHA", SCRIPT_SHA, b"1", partition_key(batch.partition), field]
-    parts += (batch.expected.encode(), batch.watermark.encode())
+    parts += (bytes_of(batch.expected), batch.watermark.encode())
     for page, visits in batch.visits.items():
         parts += (page.encode(), b"%d" % visits)
     return pack(*parts)

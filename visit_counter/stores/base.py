@@ -13,6 +13,7 @@ knows that a batch is guarded by its watermark.
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
 NO_WATERMARK = ""
+# What `watermarks` says of a partition in whose place there is something else: no flush writes it.
+NOT_A_PARTITION = "?"
+_TOKEN = re.compile(r"[0-9]{1,18}:[^\s:]+")
 
 
 class Stored(NamedTuple):
@@ -42,18 +46,26 @@ class Applied(NamedTuple):
     """The watermark token a partition has after `apply`; the batch is included if it equals the batch's own.
 
     `error` is None, or why this batch got no answer or a refusal (the rest of the call may have succeeded). With
-    `moved_to`, the partition is on the shard of that name now.
+    `refused`, it was not carried out, nor will it be later. With `moved_to`, the partition is on the shard of that name
+    now. `aside` names the pages whose counts are no numbers: their visits are in the partition, beside the counts.
     """
 
     partition: int
     watermark: str
     error: str | None = None
     moved_to: str | None = None
+    refused: bool = False
+    aside: tuple[str, ...] = ()
 
 
 def segment_of(watermark: str) -> int:
     """Return the segment number of a watermark token; 0 for none."""
     return int(watermark.partition(":")[0] or 0)
+
+
+def is_token(watermark: str) -> bool:
+    """Tell whether this is what a flush writes, or none; a person or another program may have written anything."""
+    return watermark == NO_WATERMARK or _TOKEN.fullmatch(watermark) is not None
 
 
 def is_base(watermark: str) -> bool:
@@ -92,7 +104,10 @@ class Store(ABC):
 
     @abstractmethod
     def watermarks(self, writer: str, partitions: Sequence[int]) -> list[str]:
-        """Return the writer's watermark token in each partition, in order. Raises StoreError."""
+        """Return the writer's watermark token in each partition, in order. Raises StoreError.
+
+        A text that no flush has written is returned as it is, and NOT_A_PARTITION where there is something else.
+        """
 
     @abstractmethod
     def persist(self, timeout_seconds: float) -> bool | None:

@@ -23,8 +23,8 @@ from redis.exceptions import AskError, ConnectionError, MovedError, RedisError  
 
 from visit_counter.ring import partition_of
 from visit_counter.settings import Shard
-from visit_counter.stores.applying import applied_of
-from visit_counter.stores.base import Applied, Batch, Store, Stored
+from visit_counter.stores.applying import applied_of, text_of
+from visit_counter.stores.base import NOT_A_PARTITION, Applied, Batch, Store, Stored
 from visit_counter.stores.describe import Seen
 from visit_counter.stores.parallel import in_parallel
 from visit_counter.stores.pools import join_host, server_url, split_host, target_of
@@ -39,7 +39,7 @@ from visit_counter.stores.redis import (
     watermark_command,
 )
 from visit_counter.stores.topology import Topology
-from visit_counter.stores.wire import explain, pack
+from visit_counter.stores.wire import explain, is_elsewhere, pack
 from visit_counter.topology import public_url
 
 if TYPE_CHECKING:
@@ -99,7 +99,9 @@ class ClusterStore(Store):
         """Return the writer's watermark token in each partition; waits up to `apply_seconds` for each reply."""
         commands = [(partition, watermark_command(writer, partition)) for partition in partitions]
         replies = self._route(commands, lambda node, mine, asking: node.ask_flush(mine, asking=asking))
-        return [(reply or b"").decode() for reply in self._answers(replies)]
+        # A cluster moves its own slots: where there is no hash, there is no partition on its way either.
+        replies = [NOT_A_PARTITION.encode() if is_elsewhere(reply) else reply for reply in replies]
+        return [text_of(reply or b"") for reply in self._answers(replies)]
 
     def read_topology(self) -> str:
         """Return the topology kept here, or ""; waits up to `read_seconds`."""

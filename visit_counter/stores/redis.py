@@ -13,8 +13,8 @@ from redis.exceptions import ConnectionError, RedisError  # noqa: A004 - redis-p
 from visit_counter.errors import PartitionMovedError, StoreError, StoreRefusedError, StoreUnavailableError
 from visit_counter.ring import PARTITIONS, partition_of
 from visit_counter.stores import moving
-from visit_counter.stores.applying import Applier, partition_key, watermark_field
-from visit_counter.stores.base import Applied, Batch, Store, Stored
+from visit_counter.stores.applying import Applier, partition_key, text_of, watermark_field
+from visit_counter.stores.base import NOT_A_PARTITION, Applied, Batch, Store, Stored, is_token
 from visit_counter.stores.breaker import Breaker
 from visit_counter.stores.describe import Description, Seen, describe, read_info
 from visit_counter.stores.wire import Wire, explain, is_away, is_elsewhere, pack
@@ -125,8 +125,8 @@ class RedisStore(Store):
         if self.breaker.state != "closed" and not self.ping():
             raise StoreUnavailableError(self.name, f"no answer for {self.breaker.since:.1f} s")
         field = watermark_field(writer)
-        found = self._values(self.ask_flush, [(at, (field,)) for at in partitions])
-        return [(mark or b"").decode() for (mark,) in found]
+        found = self._values(self.ask_flush, [(at, (field,)) for at in partitions], strange=[NOT_A_PARTITION.encode()])
+        return [text_of(mark or b"") for (mark,) in found]
 
     def read_topology(self) -> str:
         """Return the topology kept here, or ""; waits up to `read_seconds`."""
@@ -248,10 +248,15 @@ class RedisStore(Store):
         return replies
 
     def _values(
-        self, ask: Callable[[list[bytes]], list[Any]], wanted: Sequence[tuple[int, Sequence[bytes]]]
+        self,
+        ask: Callable[[list[bytes]], list[Any]],
+        wanted: Sequence[tuple[int, Sequence[bytes]]],
+        *,
+        strange: list[bytes | None] | None = None,
     ) -> list[list[bytes | None]]:
         """Return the values of fields of partitions, also of one that is frozen here.
 
+        Where there is something else than a partition, that is `strange`; without it, this raises StoreRefusedError.
         Raises PartitionMovedError with all partitions that are on other shards now.
         """
         replies = ask([pack(b"HMGET", partition_key(at), *fields) for at, fields in wanted])
@@ -259,12 +264,18 @@ class RedisStore(Store):
         if not elsewhere:
             return self._answers(replies)
         self._answers([reply for reply in replies if not is_elsewhere(reply)])
-        found = self._answers(ask([pack(*moving.find(*wanted[index])) for index in elsewhere]))
+        found = ask([pack(*moving.find(*wanted[index])) for index in elsewhere])
+        self._answers([reply for reply in found if not is_elsewhere(reply)])
         moved: dict[int, str] = {}
-        for index, (text, values) in zip(elsewhere, found, strict=True):
+        for index, reply in zip(elsewhere, found, strict=True):
+            # No string, and no hash either: the script was refused as the command was.
+            text, values = (b"?", []) if is_elsewhere(reply) else reply
             place = moving.Place.from_bytes(text)
             if place.kind == "?":
-                raise StoreRefusedError(self.name, f"WRONGTYPE visits:{{{wanted[index][0]}}} is not a partition")
+                if strange is None:
+                    raise StoreRefusedError(self.name, f"WRONGTYPE visits:{{{wanted[index][0]}}} is not a partition")
+                replies[index] = strange
+                continue
             if place.kind == "moved":
                 moved[wanted[index][0]] = place.shard
             replies[index] = values
@@ -304,8 +315,11 @@ def watermark_command(writer: str, partition: int) -> bytes:
 def stored_of(shard: str, reply: Sequence[bytes | None]) -> Stored:
     """Return the count and the watermark that a reply holds; raises StoreRefusedError for anything else."""
     count, watermark = reply
+    mark = text_of(watermark or b"")
+    if not is_token(mark):
+        raise StoreRefusedError(shard, "the partition has a watermark that no flush wrote; the next flush mends it")
     try:
-        return Stored(int(count or 0), (watermark or b"").decode())
+        return Stored(int(count or 0), mark)
     except ValueError:
         raise StoreRefusedError(shard, "the partition holds a value that is not a count") from None
 

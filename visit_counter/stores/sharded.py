@@ -358,4 +358,5 @@ class ShardedStore(Store):
 
 
 def _all_failed(batches: Sequence[Batch], error: StoreError) -> list[Applied]:
-    return [Applied(batch.partition, NO_WATERMARK, str(error)) for batch in batches]
+    refused = isinstance(error, StoreRefusedError)
+    return [Applied(batch.partition, NO_WATERMARK, str(error), refused=refused) for batch in batches]
