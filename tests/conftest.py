@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
@@ -24,11 +25,21 @@ def is_whole_suite(config: pytest.Config) -> bool:
     )
 
 
+def let_children_be_interrupted() -> None:
+    """Give what the tests start the usual SIGINT, also where pytest is started with it ignored (nohup, some CI, `&`).
+
+    A process inherits that a signal is ignored, but not that it is handled; pytest itself goes on ignoring it.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, lambda *_: None)
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Measure coverage where the whole suite runs: a part of it covers a part, and a benchmark is not to be slowed.
 
     pytest-cov has started by now, because of the `--cov` in pyproject.toml: only so does it see what is imported here.
     """
+    let_children_be_interrupted()
     measuring = config.pluginmanager.get_plugin("_cov")
     asked = any(argument.startswith("--cov") for argument in config.invocation_params.args)
     if measuring is not None and not asked and not is_whole_suite(config):

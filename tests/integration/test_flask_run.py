@@ -62,3 +62,11 @@ def test_flask_run_brings_its_shards_and_leaves_nothing_but_the_counts(tmp_path:
     assert "Traceback" not in log.read_text()
     # The last flush of the first run brought both visits into their shard.
     assert [line for line in (tmp_path / "data" / "journal" / "state.json").read_text().split() if '"floor":1' in line]
+
+
+def test_the_suite_can_be_started_where_ctrl_c_is_ignored() -> None:
+    """In the background of a script, for one; the test it runs ends a service by Ctrl-C."""
+    test = f"{__file__}::{test_flask_run_brings_its_shards_and_leaves_nothing_but_the_counts.__name__}"
+    command = ["sh", "-c", 'trap "" INT; exec "$@"', "sh", sys.executable, "-m", "pytest", "-q", "--no-cov", test]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
