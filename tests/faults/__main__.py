@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from tests.faults import failover_rows, local_rows, rebalancing, rows, shards
+from tests.faults import embedded_rows, failover_rows, local_rows, rebalancing, rows, shards
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -49,6 +49,8 @@ ROWS = (
     Row("sentinel-failover", 20, failover_rows.kill_watched_primary),
     Row("rebalance", 50, rebalancing.row(rebalancing.under_load)),
     Row("rebalance-kill", 50, rebalancing.row(rebalancing.killed)),
+    Row("supervisor-kill", 100, embedded_rows.kill_supervisor),
+    Row("ports-change", 50, embedded_rows.change_ports),
     Row("simulation", 100_000, local_rows.simulate),
 )
 

@@ -134,14 +134,18 @@ class FaultyService:
         } | environ
 
     def __enter__(self) -> Self:
-        for shard in self.shards:
-            shard.start()
-        self._environ["VISITS_SHARDS"] = ",".join(f"s{n}={shard.url}" for n, shard in enumerate(self.shards))
+        self._environ |= self._start_shards()
         # With the application loaded before the fork a worker is back in a few milliseconds.
         self.server = GunicornServer(self.dir, "--preload", "-w", str(self._workers), port=0, **self._environ).start()
         self.visitors = Visitors(self.server.port, self.oracle, self.random.randrange(1 << 30))
         self.visitors.go()
         return self
+
+    def _start_shards(self) -> dict[str, str]:
+        """Start them, and return the settings by which the service finds them."""
+        for shard in self.shards:
+            shard.start()
+        return {"VISITS_SHARDS": ",".join(f"s{n}={shard.url}" for n, shard in enumerate(self.shards))}
 
     def __exit__(self, *_: object) -> None:
         self.visitors.rest()

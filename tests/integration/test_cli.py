@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import urllib.request
@@ -15,6 +16,7 @@ import redis
 
 from tests.servers import REPOSITORY, GunicornServer, ValkeyServer, free_ports, listening
 from visit_counter import create_app
+from visit_counter.embedded.files import server_pid, shard_dir, supervisor_lock
 from visit_counter.ring import Ring, partition_of
 
 if TYPE_CHECKING:
@@ -142,6 +144,23 @@ def test_the_urls_hold_what_it_takes_to_connect_by_hand(
             assert client.ping()
     environ["VISITS_SHARDS"] = "a=redis://:secret@h:1"
     assert rows(flask("shards", "url", "--json")) == [{"shard": "a", "url": "redis://:secret@h:1"}]
+
+
+def test_beside_a_service_whose_supervisor_was_killed_a_command_ends_nothing(
+    flask: Run, gunicorn: Callable[..., GunicornServer], environ: dict[str, str]
+) -> None:
+    """Nor does what it started to help keep its output open."""
+    server = gunicorn(**environ).start()
+    data = Path(environ["VISITS_DATA_DIR"])
+    dead, healthy = (server_pid(shard_dir(data, name)) for name in ("redis_7070", "redis_7071"))
+    os.kill(int(supervisor_lock(data, "redis_7070").read_text().split()[1]), signal.SIGKILL)
+    os.kill(dead, signal.SIGKILL)
+    assert all(row["up"] for row in rows(flask("shards", "status", "--json")))
+    assert all(row["up"] for row in rows(flask("shards", "status", "--json")))
+    assert server_pid(shard_dir(data, "redis_7071")) == healthy
+    assert fetch(server, "POST", "both") == 1
+    assert server.stop() == 0
+    assert not any(listening(int(port)) for port in environ["VISITS_EMBEDDED_PORTS"].split(","))
 
 
 def test_flush_brings_what_is_pending_into_the_shards(flask: Run, environ: dict[str, str], shards: str) -> None:

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults import rows
+from tests.faults import embedded_rows, rows
 from tests.faults.__main__ import ROWS, Row
 
-_UNDER_LOAD = [row for row in ROWS if row.function.__module__ == rows.__name__]
+_MODULES = (rows.__name__, embedded_rows.__name__)
+_UNDER_LOAD = [row for row in ROWS if row.function.__module__ in _MODULES]
 
 
 @pytest.mark.parametrize("row", _UNDER_LOAD, ids=[row.name for row in _UNDER_LOAD])

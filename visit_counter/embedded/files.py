@@ -3,6 +3,7 @@
     data/shards/names              the shards' names, a line each, in the order of VISITS_EMBEDDED_PORTS
     data/shards/password           the password of all embedded servers
     data/shards/users.lock         shared by every process that needs the servers
+    data/shards/supervisor.log     the log of supervisors that commands started
     data/shards/redis_7070/        the data and the log of the server of the shard redis_7070, and
         supervisor.lock            locked by the supervisor that runs the server; has the port and its process id
 
@@ -45,6 +46,11 @@ def shard_dir(data_dir: Path, name: str) -> Path:
 def users_lock(data_dir: Path) -> Path:
     """Return the file that every process locks, shared, for as long as it needs the servers."""
     return shards_dir(data_dir) / "users.lock"
+
+
+def supervisor_log(data_dir: Path) -> Path:
+    """Return the log of supervisors that a command started; the others write to the service's."""
+    return shards_dir(data_dir) / "supervisor.log"
 
 
 def supervisor_lock(data_dir: Path, name: str) -> Path:
@@ -156,9 +162,9 @@ def try_lock(descriptor: int, kind: int) -> bool:
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[int]:
-    """Open a lock file for the time of the block."""
-    descriptor = open_private(path, os.O_RDWR | os.O_CREAT)
+def opened(path: Path, flags: int = 0) -> Iterator[int]:
+    """Open a file for the time of the block, and make it if need be."""
+    descriptor = open_private(path, os.O_RDWR | os.O_CREAT | flags)
     try:
         yield descriptor
     finally:

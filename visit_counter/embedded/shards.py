@@ -30,8 +30,8 @@ log = logging.getLogger(__name__)
 # In a session of its own: the terminal's Ctrl-C is for the service alone.
 _DETACHED: dict[str, Any] = {"stdin": subprocess.DEVNULL, "start_new_session": True}
 _FIRST_DELAY_SECONDS = 1.0
-_LAST_DELAY_SECONDS = 10.0
-_SOUND_SECONDS = 30.0
+_LAST_DELAY_SECONDS = 5.0
+_SOUND_SECONDS = 10.0
 
 
 class EmbeddedShards:
@@ -77,12 +77,15 @@ class EmbeddedShards:
 
     # -- running them -----------------------------------------------------------------------------------------------
 
-    def start(self) -> None:
-        """Return once the servers answer, or raise EmbeddedError with nothing left running."""
+    def start(self, log_fd: int | None = None) -> None:
+        """Return once the servers answer, or raise EmbeddedError with nothing left running.
+
+        The supervisor writes its log to `log_fd`, else to this process's standard error. It may outlive this process.
+        """
         if self._use < 0:
             self.join()
-        command = self._command("start")
-        with subprocess.Popen(command, **_DETACHED, stdout=subprocess.PIPE, env=_environment()) as process:
+        command, pipe = self._command("start"), subprocess.PIPE
+        with subprocess.Popen(command, **_DETACHED, stdout=pipe, stderr=log_fd, env=_environment()) as process:
             assert process.stdout  # noqa: S101 - a pipe was asked for
             readable, _, _ = select.select([process.stdout], [], [], START_SECONDS + 2 * END_SECONDS)
             line = os.read(process.stdout.fileno(), 4096).decode(errors="replace").strip() if readable else ""
@@ -93,7 +96,7 @@ class EmbeddedShards:
     def keep(self) -> None:
         """See that the servers are supervised; called once a second by each process that needs them.
 
-        Where supervisors end again and again, the next one is started after 1 s, 2 s, and so on up to 10 s.
+        Where supervisors end again and again, the next one is started after 1 s, 2 s, and so on up to 5 s.
         """
         now = time.monotonic()
         if now < self._next_try:
@@ -160,7 +163,10 @@ def running(settings: Settings) -> Iterator[None]:
     if shards.answer():
         end_use = shards.leave
     else:
-        shards.start()
+        # Not to the standard error: who reads that of a command to its end would wait for a supervisor that goes on for
+        # a service.
+        with files.opened(files.supervisor_log(settings.data_dir), os.O_APPEND) as log_fd:
+            shards.start(log_fd)
         end_use = shards.stop
     try:
         yield
