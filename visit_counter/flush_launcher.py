@@ -57,15 +57,17 @@ class FlushProcess:
         self._ends = True
 
     def _wait(self, child: subprocess.Popen[bytes]) -> None:
-        given = self._settings.to_json().encode()
+        given: bytes | None = self._settings.to_json().encode()
         deadline = time.monotonic() + self._limit_seconds
         while True:
             if self._ends:
                 deadline = min(deadline, time.monotonic() + _LAST_SECONDS)
             try:
-                # What is given is taken from the first call; a pipe that its reader closed is no error.
+                # A pipe that its reader closed is no error.
                 child.communicate(given, timeout=_LOOK_SECONDS)
             except subprocess.TimeoutExpired:
+                # Python goes on with what it was given by the first call, and refuses to be given anything again.
+                given = None
                 if time.monotonic() < deadline:
                     continue
                 log.error("the flush process %d does not come to an end; it is killed", child.pid)

@@ -162,6 +162,16 @@ def test_a_flush_process_that_hangs_stops_no_other_job_and_is_killed_in_the_end(
         service.stop()
 
 
+def test_a_flush_that_takes_longer_than_one_look_at_it_is_waited_for(
+    settings: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch, valkey: ValkeyServer
+) -> None:
+    monkeypatch.setattr(flush_launcher, "_LOOK_SECONDS", 0.001)
+    given = settings(VISITS_SHARDS=valkey.url)
+    visit_pages(given.data_dir / "journal")
+    FlushProcess(given, 60.0).run()
+    assert len(stored((valkey,))) == PAGES
+
+
 def test_a_service_that_ends_gives_its_flush_process_a_few_seconds(
     settings: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
