@@ -44,6 +44,16 @@ def session(number: int) -> list[int]:
     return [pid for pid, fields in _all().items() if int(fields[3]) == number and fields[0] != "Z"]
 
 
+def with_argument(text: str) -> list[int]:
+    """Return the running processes that have this text in their command line, whoever started them."""
+    found = []
+    for pid in _all():
+        with suppress(OSError):
+            if text.encode() in Path(f"/proc/{pid}/cmdline").read_bytes():
+                found.append(pid)
+    return found
+
+
 def cpu_seconds(pids: Iterable[int]) -> float:
     """Return the CPU time these processes have used, and those of their children that have ended and been reaped."""
     return sum(int(ticks) for pid in pids for ticks in _stat(pid)[11:15]) / _TICKS_PER_SECOND

@@ -7,7 +7,7 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from tests.performance import processes, wrk
-from tests.performance.life.bench import Line, at_most, end_service, visit_each
+from tests.performance.life.bench import Line, at_most, visit_each
 from tests.servers import GunicornServer, free_ports
 
 if TYPE_CHECKING:
@@ -17,19 +17,21 @@ if TYPE_CHECKING:
 def idle(bench: Bench) -> list[Line]:
     """All processes of an idle service as it starts by default: two workers, two embedded shards."""
     with bench.own_folder() as folder:
-        server = GunicornServer(folder, VISITS_EMBEDDED_PORTS=",".join(map(str, free_ports(2))))
+        ports = free_ports(2)
+        server = GunicornServer(folder, VISITS_EMBEDDED_PORTS=",".join(map(str, ports)))
         try:
             with wrk.pinned(bench.server_core):
                 server.start()
             time.sleep(bench.effort.settle)
             workers = server.worker_pids
             parts: Counter[str] = Counter()
-            for pid in processes.tree(server.pid):
+            # The shards may have a parent of their own.
+            shards = {pid for port in ports for pid in processes.with_argument(f":{port}")}
+            for pid in shards | set(processes.tree(server.pid)):
                 name = "master" if pid == server.pid else "workers" if pid in workers else processes.name_of(pid)
                 parts[name] += round(processes.pss_mb(pid) * 10)
         finally:
             server.stop()
-            end_service(server)
     shown = ", ".join(f"{name.rpartition('.')[2]} {tenths / 10}" for name, tenths in parts.most_common())
     return [at_most("idle, all processes, PSS", sum(parts.values()) / 10, 45, "MB", f" ({shown})")]
 
