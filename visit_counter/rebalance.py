@@ -23,6 +23,7 @@ from visit_counter.stores import moving
 from visit_counter.stores.moving import Place
 from visit_counter.stores.redis import RedisStore, offer
 from visit_counter.stores.running import run_all, run_on_disk
+from visit_counter.stores.shapes import anything, are_pairs, is_number, is_text, sequence
 from visit_counter.topology import Topology, TopologyError, newest
 
 if TYPE_CHECKING:
@@ -165,7 +166,7 @@ class Rebalance:
         made = Topology(former.version + 1, dict(shards), dict(following), former.id)
         text = made.to_text()
         for name in [*made.everyone, *sorted(former.everyone.keys() - made.everyone.keys())]:
-            (kept,) = run_on_disk(self._stores[name], [offer(text)])
+            (kept,) = run_on_disk(self._stores[name], [offer(text)], is_text)
             if kept != text.encode():
                 raise RebalanceError(f"{name} has a newer topology: another rebalance has been at work")
             steps.step("tell")
@@ -183,11 +184,11 @@ class Rebalance:
     def _lock(self) -> bool:
         """Take or keep the lock; False while another run has it."""
         ask = (b"EVAL", _LOCK, b"1", _LOCK_KEY, self._run.encode(), b"%d" % (self._lock_seconds * 1000))
-        (holder,) = run_all(self._lock_store, [ask])
+        (holder,) = run_all(self._lock_store, [ask], is_text)
         return bool(holder == self._run.encode())
 
     def _unlock(self) -> None:
-        self._lock_store.run([(b"EVAL", _UNLOCK, b"1", _LOCK_KEY, self._run.encode())])
+        self._lock_store.run([(b"EVAL", _UNLOCK, b"1", _LOCK_KEY, self._run.encode())], [anything])
 
     @property
     def _lock_store(self) -> RedisStore:
@@ -202,29 +203,31 @@ class Rebalance:
         source, target = self._stores[source_name], self._stores[target_name]
         leaving = Place("moving", target_name, self._run)
         arriving = Place("arriving", source_name, self._run)
-        _expect(leaving, run_all(source, [moving.freeze(at, leaving) for at in partitions]), source_name)
+        _expect(leaving, run_all(source, [moving.freeze(at, leaving) for at in partitions], is_text), source_name)
         steps.step("freeze")
         sizes = _copy(partitions, source, target)
         steps.step("copy")
-        placed = run_on_disk(target, [moving.place(at, arriving, sizes[at]) for at in partitions])
+        placed = run_on_disk(target, [moving.place(at, arriving, sizes[at]) for at in partitions], is_text)
         _expect(arriving, placed, target_name)
         steps.step("place")
-        buried = run_on_disk(source, [moving.bury(at, leaving) for at in partitions])
+        buried = run_on_disk(source, [moving.bury(at, leaving) for at in partitions], is_text)
         _expect(Place("moved", target_name), buried, source_name)
         steps.step("bury")
-        _expect(Place(), run_all(target, [moving.activate(at) for at in partitions]), target_name)
+        _expect(Place(), run_all(target, [moving.activate(at) for at in partitions], is_text), target_name)
         steps.step("activate")
 
 
 def _copy(partitions: Sequence[int], source: RedisStore, target: RedisStore) -> dict[int, int]:
     """Copy what is held on the source to a copy on the target; return the number of fields of each."""
     keys = {at: moving.keys_of(at) for at in partitions}
-    replies = run_all(source, [(b"HLEN", keys[at][1]) for at in partitions])
+    replies = run_all(source, [(b"HLEN", keys[at][1]) for at in partitions], is_number)
     run_all(target, [(b"UNLINK", keys[at][2]) for at in partitions])
     cursors = dict.fromkeys(partitions, b"0")
     while cursors:
         scans = run_all(
-            source, [(b"HSCAN", keys[at][1], cursor, b"COUNT", _SCAN_FIELDS) for at, cursor in cursors.items()]
+            source,
+            [(b"HSCAN", keys[at][1], cursor, b"COUNT", _SCAN_FIELDS) for at, cursor in cursors.items()],
+            sequence(is_text, are_pairs),
         )
         writes = []
         for at, (cursor, pairs) in zip(list(cursors), scans, strict=True):
@@ -242,4 +245,5 @@ def _expect(place: Place, replies: Sequence[bytes], shard: str) -> None:
     """Raise RebalanceError unless every partition is now as it should be."""
     for reply in replies:
         if reply != place.to_bytes():
-            raise RebalanceError(f"{shard}: a partition is {reply.decode()!r} instead of {place!r}; run it again")
+            found = reply.decode(errors="replace")
+            raise RebalanceError(f"{shard}: a partition is {found!r} instead of {place!r}; run it again")

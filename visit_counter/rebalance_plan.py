@@ -11,6 +11,7 @@ from visit_counter.ring import PARTITIONS, Ring
 from visit_counter.stores import moving
 from visit_counter.stores.moving import Place
 from visit_counter.stores.running import run_all
+from visit_counter.stores.shapes import is_number, is_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -97,15 +98,19 @@ def make_plan(topology: Topology, wanted: Sequence[str], stores: Mapping[str, Re
 
 def _server_id(store: RedisStore) -> str:
     """Return what makes two names one place: the server's own id, and the database."""
-    (info,) = run_all(store, [(b"INFO", b"server")])
-    (run_id,) = [line for line in bytes(info).decode().splitlines() if line.startswith("run_id:")]
-    return f"{run_id}/{store.address.partition('://')[2].partition('/')[2].strip('0')}"
+    (info,) = run_all(store, [(b"INFO", b"server")], is_text)
+    lines = [line for line in bytes(info).decode(errors="replace").splitlines() if line.startswith("run_id:")]
+    if len(lines) != 1:
+        raise RebalanceError(f"{store.name} does not say which server it is")
+    return f"{lines[0]}/{store.address.partition('://')[2].partition('/')[2].strip('0')}"
 
 
 def _spots(store: RedisStore) -> list[Spot]:
     spots = []
     for first in range(0, PARTITIONS, _CHUNK):
-        replies = run_all(store, [moving.look(at) for at in range(first, min(first + _CHUNK, PARTITIONS))])
+        replies = run_all(
+            store, [moving.look(at) for at in range(first, min(first + _CHUNK, PARTITIONS))], moving.LOOKED
+        )
         spots += [Spot(Place.from_bytes(text), fields) for text, fields in replies]
     return spots
 
@@ -165,7 +170,7 @@ def _count_pages(plan: Plan, survey: Survey, stores: Mapping[str, RedisStore]) -
         commands = [
             moving.count_pages(move.partition, held=bool(survey.place(move.partition, source).kind)) for move in group
         ]
-        numbers = run_all(stores[source], commands)
+        numbers = run_all(stores[source], commands, is_number)
         counted += [move._replace(pages=pages) for move, pages in zip(group, numbers, strict=True)]
     plan.moves = counted
 

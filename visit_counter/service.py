@@ -103,6 +103,8 @@ class Service:
         """Open, and start the background jobs. Raises StartupError."""
         self.open()
         with self._lock:
+            if self.store is not None:
+                self.store.tell_absences()
             if self._scheduler is None and (jobs := self._jobs()):
                 self._scheduler = Scheduler(jobs)
                 self._scheduler.start()

@@ -18,6 +18,7 @@ from visit_counter.settings import Shard
 from visit_counter.stores.base import Applied, Batch, Stored
 from visit_counter.stores.cluster import ClusterStore
 from visit_counter.stores.connect import check_shard, warnings_of
+from visit_counter.stores.sharded import ShardedStore
 from visit_counter.stores.topology import SLOT_OF
 
 HOME = partition_of("home")
@@ -102,6 +103,94 @@ def test_a_slot_on_its_way_takes_and_gives_each_partition_where_it_is(
     cluster.move_slot(SLOT, source, target)
     assert store.read("writer", ["home"]) == [Stored(first + 2, f"{first + 1}:a")]
     assert store.persist(5) is True
+
+
+def begin_move(cluster: Cluster, *, with_key: bool) -> tuple[Server, Server]:
+    """Begin to move the slot of `home`, with its key or before that; return its old and its new server."""
+    source = cluster.owner_of(SLOT)
+    target = other_primary(cluster, source)
+    target.call("CLUSTER", "SETSLOT", SLOT, "IMPORTING", str(source.call("CLUSTER", "MYID")))
+    source.call("CLUSTER", "SETSLOT", SLOT, "MIGRATING", str(target.call("CLUSTER", "MYID")))
+    if with_key:
+        moved = source.call("MIGRATE", "127.0.0.1", target.port, f"visits:{{{HOME}}}", 0, 5000)
+        assert moved in (True, "OK")
+    return source, target
+
+
+@pytest.mark.parametrize("with_key", [False, True])
+def test_a_server_is_up_and_its_pages_are_counted_while_a_slot_leaves_it(
+    cluster: Cluster, store: ClusterStore, with_key: bool
+) -> None:
+    pages = [f"page/{at}" for at in range(PARTITIONS)]
+    store.apply("writer", [Batch(at, "", "1:a", {page: 1}) for at, page in enumerate(pages)])
+    source, target = begin_move(cluster, with_key=with_key)
+    try:
+        rows = store.look("writer", range(PARTITIONS), strays=True)
+        assert [(row.up, row.error, row.warnings) for row in rows] == [(True, "", ())] * 3
+        assert sum(row.pages or 0 for row in rows) == PARTITIONS
+        assert store.ping() is True
+        assert store.reason() == ""
+    finally:
+        cluster.move_slot(SLOT, source, target)
+    assert sum(row.pages or 0 for row in store.look("writer", range(PARTITIONS))) == PARTITIONS
+
+
+@pytest.mark.parametrize("reconnects", [False, True])
+def test_what_was_applied_is_persisted_while_its_slot_moves(
+    cluster: Cluster, store: ClusterStore, reconnects: bool
+) -> None:
+    store.apply("writer", [home_batch(1)])
+    source, target = begin_move(cluster, with_key=True)
+    try:
+        if reconnects:
+            # What a lost connection had applied is looked for, and that partition is not where the cluster says.
+            source.call("CLIENT", "KILL", "TYPE", "normal")
+        wait_until(lambda: store.persist(5) is True, "the move not to matter")
+    finally:
+        cluster.move_slot(SLOT, source, target)
+    assert store.persist(5) is True
+
+
+def test_a_server_vouches_only_for_what_it_was_sent_itself(cluster: Cluster, store: ClusterStore) -> None:
+    """A write that was to speak for all that a server was sent before, and that another one took, says nothing."""
+    store.apply("writer", [home_batch(1)])
+    source, target = begin_move(cluster, with_key=True)
+    try:
+        with closing(patient(cluster.shard)) as another:
+            assert another.watermarks("writer", [HOME]) == ["1:a"]
+            (chosen,) = another.one_per_server([HOME])
+            assert another.apply("writer", [Batch(chosen, "1:a", "1:a", {})]) == [Applied(HOME, "1:a")]
+            assert another.persist(5) is False
+    finally:
+        cluster.move_slot(SLOT, source, target)
+
+
+def test_a_slot_that_nobody_has_is_the_trouble_of_its_partitions_alone(cluster: Cluster) -> None:
+    source = cluster.owner_of(SLOT)
+    with closing(patient(cluster.shard)) as store:
+        assert store.ping() is True
+        for server in cluster.servers:
+            server.call("CLUSTER", "DELSLOTS", SLOT)
+        try:
+            found, errors = ShardedStore([store]).watermarks_of_reachable("writer", range(PARTITIONS))
+            assert PARTITIONS - 3 <= len(found) < PARTITIONS
+            assert HOME not in found
+            assert [error.store for error in errors] == ["cluster"] * len(errors)
+            results = store.apply("writer", [Batch(at, "", "1:a", {f"page/{at}": 1}) for at in range(PARTITIONS)])
+            assert {result.partition for result in results if result.error} == set(range(PARTITIONS)) - found.keys()
+            # The servers that said so are not taken for away.
+            assert not any(store.is_away(page) for page in PAGES if partition_of(page) in found)
+            assert not any(node.reason() for node in store.nodes())
+            assert store.ping() is False
+            assert f"of {PARTITIONS} partitions" in store.reason()
+            assert [row.up for row in store.look("writer", range(PARTITIONS))] == [True, True, True, False]
+        finally:
+            for server in [source, *cluster.servers]:
+                server.call("CLUSTER", "SETSLOT", SLOT, "NODE", str(source.call("CLUSTER", "MYID")))
+            wait_until(lambda: cluster.owner_of(SLOT) is source, "the slot to be served")
+        cluster.wait_until_whole()
+        wait_until(store.ping, "all to be well")
+        assert store.reason() == ""
 
 
 def test_no_visit_is_lost_or_doubled_while_slots_move_under_load(cluster: Cluster, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """RedisStore on a real server: nothing in part, nothing twice, nothing claimed that is not on disk."""
 
+import logging
 import signal
 import subprocess
 import sys
@@ -16,10 +17,10 @@ from visit_counter.ring import partition_of
 from visit_counter.settings import Shard
 from visit_counter.stores.base import NOT_A_PARTITION, Applied, Batch, Store, Stored
 from visit_counter.stores.breaker import Breaker
+from visit_counter.stores.exchange import pack
 from visit_counter.stores.memory import MemoryStore
 from visit_counter.stores.redis import RedisStore
 from visit_counter.stores.sharded import ShardedStore
-from visit_counter.stores.wire import pack
 
 HOME = partition_of("home")
 HOME_KEY = f"visits:{{{HOME}}}"
@@ -557,3 +558,33 @@ def test_a_server_that_is_away_cannot_be_described() -> None:
     store = RedisStore(Shard(name="gone", url=f"redis://127.0.0.1:{free_port()}"))
     with closing(store), pytest.raises(StoreUnavailableError, match="gone"):
         store.describe()
+
+
+# What the log says
+
+
+@pytest.mark.parametrize("telling", [True, False])
+def test_an_absence_is_told_once_when_it_begins_and_once_when_it_ends(
+    own_server: Callable[..., Server], caplog: pytest.LogCaptureFixture, telling: bool
+) -> None:
+    caplog.set_level(logging.INFO)
+    server = own_server()
+    with closing(patient(server.shard, Breaker(0.01, 0.02))) as store:
+        if telling:
+            store.tell_absences()
+        assert store.ping()
+        server.kill()
+        for _ in range(5):
+            for call in (lambda: store.read("w", ["home"]), lambda: store.watermarks("w", [HOME])):
+                with pytest.raises(StoreUnavailableError):
+                    call()
+        assert "no answer for" in store.reason()
+        server.start()
+        wait_until(store.ping, "the server to be found")
+        assert store.read("w", ["home"]) == [Stored(0, "")]
+        assert store.reason() == ""
+    told = [record.getMessage() for record in caplog.records]
+    assert len(told) == (2 if telling else 0)
+    if telling:
+        assert told[0].startswith(f"shard {server.shard.name} is away: ")
+        assert told[1].startswith(f"shard {server.shard.name} answers again; it was away for ")

@@ -35,9 +35,9 @@ from visit_counter.journal import Journal
 from visit_counter.ring import partition_of
 from visit_counter.settings import Shard
 from visit_counter.stores.applying import partition_key, watermark_field
+from visit_counter.stores.exchange import pack
 from visit_counter.stores.redis import RedisStore
 from visit_counter.stores.sharded import ShardedStore
-from visit_counter.stores.wire import pack
 from visit_counter.tables import Table
 
 if TYPE_CHECKING:

@@ -12,9 +12,9 @@ from tests.redis_servers import Server
 from visit_counter.ring import partition_of
 from visit_counter.stores.applying import partition_key
 from visit_counter.stores.base import Batch
+from visit_counter.stores.exchange import pack
 from visit_counter.stores.redis import RedisStore
 from visit_counter.stores.sharded import ShardedStore
-from visit_counter.stores.wire import pack
 
 PAGES = [f"blog/2026/article-{number}" for number in range(100_000)]
 pytestmark = pytest.mark.no_cover  # tracing is Python time, of which the stream has none

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from hashlib import sha1
+from itertools import repeat
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,9 @@ from redis.exceptions import AskError, NoScriptError, RedisError, ResponseError
 
 from visit_counter.errors import StoreRefusedError
 from visit_counter.stores.base import NO_WATERMARK, Applied, Batch, is_token, segment_of
-from visit_counter.stores.wire import drop, exchange, exchange_asking, explain, is_away, is_elsewhere, pack
+from visit_counter.stores.exchange import drop, exchange, exchange_asking, impossible, pack
+from visit_counter.stores.shapes import is_pair_of_numbers, is_text, is_text_or_nothing
+from visit_counter.stores.wire import explain, is_away, is_elsewhere
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -149,19 +152,22 @@ class Applier:
         return results
 
     def hand_over(self, leaves: Callable[[int], bool]) -> Vouched:
-        """Give up vouching for partitions that are no longer on this server; return what was applied to them here."""
+        """Give up vouching for partitions that are no longer on this server, and for what a lost connection leaves.
+
+        Returns what was applied to them here.
+        """
         with self._lock:
-            everything = self._orphaned | self._applied
-            gone = {at: mark for at, mark in everything.items() if leaves(at[1])}
+            gone = {at: mark for at, mark in self._applied.items() if leaves(at[1])}
             for at in gone:
-                self._applied.pop(at, None)
-                self._orphaned.pop(at, None)
+                del self._applied[at]
+            gone = self._orphaned | gone
+            self._orphaned.clear()
         return gone
 
-    def take_over(self, vouched: Vouched) -> None:
-        """Vouch from now on for what was applied to these partitions when they were on another server."""
+    def vouches_for(self, partition: int) -> bool:
+        """Tell whether something that was applied to a partition here is to be on disk after `persist`."""
         with self._lock:
-            self._orphaned |= vouched
+            return any(at == partition for _, at in (*self._applied, *self._orphaned))
 
     def persist(self, timeout_seconds: float) -> bool | None:
         """Wait, no longer than the limit given to this object, until what was applied is on disk here and on replicas.
@@ -204,11 +210,11 @@ class Applier:
     def _run(self, connection: Connection, commands: Sequence[bytes], *, asking: bool) -> list[Any]:
         """Send script calls; those that found no script (after SCRIPT FLUSH) were not run, and are sent again."""
         send = exchange_asking if asking else exchange
-        replies = send(connection, commands)
+        replies = send(connection, commands, repeat(is_text))
         missed = [index for index, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
         if missed and connection.is_connected:
-            exchange(connection, [pack(b"SCRIPT", b"LOAD", SCRIPT)])
-            again = send(connection, [commands[index] for index in missed])
+            exchange(connection, [pack(b"SCRIPT", b"LOAD", SCRIPT)], [is_text])
+            again = send(connection, [commands[index] for index in missed], repeat(is_text))
             for index, reply in zip(missed, again, strict=True):
                 replies[index] = reply
         return replies
@@ -222,7 +228,7 @@ class Applier:
         self._applied.clear()
         self._connection = None
         connection = self._connection = self._wire.open(instead_of=connection)
-        (reply,) = exchange(connection, [pack(b"SCRIPT", b"LOAD", SCRIPT)])
+        (reply,) = exchange(connection, [pack(b"SCRIPT", b"LOAD", SCRIPT)], [is_text])
         if isinstance(reply, RedisError):
             raise reply
         return connection
@@ -237,7 +243,7 @@ class Applier:
                     return False
                 # Its new shard had all of it on disk before this one gave it up.
                 del self._orphaned[writer, partition], known[partition]
-            if any(not _includes(present[partition], mark) for partition, mark in known.items()):
+            if any(not includes(present[partition], mark) for partition, mark in known.items()):
                 return False
             again = [Batch(partition, mark, mark, {}) for partition, mark in present.items()]
             replies = [reply for chunk in _chunks(again, watermark_field(writer)) for reply in self._send(chunk)]
@@ -247,7 +253,8 @@ class Applier:
     def _watermarks(self, writer: str, partitions: Mapping[int, str]) -> dict[int, str]:
         """Return the watermark of each partition that is in its own place."""
         field = watermark_field(writer)
-        replies = exchange(self._connect(), [pack(b"HGET", partition_key(at), field) for at in partitions])
+        commands = [pack(b"HGET", partition_key(at), field) for at in partitions]
+        replies = exchange(self._connect(), commands, repeat(is_text_or_nothing))
         for reply in replies:
             if isinstance(reply, RedisError) and not is_elsewhere(reply):
                 raise reply
@@ -256,14 +263,14 @@ class Applier:
         }
 
     def _has_moved(self, partition: int) -> bool:
-        (reply,) = exchange(self._connect(), [pack(b"GET", partition_key(partition))])
+        (reply,) = exchange(self._connect(), [pack(b"GET", partition_key(partition))], [is_text_or_nothing])
         return isinstance(reply, bytes) and reply.startswith(b"moved ")
 
     def _wait(self, connection: Connection, timeout_seconds: float) -> bool | None:
-        (replication,) = exchange(connection, [pack(b"INFO", b"replication")])
+        (replication,) = exchange(connection, [pack(b"INFO", b"replication")], [is_text])
         replicas = max(_connected_replicas(replication), self._known_replicas())
         wait = pack(b"WAITAOF", b"1", b"%d" % replicas, b"%d" % max(1, int(timeout_seconds * 1000)))
-        (reply,) = exchange(connection, [wait])
+        (reply,) = exchange(connection, [wait], [is_pair_of_numbers])
         if isinstance(reply, ResponseError) and not is_away(reply):
             return None  # a server before 7.2, or without an append-only file
         if isinstance(reply, RedisError):
@@ -306,18 +313,21 @@ def _usable(connection: Connection) -> bool:
         return False
 
 
-def _includes(present: str, watermark: str) -> bool:
-    """Tell whether a partition at `present` includes everything up to `watermark`."""
+def includes(present: str, watermark: str) -> bool:
+    """Tell whether a partition at `present`, which may be no watermark, includes everything up to `watermark`."""
     return present == watermark or (is_token(present) and segment_of(present) > segment_of(watermark))
 
 
 def _connected_replicas(info: object) -> int:
+    """Return how many replicas a reply to INFO tells of. Raises RedisError where it is an error, or tells nothing."""
     if isinstance(info, RedisError):
         raise info
-    for line in bytes(info).splitlines():  # type: ignore[call-overload]  # INFO replies with bytes
-        if line.startswith(b"connected_slaves:"):
-            return int(line.partition(b":")[2])
-    return 0
+    assert isinstance(info, bytes)  # noqa: S101 - its shape
+    for line in info.splitlines():
+        name, _, number = line.partition(b":")
+        if name == b"connected_slaves" and number.isdigit() and len(number) < 10:
+            return int(number)
+    raise impossible(info)
 
 
 def _chunks(batches: Sequence[Batch], field: bytes) -> Iterator[list[bytes]]:

@@ -17,8 +17,12 @@ import re
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, NamedTuple
 
+from visit_counter.identity import Identity
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
+
+    from visit_counter.errors import StoreError
 
 NO_WATERMARK = ""
 # What `watermarks` says of a partition in whose place there is something else: no flush writes it.
@@ -109,6 +113,13 @@ class Store(ABC):
         A text that no flush has written is returned as it is, and NOT_A_PARTITION where there is something else.
         """
 
+    def watermarks_each(self, writer: str, partitions: Sequence[int]) -> list[str | StoreError]:
+        """Return what `watermarks` does, with an error in the place of each one that cannot be had while others can.
+
+        Raises StoreError where none can be had.
+        """
+        return list(self.watermarks(writer, partitions))
+
     @abstractmethod
     def persist(self, timeout_seconds: float) -> bool | None:
         """Wait until everything applied so far through this object is on the store's disk (and its replicas').
@@ -134,9 +145,26 @@ class Store(ABC):
         """
         return text
 
+    def read_identity(self) -> Identity:
+        """Return who the server says it is (see `visit_counter.identity`). Raises StoreError."""
+        return Identity()
+
+    def name_server(self, identity: Identity) -> None:  # noqa: B027 - a store in this process is who it is
+        """Tell a server that says nothing who it is. Raises StoreError."""
+
+    def expect(self, identity: Identity) -> None:  # noqa: B027 - a store in this process is who it is
+        """Speak from now on with no server that says it is another shard; it is away then, and its reason says so."""
+
     @abstractmethod
     def ping(self) -> bool:
         """Tell whether the store answers now; never raises."""
+
+    def reason(self) -> str:
+        """Return, without asking, why this store or a part of it is taken for away; "" if it is not."""
+        return ""
+
+    def tell_absences(self) -> None:  # noqa: B027 - a store that is never away has nothing to tell
+        """Tell in the log from now on when a server is away and when it is back, once each."""
 
     def owner(self, page: str) -> str:  # noqa: ARG002 - of several stores, it is the one that keeps the page
         """Return who keeps a page; pages of one owner are answered, or not, together."""

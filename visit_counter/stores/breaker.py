@@ -70,19 +70,24 @@ class Breaker:
             self._state = "half-open"
             return True
 
-    def success(self) -> None:
-        """Say that the shard answered."""
-        if self._state == "closed":
-            return
+    def success(self) -> float | None:
+        """Say that the shard answered; return for how many seconds it was away if that ends its absence, else None."""
+        if self.state == "closed":
+            return None
         with self._lock:
+            if self._state == "closed":
+                return None
+            away_seconds = self._clock() - self._since
             self._state = "closed"
             self._since = self._clock()
             self._wait_seconds = self._probe_seconds
+            return away_seconds
 
-    def failure(self) -> None:
-        """Say that the shard did not answer."""
+    def failure(self) -> bool:
+        """Say that the shard did not answer; tell whether that begins an absence."""
         with self._lock:
-            if self._state == "closed":
+            begins = self._state == "closed"
+            if begins:
                 self._since = self._clock()
                 self._set_next_probe()
             elif self._state == "half-open":
@@ -90,6 +95,7 @@ class Breaker:
                 self._set_next_probe()
             # Already open: requests that were under way when it opened fail one by one, and tell nothing new.
             self._state = "open"
+            return begins
 
     def _set_next_probe(self) -> None:
         self._next_probe = self._clock() + self._wait_seconds * self._uniform(0.5, 1.5)

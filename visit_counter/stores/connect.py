@@ -5,17 +5,18 @@ from __future__ import annotations
 import ssl
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import redis
-from redis.backoff import NoBackoff
-from redis.retry import Retry
+from redis.exceptions import AuthenticationError, BusyLoadingError, InvalidResponse, RedisError, ResponseError
 
 from visit_counter.errors import StoreRefusedError, StoreUnavailableError
 from visit_counter.ring import PARTITIONS
 from visit_counter.shard_list import TLS_FILES
+from visit_counter.stores.exchange import pack
 from visit_counter.stores.factory import make_store
-from visit_counter.stores.pools import server_url, target_of
+from visit_counter.stores.pools import target_of
+from visit_counter.stores.shapes import is_pong, is_text
+from visit_counter.stores.wire import Wire
 
 if TYPE_CHECKING:
     from visit_counter.settings import Shard
@@ -37,7 +38,7 @@ def check_shard(shard: Shard) -> str | None:
             except OSError as error:
                 raise StoreRefusedError(shard.name, f"{name} {path} cannot be read: {error.strerror}") from None
     if target.scheme in ("redis", "rediss"):
-        return _check_server(shard, server_url(target, *target.hosts[0]))
+        return _check_server(shard)
     with closing(
         make_store(shard, connect_seconds=TIMEOUT_SECONDS, read_seconds=TIMEOUT_SECONDS, apply_seconds=TIMEOUT_SECONDS)
     ) as store:
@@ -56,26 +57,23 @@ def warnings_of(shard: Shard) -> list[str]:
         return [f"{row.address}: {warning}" for row in store.look("", range(PARTITIONS)) for warning in row.warnings]
 
 
-def _check_server(shard: Shard, url: str) -> str | None:
-    client: Any = redis.Redis.from_url(
-        url, socket_timeout=TIMEOUT_SECONDS, socket_connect_timeout=TIMEOUT_SECONDS, retry=Retry(NoBackoff(), 0)
-    )
-    with client:
-        try:
-            client.ping()
-            if client.info("cluster").get("cluster_enabled"):
-                raise StoreRefusedError(shard.name, f"{shard.address} is of a Redis Cluster; allowed: redis+cluster://")
-        except redis.InvalidResponse:
-            raise StoreRefusedError(shard.name, f"{shard.address} is not Redis or Valkey") from None
-        except (redis.AuthenticationError, redis.ResponseError) as error:
-            raise StoreRefusedError(shard.name, f"{shard.address} refuses: {error}") from None
-        except redis.BusyLoadingError:
-            return f"{shard.address} is still loading its data"
-        except redis.RedisError as error:
-            if certificate := _certificate_error(error):
-                raise StoreRefusedError(shard.name, f"{shard.address}: {certificate}") from None
-            return f"{shard.address} does not answer: {error}"
-    return None
+def _check_server(shard: Shard) -> str | None:
+    with closing(Wire(shard, TIMEOUT_SECONDS, TIMEOUT_SECONDS)) as wire:
+        replies = wire.ask([pack(b"PING"), pack(b"INFO", b"cluster")], [is_pong, is_text])
+    error = next((reply for reply in replies if isinstance(reply, RedisError)), None)
+    if error is None:
+        if b"cluster_enabled:1" in replies[1]:
+            raise StoreRefusedError(shard.name, f"{shard.address} is of a Redis Cluster; allowed: redis+cluster://")
+        return None
+    if isinstance(error, InvalidResponse):
+        raise StoreRefusedError(shard.name, f"{shard.address} is not Redis or Valkey")
+    if isinstance(error, AuthenticationError | ResponseError):
+        raise StoreRefusedError(shard.name, f"{shard.address} refuses: {error}")
+    if isinstance(error, BusyLoadingError):
+        return f"{shard.address} is still loading its data"
+    if certificate := _certificate_error(error):
+        raise StoreRefusedError(shard.name, f"{shard.address}: {certificate}")
+    return f"{shard.address} does not answer: {error}"
 
 
 def _certificate_error(error: BaseException | None) -> str | None:

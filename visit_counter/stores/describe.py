@@ -51,10 +51,15 @@ def describe(info: Mapping[str, str]) -> Description:
         appendonly=info.get("appendonly") or {"1": "yes", "0": "no"}.get(info.get("aof_enabled", ""), UNKNOWN),
         appendfsync=info.get("appendfsync", UNKNOWN),
         maxmemory_policy=info.get("maxmemory_policy", UNKNOWN),
-        memory_bytes=int(info.get("used_memory", 0)),
-        uptime_seconds=int(info.get("uptime_in_seconds", 0)),
+        memory_bytes=_number(info.get("used_memory")),
+        uptime_seconds=_number(info.get("uptime_in_seconds")),
         warnings=tuple(_warnings(info)),
     )
+
+
+def _number(text: str | None) -> int:
+    """Return the number that a server says; 0 where it says none."""
+    return int(text) if text and text.isascii() and text.isdigit() and len(text) < 20 else 0
 
 
 def read_info(replies: Sequence[Any]) -> dict[str, str]:

@@ -29,11 +29,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from visit_counter.stores.applying import partition_key
+from visit_counter.stores.shapes import is_number, is_text, sequence
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 Command = tuple[bytes, ...]
+# The reply to `look`.
+LOOKED = sequence(is_text, is_number)
 
 
 class Place(NamedTuple):

@@ -19,13 +19,16 @@ from redis.connection import ConnectionPool, parse_url
 from redis.credentials import CredentialProvider
 from redis.exceptions import AuthenticationError
 from redis.retry import Retry
-from redis.sentinel import Sentinel, SentinelConnectionPool
+from redis.sentinel import SentinelConnectionPool
 
 from visit_counter.embedded.files import read_password
 from visit_counter.errors import EmbeddedError
 from visit_counter.shard_list import TLS_OPTIONS
+from visit_counter.stores.connections import PlainConnection, TlsConnection, WatchedConnection, WatchedTlsConnection
+from visit_counter.stores.sentinels import Sentinels
 
 if TYPE_CHECKING:
+    from visit_counter.identity import Expected
     from visit_counter.settings import Shard
 
 SENTINEL, CLUSTER = "redis+sentinel", "redis+cluster"
@@ -71,8 +74,13 @@ def server_url(target: Target, host: str, port: int) -> str:
     return f"{scheme}://{target.login}{join_host(host, port)}{path}?{urlencode(options)}".rstrip("?")
 
 
-def make_pool(shard: Shard, connect_seconds: float, answer_seconds: float) -> ConnectionPool:
-    """Return a pool that opens connections to the server a shard is; never of a cluster as a whole."""
+def make_pool(
+    shard: Shard, connect_seconds: float, answer_seconds: float, expected: Expected | None = None
+) -> ConnectionPool:
+    """Return a pool that opens connections to the server a shard is; never of a cluster as a whole.
+
+    `expected`: whom the server must say it is whenever a connection is opened.
+    """
     patience: dict[str, Any] = {
         "socket_connect_timeout": connect_seconds,
         "socket_timeout": answer_seconds,
@@ -84,9 +92,24 @@ def make_pool(shard: Shard, connect_seconds: float, answer_seconds: float) -> Co
     if shard.password_file:
         patience["credential_provider"] = _PasswordFile(Path(shard.password_file))
     target = target_of(shard)
+    server: dict[str, Any] = dict(
+        parse_url(server_url(target, *target.hosts[0]))  # type: ignore[no-untyped-call]  # redis-py's gap
+    )
+    server.pop("connection_class", None)
+    tls = target.scheme == "rediss" or target.options.get("ssl") == "true"
     if target.scheme != SENTINEL:
-        return ConnectionPool.from_url(server_url(target, *target.hosts[0]), **patience)
-    return _sentinel_pool(target, patience)
+        kind = TlsConnection if tls else PlainConnection
+        return ConnectionPool(connection_class=kind, expected=expected, **server, **patience)
+    for name in ("host", "port"):
+        server.pop(name, None)
+    return SentinelConnectionPool(  # type: ignore[no-untyped-call]  # redis-py's gap
+        unquote(target.path),
+        _sentinels(target, server, patience, tls=tls),
+        connection_class=WatchedTlsConnection if tls else WatchedConnection,
+        expected=expected,
+        **server,
+        **patience,
+    )
 
 
 class _PasswordFile(CredentialProvider):
@@ -103,22 +126,11 @@ class _PasswordFile(CredentialProvider):
             raise AuthenticationError(str(error)) from None
 
 
-def _sentinel_pool(target: Target, patience: dict[str, Any]) -> SentinelConnectionPool:
-    """Return redis-py's pool that asks the sentinels for the primary whenever it opens a connection."""
-    tls = target.options.get("ssl") == "true"
-    server: dict[str, Any] = dict(
-        parse_url(server_url(target, *target.hosts[0]))  # type: ignore[no-untyped-call]  # redis-py's gap
-    )
-    for name in ("host", "port", "connection_class"):
-        server.pop(name, None)
-    sentinel: dict[str, Any] = {name: value for name, value in server.items() if name.startswith("ssl")}
+def _sentinels(target: Target, server: dict[str, Any], patience: dict[str, Any], *, tls: bool) -> Sentinels:
+    """Return the sentinels of a target: with the servers' TLS, and a login of their own."""
+    options: dict[str, Any] = {name: value for name, value in server.items() if name.startswith("ssl")}
     for name in ("username", "password"):
         if value := target.options.get(f"sentinel_{name}"):
-            sentinel[name] = value
-    # A manager for each pool: it keeps no state but which sentinel answered last.
-    manager = Sentinel(  # type: ignore[no-untyped-call]  # redis-py's gap
-        target.hosts, sentinel_kwargs=sentinel | patience | {"ssl": tls}
-    )
-    return SentinelConnectionPool(  # type: ignore[no-untyped-call]  # redis-py's gap
-        unquote(target.path), manager, ssl=tls, **server, **patience
-    )
+            options[name] = value
+    options["connection_class"] = TlsConnection if tls else PlainConnection
+    return Sentinels(target.hosts, options | patience)

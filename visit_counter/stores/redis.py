@@ -6,18 +6,36 @@ says READONLY because its server has been demoted, is closed, so the next call f
 
 from __future__ import annotations
 
+import logging
+from itertools import repeat
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from redis.exceptions import ConnectionError, RedisError  # noqa: A004 - redis-py's name
 
 from visit_counter.errors import PartitionMovedError, StoreError, StoreRefusedError, StoreUnavailableError
-from visit_counter.ring import PARTITIONS, partition_of
+from visit_counter.identity import KEY as IDENTITY_KEY
+from visit_counter.identity import Expected, Identity
+from visit_counter.ring import partition_of
 from visit_counter.stores import moving
 from visit_counter.stores.applying import Applier, partition_key, text_of, watermark_field
 from visit_counter.stores.base import NOT_A_PARTITION, Applied, Batch, Store, Stored, is_token
 from visit_counter.stores.breaker import Breaker
 from visit_counter.stores.describe import Description, Seen, describe, read_info
-from visit_counter.stores.wire import Wire, explain, is_away, is_elsewhere, pack
+from visit_counter.stores.exchange import impossible, pack
+from visit_counter.stores.looking import beyond, look_into
+from visit_counter.stores.shapes import (
+    anything,
+    are_pairs,
+    either,
+    is_empty,
+    is_number,
+    is_pong,
+    is_text,
+    is_text_or_nothing,
+    sequence,
+    values,
+)
+from visit_counter.stores.wire import Wire, explain, is_away, is_elsewhere
 from visit_counter.topology import KEY as TOPOLOGY_KEY
 from visit_counter.topology import public_url
 
@@ -25,6 +43,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from visit_counter.settings import Shard
+    from visit_counter.stores.shapes import Shape
+
+log = logging.getLogger(__name__)
 
 
 class Patience(TypedDict, total=False):
@@ -36,11 +57,10 @@ class Patience(TypedDict, total=False):
     apply_seconds: float
 
 
+# Of the largest count there is, 2^63 - 1.
+_COUNT_DIGITS = 19
 # Bounds what waits in the buffers of both sides in one round trip.
 CHUNK_READS = 1000
-# Where the writers are looked up, to tell watermarks from pages.
-_SAMPLE_PARTITIONS, _SAMPLE_FIELDS = 16, 1000
-
 
 # KEYS  1 the topology
 # ARGV  1 a topology's text, which begins with its version
@@ -78,9 +98,15 @@ class RedisStore(Store):
         self._address = shard.address
         self.address = public_url(shard.url)
         self.breaker = breaker or Breaker()
-        self._reads = Wire(shard, connect_seconds, read_seconds)
-        self._adds = Wire(shard, connect_seconds, add_seconds)
-        self._flushes = Wire(shard, apply_seconds, apply_seconds)
+        # Whether absences are told in the log: a process that lives for one flush would tell each of them again.
+        self._is_telling = False
+        self._trouble = ""
+        self._expected = Expected()
+        self._reads = Wire(shard, connect_seconds, read_seconds, self._expected)
+        self._adds = Wire(shard, connect_seconds, add_seconds, self._expected)
+        self._flushes = Wire(shard, apply_seconds, apply_seconds, self._expected)
+        # Asks who a server is that may be the wrong one.
+        self._questions = Wire(shard, connect_seconds, read_seconds)
         # Half, so that the server's answer to a wait arrives before this side gives up on the connection.
         self.applier = Applier(
             self.name, self._flushes, apply_seconds / 2, self._report, known_replicas or self._flushes.known_replicas
@@ -91,7 +117,7 @@ class RedisStore(Store):
 
         Raises PartitionMovedError where another shard has it, StoreRefusedError while it is on its way there.
         """
-        (count,) = self.ask_add([add_command(page, visits)])
+        (count,) = self.ask_add([add_command(page, visits)], is_number)
         if is_elsewhere(count):
             # Tells where to, unless it is still on its way.
             self._values(self.ask_add, [(partition_of(page), [page.encode()])])
@@ -104,7 +130,7 @@ class RedisStore(Store):
         mark = watermark_field(writer)
         for first in range(0, len(pages), CHUNK_READS):
             wanted = [(partition_of(page), (page.encode(), mark)) for page in pages[first : first + CHUNK_READS]]
-            stored += [stored_of(self.name, values) for values in self._values(self.ask_read, wanted)]
+            stored += [stored_of(self.name, reply) for reply in self._values(self.ask_read, wanted)]
         return stored
 
     def apply(self, writer: str, batches: Iterable[Batch]) -> list[Applied]:
@@ -112,35 +138,52 @@ class RedisStore(Store):
         results = self.applier.apply(writer, list(batches))
         elsewhere = [index for index, result in enumerate(results) if result.error and "WRONGTYPE" in result.error]
         if elsewhere:
-            places = self.run([moving.look(results[index].partition) for index in elsewhere])
+            places = self.run([moving.look(results[index].partition) for index in elsewhere], repeat(moving.LOOKED))
             for index, place in zip(elsewhere, places, strict=True):
                 results[index] = _waiting(results[index], place)
         return results
 
     def watermarks(self, writer: str, partitions: Sequence[int]) -> list[str]:
-        """Return the writer's watermark token in each partition; waits up to `apply_seconds` for each reply.
+        """Return the writer's watermark token in each partition; waits up to `apply_seconds` for each reply."""
+        return all_of(self.watermarks_each(writer, partitions))
+
+    def watermarks_each(self, writer: str, partitions: Sequence[int]) -> list[str | StoreError]:
+        """Return the writer's watermark token in each partition, or why that one's cannot be had.
 
         Of a shard that is away, a ping is awaited first: a flush comes back soon, and has other shards to see to.
         """
         if self.breaker.state != "closed" and not self.ping():
-            raise StoreUnavailableError(self.name, f"no answer for {self.breaker.since:.1f} s")
+            raise StoreUnavailableError(self.name, self.reason())
         field = watermark_field(writer)
         found = self._values(self.ask_flush, [(at, (field,)) for at in partitions], strange=[NOT_A_PARTITION.encode()])
         return [text_of(mark or b"") for (mark,) in found]
 
     def read_topology(self) -> str:
         """Return the topology kept here, or ""; waits up to `read_seconds`."""
-        (text,) = self._answers(self.ask_read([topology_command()]))
+        (text,) = self._answers(self._ask_who([pack(b"GET", TOPOLOGY_KEY)]))
         return (text or b"").decode(errors="replace")
 
     def offer_topology(self, text: str) -> str:
         """Keep this topology unless a newer one is here; waits up to `apply_seconds`."""
-        (kept,) = self._answers(self.run([offer(text)]))
+        (kept,) = self._answers(self.run([offer(text)], [is_text]))
         return bytes(kept).decode(errors="replace")
 
-    def run(self, commands: Sequence[moving.Command]) -> list[Any]:
+    def read_identity(self) -> Identity:
+        """Return who the server says it is; waits up to `read_seconds`."""
+        (text,) = self._answers(self._ask_who([pack(b"GET", IDENTITY_KEY)]))
+        return Identity.from_text((text or b"").decode(errors="replace"))
+
+    def name_server(self, identity: Identity) -> None:
+        """Tell a server that says nothing who it is; waits up to `apply_seconds`."""
+        self._answers(self.run([(b"SET", IDENTITY_KEY, identity.to_text().encode(), b"NX")], [anything]))
+
+    def expect(self, identity: Identity) -> None:
+        """Speak from the next connection on with no server that says it is another."""
+        self._expected.identity = identity
+
+    def run(self, commands: Sequence[moving.Command], shapes: Iterable[Shape] | None = None) -> list[Any]:
         """Run commands in one round trip, over one connection; return the reply or the RedisError of each."""
-        return self.ask_flush([pack(*command) for command in commands])
+        return self.ask_patiently([pack(*command) for command in commands], shapes or repeat(anything))
 
     def persist(self, timeout_seconds: float) -> bool | None:
         """Wait until everything applied is on disk, for half of `apply_seconds` at most; None without WAITAOF.
@@ -153,9 +196,20 @@ class RedisStore(Store):
 
     def ping(self) -> bool:
         """Tell whether the server answers PING within `read_seconds`, and tell the breaker."""
-        (reply,) = self._reads.ask([pack(b"PING")])
+        (reply,) = self._reads.ask([pack(b"PING")], [is_pong])
         self._report([reply])
-        return bool(reply == b"PONG")
+        return not isinstance(reply, RedisError)
+
+    def reason(self) -> str:
+        """Return why the server is taken for away, or "": what it was last heard of, and how long ago that began."""
+        if self.breaker.state == "closed":
+            return ""
+        why = f" ({self._trouble})" if self._trouble else ""
+        return f"no answer for {self.breaker.since:.1f} s{why}"
+
+    def tell_absences(self) -> None:
+        """Tell in the log from now on when the server is away, and when it is back."""
+        self._is_telling = True
 
     def is_away(self, page: str) -> bool:  # noqa: ARG002 - this store keeps every page it is asked for
         """Tell whether the breaker is not closed."""
@@ -170,86 +224,86 @@ class RedisStore(Store):
         """Return what the server is and how it is set up; raises StoreError. Waits up to `apply_seconds`."""
         settings = (b"appendfsync", b"cluster-require-full-coverage")
         # One by one: Redis 6 takes no more than one name.
-        replies = self.ask_flush([pack(b"INFO"), *(pack(b"CONFIG", b"GET", name) for name in settings)])
+        commands = [(b"INFO",), *((b"CONFIG", b"GET", name) for name in settings)]
+        replies = self.run(commands, [is_text, *(are_pairs for _ in settings)])
         if isinstance(replies[0], RedisError):
             raise explain(self.name, replies[0])
         return describe(read_info(replies))
 
-    def look(self, writer: str, partitions: Sequence[int]) -> list[Seen]:
-        """Return one row: what the server is like, and how many pages it has in these partitions."""
-        return [self.look_at(writer, partitions)]
+    def look(self, writer: str, partitions: Sequence[int], *, strays: bool = False) -> list[Seen]:
+        """Return one row: what the server is like, and how many pages it has in these partitions.
 
-    def look_at(self, writer: str, partitions: Sequence[int]) -> Seen:
-        """Return what `look` does; a server that does not answer is down, with the reason."""
+        A server that does not answer is down, with the reason. With `strays` it is told what else it holds.
+        """
         try:
             said = self.describe()
-            pages = self._pages(writer, partitions)
-            strange = self._partitions_beyond()
+            held = look_into(self.ask_each, writer, partitions, strays=strays)
+            warnings = (*said.warnings, *held.warnings(self.name), *beyond(self.ask_each))
         except StoreError as error:
-            return Seen(self._flushes.address or self._address, partitions=len(partitions), error=error.reason)
-        warnings = (*said.warnings, *strange)
-        return Seen(
-            self._flushes.address, partitions=len(partitions), up=True, pages=pages, said=said, warnings=warnings
-        )
+            return [self.seen_down(len(partitions), error.reason)]
+        except RedisError as error:
+            return [self.seen_down(len(partitions), explain(self.name, error).reason)]
+        pages = sum(held.pages.values())
+        return [Seen(self.server, partitions=len(partitions), up=True, pages=pages, said=said, warnings=warnings)]
 
-    def _pages(self, writer: str, partitions: Sequence[int]) -> int:
-        """Return how many pages the partitions hold: their fields but for the watermarks.
+    def seen_down(self, partitions: int, reason: str) -> Seen:
+        """Return the row of a server that does not answer."""
+        return Seen(self.server or self._address, partitions=partitions, error=reason)
 
-        Which writers there are is looked up in a few small partitions; a writer that has been nowhere but in others
-        makes the number too high by one for each of those.
-        """
-        sizes: list[int] = self._answers(self.ask_flush([pack(b"HLEN", partition_key(at)) for at in partitions]))
-        small = sorted((size, at) for size, at in zip(sizes, partitions, strict=True) if 0 < size <= _SAMPLE_FIELDS)
-        sample = [pack(b"HKEYS", partition_key(at)) for _, at in small[:_SAMPLE_PARTITIONS]]
-        writers = {watermark_field(writer)}
-        for fields in self._answers(self.ask_flush(sample)):
-            writers |= {field for field in fields if field.startswith(b"\t")}
-        marks = [pack(b"HMGET", partition_key(at), *sorted(writers)) for at in partitions]
-        found = self._answers(self.ask_flush(marks))
-        return sum(sizes) - sum(mark is not None for reply in found for mark in reply)
+    @property
+    def server(self) -> str:
+        """The server as host:port, for people; with sentinels the primary they named last, or nothing."""
+        return self._flushes.address
 
-    def _partitions_beyond(self) -> list[str]:
-        """Return a warning if the server holds partitions that there are not."""
-        beyond = range(PARTITIONS, 2 * PARTITIONS)
-        replies = self.ask_flush([pack(b"HLEN", partition_key(at)) for at in beyond])
-        known = [at for at, reply in zip(beyond, replies, strict=True) if isinstance(reply, int) and reply]
-        if not known:
-            return []
-        return [f"it holds partition {known[0]}, but pages are in {PARTITIONS} partitions: another version wrote it"]
+    def ask_each(self, commands: Sequence[tuple[int, bytes]], shapes: Iterable[Shape]) -> list[Any]:
+        """Exchange the packed commands of partitions, with the patience of a flush."""
+        return self.ask_patiently([command for _, command in commands], shapes)
 
     def close(self) -> None:
         """Close all connections."""
         self.applier.close()
-        for wire in (self._reads, self._adds, self._flushes):
+        for wire in (self._reads, self._adds, self._flushes, self._questions):
             wire.close()
 
     # -- packed commands: what came for each, its reply or the RedisError ---------------------------------------
 
-    def ask_read(self, commands: Sequence[bytes], *, asking: bool = False) -> list[Any]:
+    def ask_read(self, commands: Sequence[bytes], shape: Shape, *, asking: bool = False) -> list[Any]:
         """Exchange packed commands as a reader does; all fail at once while the breaker is open."""
-        return self._ask_if_up(self._reads, commands, asking=asking)
+        return self._ask_if_up(self._reads, commands, shape, asking=asking)
 
-    def ask_add(self, commands: Sequence[bytes], *, asking: bool = False) -> list[Any]:
+    def ask_add(self, commands: Sequence[bytes], shape: Shape, *, asking: bool = False) -> list[Any]:
         """Exchange packed commands with the patience of a visit that is counted at once."""
-        return self._ask_if_up(self._adds, commands, asking=asking)
+        return self._ask_if_up(self._adds, commands, shape, asking=asking)
 
-    def ask_flush(self, commands: Sequence[bytes], *, asking: bool = False) -> list[Any]:
+    def ask_flush(self, commands: Sequence[bytes], shape: Shape, *, asking: bool = False) -> list[Any]:
         """Exchange packed commands with the patience of a flush, whatever the breaker says."""
-        replies = self._flushes.ask(commands, asking=asking)
+        return self.ask_patiently(commands, repeat(shape), asking=asking)
+
+    def ask_patiently(self, commands: Sequence[bytes], shapes: Iterable[Shape], *, asking: bool = False) -> list[Any]:
+        """Do what `ask_flush` does, with a shape for each reply."""
+        replies = self._flushes.ask(commands, shapes, asking=asking)
         self._report(replies)
         return replies
 
-    def _ask_if_up(self, wire: Wire, commands: Sequence[bytes], *, asking: bool) -> list[Any]:
+    def _ask_if_up(self, wire: Wire, commands: Sequence[bytes], shape: Shape, *, asking: bool) -> list[Any]:
         if not self.breaker.allows():
-            away = ConnectionError(f"no answer for {self.breaker.since:.1f} s; not asked again yet")
-            return [away] * len(commands)
-        replies = wire.ask(commands, asking=asking)
+            return [ConnectionError(f"{self.reason()}; not asked again yet")] * len(commands)
+        replies = wire.ask(commands, repeat(shape), asking=asking)
         self._report(replies)
+        return replies
+
+    def _ask_who(self, commands: Sequence[bytes]) -> list[Any]:
+        """Ask a server that may be the wrong one; only that it does not answer is told to the breaker."""
+        if self.breaker.state != "closed" and not self._expected.identity.names and not self.breaker.allows():
+            return [ConnectionError(f"{self.reason()}; not asked again yet")] * len(commands)
+        replies = self._questions.ask(commands, repeat(is_text_or_nothing))
+        if not self._expected.identity.names or any(map(is_away, replies)):
+            self._report(replies)
         return replies
 
     def _values(
         self,
-        ask: Callable[[list[bytes]], list[Any]],
+        ask: Callable[[list[bytes], Shape], list[Any]],
         wanted: Sequence[tuple[int, Sequence[bytes]]],
         *,
         strange: list[bytes | None] | None = None,
@@ -259,17 +313,21 @@ class RedisStore(Store):
         Where there is something else than a partition, that is `strange`; without it, this raises StoreRefusedError.
         Raises PartitionMovedError with all partitions that are on other shards now.
         """
-        replies = ask([pack(b"HMGET", partition_key(at), *fields) for at, fields in wanted])
+        if not wanted:
+            return []
+        shape = values(len(wanted[0][1]))  # the same number of fields in each
+        replies = ask([pack(b"HMGET", partition_key(at), *fields) for at, fields in wanted], shape)
         elsewhere = [index for index, reply in enumerate(replies) if is_elsewhere(reply)]
         if not elsewhere:
             return self._answers(replies)
         self._answers([reply for reply in replies if not is_elsewhere(reply)])
-        found = ask([pack(*moving.find(*wanted[index])) for index in elsewhere])
+        placed = sequence(is_text, either(shape, is_empty))
+        found = ask([pack(*moving.find(*wanted[index])) for index in elsewhere], placed)
         self._answers([reply for reply in found if not is_elsewhere(reply)])
         moved: dict[int, str] = {}
         for index, reply in zip(elsewhere, found, strict=True):
             # No string, and no hash either: the script was refused as the command was.
-            text, values = (b"?", []) if is_elsewhere(reply) else reply
+            text, fields = (b"?", []) if is_elsewhere(reply) else reply
             place = moving.Place.from_bytes(text)
             if place.kind == "?":
                 if strange is None:
@@ -278,7 +336,9 @@ class RedisStore(Store):
                 continue
             if place.kind == "moved":
                 moved[wanted[index][0]] = place.shard
-            replies[index] = values
+            elif len(fields) != len(wanted[index][1]):
+                raise StoreUnavailableError(self.name, str(impossible(fields)))
+            replies[index] = fields
         if moved:
             raise PartitionMovedError(self.name, moved)
         return replies
@@ -291,15 +351,23 @@ class RedisStore(Store):
         return replies
 
     def _report(self, replies: Sequence[Any]) -> None:
-        if any(is_away(reply) for reply in replies):
-            self.breaker.failure()
-        else:
-            self.breaker.success()
+        """Tell the breaker, and once for each absence the log when it begins and when it ends."""
+        failed = next(filter(is_away, replies), None)
+        if failed is None:
+            if self.breaker.state != "closed" and (seconds := self.breaker.success()) is not None and self._is_telling:
+                log.warning("shard %s answers again; it was away for %.1f s", self.name, seconds)
+            return
+        self._trouble = explain(self.name, failed).reason
+        if self.breaker.failure() and self._is_telling:
+            log.warning("shard %s is away: %s", self.name, self._trouble)
 
 
 def add_command(page: str, visits: int) -> bytes:
     """Return the packed command that counts visits at once and replies with the count."""
     return pack(b"HINCRBY", partition_key(partition_of(page)), page.encode(), b"%d" % visits)
+
+
+PAIR = values(2)
 
 
 def read_command(writer: str, page: str) -> bytes:
@@ -318,15 +386,17 @@ def stored_of(shard: str, reply: Sequence[bytes | None]) -> Stored:
     mark = text_of(watermark or b"")
     if not is_token(mark):
         raise StoreRefusedError(shard, "the partition has a watermark that no flush wrote; the next flush mends it")
-    try:
-        return Stored(int(count or 0), mark)
-    except ValueError:
-        raise StoreRefusedError(shard, "the partition holds a value that is not a count") from None
+    if count is not None and not (count.isdigit() and len(count) <= _COUNT_DIGITS):
+        raise StoreRefusedError(shard, "the partition holds a value that is not a count")
+    return Stored(int(count or 0), mark)
 
 
-def topology_command() -> bytes:
-    """Return the packed command that replies with the topology kept there, or nothing."""
-    return pack(b"GET", TOPOLOGY_KEY)
+def all_of(found: Sequence[str | StoreError]) -> list[str]:
+    """Return the watermarks if all could be had; raises the first error."""
+    for each in found:
+        if isinstance(each, StoreError):
+            raise each
+    return list(found)  # type: ignore[arg-type]  # none of them is an error
 
 
 def offer(text: str) -> moving.Command:

@@ -258,6 +258,15 @@ class ShardedStore(Store):
         """Tell for each shard, by name, whether it answers."""
         return dict(zip(self.stores, in_parallel([store.ping for store in self.stores.values()]), strict=True))
 
+    def reasons(self) -> dict[str, str]:
+        """Return, without asking, why shards or parts of them are taken for away, by name; nothing of the others."""
+        return {name: reason for name, store in self.stores.items() if (reason := store.reason())}
+
+    def tell_absences(self) -> None:
+        """Tell in the log from now on when a shard is away and when it is back, once each."""
+        for store in self.stores.values():
+            store.tell_absences()
+
     def owner(self, page: str) -> str:
         """Return the shard that has a page, and which of its servers."""
         try:
@@ -310,17 +319,20 @@ class ShardedStore(Store):
                 elif isinstance(answer, StoreError):
                     errors.append(answer)
                 else:
-                    found |= answer
+                    for at, mark in zip(mine, answer, strict=True):
+                        if isinstance(mark, StoreError):
+                            errors.append(mark)
+                        else:
+                            found[at] = mark
         if waiting:
             errors.append(StoreUnavailableError(self.name, "a partition is being moved"))
         return found, errors
 
-    def _try_watermarks(self, writer: str, name: str, partitions: Sequence[int]) -> dict[int, str] | StoreError:
+    def _try_watermarks(self, writer: str, name: str, partitions: Sequence[int]) -> list[str | StoreError] | StoreError:
         try:
-            marks = self._ownership.store(name).watermarks(writer, partitions)
+            return self._ownership.store(name).watermarks_each(writer, partitions)
         except StoreError as error:
             return error
-        return dict(zip(partitions, marks, strict=True))
 
     def by_store(self, partitions: Iterable[int]) -> Iterator[tuple[Store, list[int]]]:
         """Give each store known here that has any of the partitions, and those it has."""

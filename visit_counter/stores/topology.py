@@ -11,13 +11,15 @@ from redis.exceptions import RedisError
 
 from visit_counter.ring import PARTITIONS
 from visit_counter.stores.applying import partition_key
+from visit_counter.stores.exchange import pack
 from visit_counter.stores.pools import join_host
-from visit_counter.stores.wire import pack
+from visit_counter.stores.shapes import is_number, is_text_or_nothing
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
 SLOTS_COMMAND = pack(b"CLUSTER", b"SLOTS")
+_SLOTS = 16384
 # Of each partition, by CRC-16 of what stands between the braces of its key.
 SLOT_OF = tuple(key_slot(partition_key(partition)) for partition in range(PARTITIONS))
 
@@ -101,6 +103,23 @@ class Topology:
             self._lock.release()
 
 
+def are_slots(reply: Any) -> bool:
+    """Tell whether a reply can be one to CLUSTER SLOTS."""
+    return type(reply) is list and all(map(_is_range, reply))
+
+
+def _is_range(row: Any) -> bool:
+    if type(row) is not list or len(row) < 3 or not all(map(is_number, row[:2])):
+        return False
+    return 0 <= row[0] <= row[1] < _SLOTS and all(map(_is_server, row[2:]))
+
+
+def _is_server(said: Any) -> bool:
+    if type(said) is not list or len(said) < 2:
+        return False
+    return is_text_or_nothing(said[0]) and is_number(said[1]) and 0 <= said[1] <= 65535
+
+
 def layout_of(reply: Any, asked: str) -> Layout:
     """Make sense of a reply to CLUSTER SLOTS: ranges of slots, each with its primary and its replicas.
 
@@ -110,7 +129,7 @@ def layout_of(reply: Any, asked: str) -> Layout:
     by_slot: dict[int, str] = {}
     replicas: dict[str, int] = {}
     for first, last, primary, *others in reply:
-        address = join_host((primary[0] or b"").decode() or host_asked, int(primary[1]))
+        address = join_host((primary[0] or b"").decode(errors="replace") or host_asked, int(primary[1]))
         replicas[address] = len(others)
         by_slot.update(dict.fromkeys(range(first, last + 1), address))
     return Layout(tuple(by_slot.get(slot, "") for slot in SLOT_OF), replicas)

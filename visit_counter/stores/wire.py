@@ -1,9 +1,4 @@
-"""Asking a shard: connections of redis-py, commands packed by hand, every reply or error in its place.
-
-redis-py opens, authenticates, pools and parses. Its command methods are not used: they retry on their own, which would
-count visits twice, and pack argument by argument, which takes five times as long as here (a flush of 100,000 pages:
-0.8 s against 0.15 s, more than the servers need for it). Nothing here sends anything a second time.
-"""
+"""The connections to one shard, and what an error of redis-py means."""
 
 from __future__ import annotations
 
@@ -22,14 +17,19 @@ from redis.exceptions import (
 from redis.sentinel import MasterNotFoundError, SentinelConnectionPool
 
 from visit_counter.errors import StoreError, StoreRefusedError, StoreUnavailableError
+from visit_counter.stores.exchange import drop, exchange, exchange_asking
 from visit_counter.stores.pools import join_host, make_pool
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from redis.connection import Connection
 
+    from visit_counter.identity import Expected
     from visit_counter.settings import Shard
+    from visit_counter.stores.shapes import Shape
+
+_LONGEST_TEXT = 200
 
 
 class Wire:
@@ -38,8 +38,10 @@ class Wire:
     After a fork the pool starts anew, so that a connection is never used by two processes.
     """
 
-    def __init__(self, shard: Shard, connect_seconds: float, answer_seconds: float) -> None:
-        self._pool = make_pool(shard, connect_seconds, answer_seconds)
+    def __init__(
+        self, shard: Shard, connect_seconds: float, answer_seconds: float, expected: Expected | None = None
+    ) -> None:
+        self._pool = make_pool(shard, connect_seconds, answer_seconds, expected)
 
     @contextmanager
     def connection(self) -> Iterator[Connection]:
@@ -57,11 +59,11 @@ class Wire:
             self._pool.release(instead_of)
         return self._pool.get_connection()
 
-    def ask(self, commands: Sequence[bytes], *, asking: bool = False) -> list[Any]:
-        """Send the commands in one go and return what came for each: its reply, or the RedisError."""
+    def ask(self, commands: Sequence[bytes], shapes: Iterable[Shape], *, asking: bool = False) -> list[Any]:
+        """Send the commands in one go and return what came for each: its reply, of its shape, or the RedisError."""
         try:
             with self.connection() as connection:
-                return (exchange_asking if asking else exchange)(connection, commands)
+                return (exchange_asking if asking else exchange)(connection, commands, shapes)
         except RedisError as error:
             return [error] * len(commands)
 
@@ -87,54 +89,17 @@ class Wire:
             self._pool.sentinel_manager.close()
 
 
-def exchange(connection: Connection, commands: Sequence[bytes]) -> list[Any]:
-    """Send packed commands and return what came for each: its reply, or the RedisError in place of it.
-
-    Once the connection fails, that error stands for every reply not yet read.
-    """
-    replies: list[Any] = []
-    try:
-        connection.send_packed_command([b"".join(commands)])  # type: ignore[no-untyped-call]  # redis-py's gap
-        while len(replies) < len(commands):
-            try:
-                replies.append(connection.read_response())
-            except ResponseError as error:
-                replies.append(error)
-    except RedisError as error:
-        drop(connection)
-        replies += [error] * (len(commands) - len(replies))
-    except BaseException:
-        # Replies not read would be taken for those of the next call.
-        drop(connection)
-        raise
-    return replies
-
-
-def exchange_asking(connection: Connection, commands: Sequence[bytes]) -> list[Any]:
-    """Exchange commands with a server of a cluster that their partitions are on the way to (after an ASK)."""
-    asking = pack(b"ASKING")
-    return exchange(connection, [part for command in commands for part in (asking, command)])[1::2]
-
-
-def drop(connection: Connection) -> None:
-    """Close a connection, and forget what it may still have to say."""
-    connection.disconnect()  # type: ignore[no-untyped-call]  # redis-py's gap
-
-
-def pack(*parts: bytes) -> bytes:
-    """Return one command in the Redis protocol: an array of bulk strings."""
-    return b"*%d\r\n%b" % (len(parts), b"".join([b"$%d\r\n%b\r\n" % (len(part), part) for part in parts]))
-
-
 def explain(shard: str, error: RedisError) -> StoreError:
     """Return the StoreError that an error of redis-py means. redis-py's texts hold addresses, but no passwords."""
-    if isinstance(error, MasterNotFoundError):  # its text shows objects of redis-py
+    if isinstance(error, MasterNotFoundError):
         return StoreUnavailableError(shard, "the sentinels do not answer, or know no primary that does")
     # redis-py takes the code off the text of the errors it knows, and a reader would look for it.
     code = getattr(error, "status_code", None)
     text = f"{code} {error}" if code and code != "ERR" else str(error)
+    if len(text) > _LONGEST_TEXT:  # a server that is none may say anything
+        text = f"{text[: _LONGEST_TEXT - 3]}..."
     # AskError, which MOVED is one of: not carried out, and it will be once it is asked in the right place.
-    unavailable = is_away(error) or isinstance(error, AskError)
+    unavailable = is_away(error) or is_unserved(error) or isinstance(error, AskError)
     return (StoreUnavailableError if unavailable else StoreRefusedError)(shard, text)
 
 
@@ -145,9 +110,17 @@ def is_elsewhere(reply: object) -> bool:
 
 
 def is_away(reply: object) -> bool:
-    """Tell whether this, in place of a reply, means that the shard cannot answer now (and not that it refuses)."""
+    """Tell whether this, in place of a reply, means that the server cannot answer now (and not that it refuses)."""
     if isinstance(reply, AuthenticationError | AuthorizationError):  # kinds of ConnectionError, in redis-py
         return False
     if isinstance(reply, ResponseError):
-        return isinstance(reply, ClusterDownError | TryAgainError) or str(reply).startswith("BUSY ")
+        down = isinstance(reply, ClusterDownError) and not is_unserved(reply)
+        return down or str(reply).startswith("BUSY ")
     return isinstance(reply, RedisError)
+
+
+def is_unserved(reply: object) -> bool:
+    """Tell whether a server of a cluster answers, and cannot for this one partition: nobody has its slot just now."""
+    if isinstance(reply, ClusterDownError):
+        return "slot" in str(reply).lower()  # else the whole cluster is down, as far as the server knows
+    return isinstance(reply, TryAgainError)
