@@ -293,7 +293,7 @@ def _whole_lines(path: Path, chunk_bytes: int | None = None) -> Iterator[bytes]:
 
 def write_durably(path: Path, data: bytes) -> None:
     """Write a new file and put its bytes on the disk. Raises OSError."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
         view = memoryview(data)
         while view:

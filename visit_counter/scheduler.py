@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from apscheduler.schedulers.background import BackgroundScheduler
 
+from visit_counter.private_files import open_private
+
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
@@ -100,7 +102,7 @@ class Leader:
         """Become the leader if nobody else is; tell whether this process is it now."""
         if self._descriptor >= 0:
             return True
-        descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        descriptor = open_private(self._path, os.O_RDWR | os.O_CREAT)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
