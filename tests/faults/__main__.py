@@ -51,6 +51,7 @@ ROWS = (
     Row("rebalance-kill", 50, rebalancing.row(rebalancing.killed)),
     Row("supervisor-kill", 100, embedded_rows.kill_supervisor),
     Row("ports-change", 50, embedded_rows.change_ports),
+    Row("shards-removed", 50, embedded_rows.remove_files),
     Row("simulation", 100_000, local_rows.simulate),
 )
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,6 +20,7 @@ from tests.faults.service import FaultyService
 from tests.servers import REPOSITORY, GunicornServer, free_ports, listening, process_runs, wait_until
 from visit_counter.embedded import files
 from visit_counter.embedded.resp import look
+from visit_counter.errors import EmbeddedError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -80,7 +83,22 @@ class EmbeddedService(FaultyService):
             timeout=_WAIT_SECONDS,
         )
 
-    def restart_on_other_ports(self) -> None:
+    def files_are_whole(self) -> bool:
+        """Tell whether the servers have written anew what was removed."""
+        with contextlib.suppress(EmbeddedError, OSError, redis.RedisError):
+            password = files.read_password(files.password_file(self.data))
+            if not self.shards_are_there():
+                return False
+            for name, port in zip(_NAMES, self.ports, strict=True):
+                client: Any = redis.Redis("127.0.0.1", port, password=password)
+                manifest = files.shard_dir(self.data, name) / "appendonlydir" / "appendonly.aof.manifest"
+                with client:
+                    if client.info("persistence")["aof_rewrite_in_progress"] or not manifest.exists():
+                        return False
+            return True
+        return False
+
+    def restart(self) -> None:
         """Start the service, which has ended, at its address and with its shards on other ports."""
         self.ports = free_ports(2)
         self._environ |= self._start_shards()
@@ -123,9 +141,25 @@ def change_ports(directory: Path, trials: int, seed: int, progress: Callable[[in
                 service.server.stop(signal.SIGKILL)
                 wait_until(lambda: not any(map(process_runs, workers)), "the workers have ended", _WAIT_SECONDS)
             before = service.ports
-            service.restart_on_other_ports()
+            service.restart()
             if any(map(listening, before)):
                 raise BrokenError(f"a server still listens on one of the ports before, {before}")
+
+        rows._repeat(service, trials, progress, fault)
+        return f"{service.visitors.answers} answers"
+
+
+def remove_files(directory: Path, trials: int, seed: int, progress: Callable[[int], None]) -> str:
+    """All files of the embedded shards, or of one of them, removed under the running servers; then a restart."""
+    with EmbeddedService(directory, seed=seed) as service:
+
+        def fault(_: int) -> None:
+            time.sleep(service.random.random() * 0.3)
+            name = service.random.choice(("", *_NAMES))
+            shutil.rmtree(files.shards_dir(service.data) / name)
+            wait_until(service.files_are_whole, f"the files are there; the log: {service.server.log[-2000:]}", 60)
+            service.server.stop()
+            service.restart()
 
         rows._repeat(service, trials, progress, fault)
         return f"{service.visitors.answers} answers"

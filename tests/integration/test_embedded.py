@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -298,6 +300,45 @@ def test_a_server_started_by_hand_is_replaced_when_it_goes_away(embedded: Settin
         by_hand.kill()
     wait_until(lambda: all_answer(embedded), "the supervisor's own server answers")
     assert add(embedded, port, 1) == 4
+
+
+def written_anew(settings: Settings) -> bool:
+    """Tell whether all servers have append-only files again, and are supervised."""
+    with suppress(EmbeddedError, redis.RedisError, OSError):
+        return supervised(settings) and all(
+            (folder / "appendonlydir" / "appendonly.aof.manifest").exists()
+            and "aof_rewrite_in_progress:0" in info(settings, port)
+            for port, folder in folders(settings).items()
+        )
+    return False
+
+
+def info(settings: Settings, port: int) -> str:
+    with client(settings, port) as connected:
+        return "\n".join(f"{name}:{value}" for name, value in connected.info("persistence").items())
+
+
+@pytest.mark.parametrize("removed", [".", "shards", "shards/redis_7070"])
+def test_files_that_are_removed_under_the_servers_are_written_anew(
+    embedded: Settings, shards: EmbeddedShards, removed: str
+) -> None:
+    shards.start()
+    worker = EmbeddedShards(embedded)
+    worker.keep()
+    assert [add(embedded, port, 3) for port in embedded.embedded_ports] == [3, 3]
+    before, secret = (supervisor_pid(embedded), pids(embedded)), password(embedded)
+    shutil.rmtree(embedded.data_dir / removed)
+    wait_until(lambda: written_anew(embedded), "the files are there again")
+    worker.keep()
+    assert (supervisor_pid(embedded), pids(embedded), password(embedded)) == (*before, secret)
+    with running(embedded):
+        assert all_answer(embedded)
+    assert [add(embedded, port, 1) for port in embedded.embedded_ports] == [4, 4]
+    worker.leave()
+    shards.stop()
+    assert nothing_listens(embedded)
+    with running(embedded):
+        assert [add(embedded, port, 1) for port in embedded.embedded_ports] == [5, 5]
 
 
 # Names and ports

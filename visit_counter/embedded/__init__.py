@@ -13,6 +13,9 @@ The workers inherit the master's shared lock, which the kernel releases when the
 A command takes one of its own. The supervisor ends the servers when nobody has the shared lock any more; so
 nobody ends them under another, and it does not matter who started the supervisor.
 
+Whoever looks after the files finds that somebody removed them: the supervisor makes them anew, each server writes there
+what it has in memory, and the workers take their lock again.
+
 The kernel also releases the supervisor's locks when it ends, however it ends. The workers look once a second,
 and start another, which takes over the servers that run and starts those that do not.
 """

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
 PID_FILE = "valkey.pid"
+LOCK_FILE = "supervisor.lock"
 _FIRST_NUMBER = 7070
 _NAME = re.compile(r"redis_[0-9]{1,5}")
 _PASSWORD = re.compile(r"[A-Za-z0-9_-]{32,}")
@@ -55,7 +56,7 @@ def supervisor_log(data_dir: Path) -> Path:
 
 def supervisor_lock(data_dir: Path, name: str) -> Path:
     """Return the file that the supervisor of a shard locks."""
-    return shard_dir(data_dir, name) / "supervisor.lock"
+    return shard_dir(data_dir, name) / LOCK_FILE
 
 
 # -- names ---------------------------------------------------------------------------------------------------------
@@ -118,10 +119,10 @@ def password_file(data_dir: Path) -> Path:
     return shards_dir(data_dir) / "password"
 
 
-def make_password(data_dir: Path) -> None:
-    """Draw a password if there is none yet; of two processes at once, one does."""
+def make_password(data_dir: Path, password: str = "") -> None:
+    """Keep this password, or a new one, if there is none yet; of two processes at once, one does."""
     if not password_file(data_dir).exists():
-        _write_whole(password_file(data_dir), secrets.token_urlsafe(32), replace=False)
+        _write_whole(password_file(data_dir), password or secrets.token_urlsafe(32), replace=False)
 
 
 def read_password(path: Path) -> str:
@@ -138,14 +139,17 @@ def read_password(path: Path) -> str:
 # -- locks ---------------------------------------------------------------------------------------------------------
 
 
-def prepare(data_dir: Path, names: Iterable[str]) -> None:
-    """Make all files that are to be there before a process uses or runs the shards. Raises EmbeddedError."""
+def prepare(data_dir: Path, names: Iterable[str], password: str = "") -> None:
+    """Make all files that are to be there before a process uses or runs the shards. Raises EmbeddedError.
+
+    `password`: that of the servers that run, where the files were removed under them.
+    """
     names = list(names)
     try:
         make_private_directory(data_dir)
         make_private_directory(shards_dir(data_dir))
         write_names(data_dir, names)
-        make_password(data_dir)
+        make_password(data_dir, password)
         for name in names:
             make_private_directory(shard_dir(data_dir, name))
     except OSError as error:
@@ -171,10 +175,23 @@ def opened(path: Path, flags: int = 0) -> Iterator[int]:
         os.close(descriptor)
 
 
+def is_at(descriptor: int, path: Path) -> bool:
+    """Tell whether an open file still has its name, or was removed."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
+
+
 def is_supervised(data_dir: Path, name: str) -> bool:
     """Tell whether a supervisor runs the shard now."""
     with opened(supervisor_lock(data_dir, name)) as descriptor:
         return not try_lock(descriptor, fcntl.LOCK_SH)
+
+
+def write_pid(directory: Path, pid: int) -> None:
+    """Note the process of a server, as the server itself does at its start."""
+    _write_whole(directory / PID_FILE, f"{pid}\n", replace=True)
 
 
 def server_pid(directory: Path) -> int:

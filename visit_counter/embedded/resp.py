@@ -98,3 +98,11 @@ def protect(port: int, password: str) -> None:
         except RefusedError:
             return
         connection.ask("CONFIG", "SET", "requirepass", password)
+
+
+def write_anew(port: int, password: str, directory: Path) -> None:
+    """Have a server whose files were removed write them anew. Raises OSError, ValueError, RefusedError."""
+    with Connection(port) as connection:
+        connection.ask("AUTH", "default", password)
+        connection.ask("CONFIG", "SET", "dir", str(directory))
+        connection.ask("BGREWRITEAOF")

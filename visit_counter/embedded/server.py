@@ -15,15 +15,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from visit_counter.embedded.files import (
+    LOCK_FILE,
     PID_FILE,
+    is_at,
     password_file,
     read_password,
     server_pid,
     shard_dir,
-    supervisor_lock,
     try_lock,
+    write_pid,
 )
-from visit_counter.embedded.resp import RefusedError, Seen, look, protect
+from visit_counter.embedded.resp import RefusedError, Seen, look, protect, write_anew
 from visit_counter.errors import EmbeddedError
 from visit_counter.private_files import open_private
 
@@ -75,7 +77,7 @@ class ShardServer:
         self._started = 0.0
         try:
             self._password = read_password(password_file(data_dir))
-            self._lock_fd = open_private(supervisor_lock(data_dir, name), os.O_RDWR | os.O_CREAT)
+            self._lock_fd = self._open_lock()
         except OSError as error:
             raise EmbeddedError(f"cannot write to {self.dir}: {error.strerror}; set VISITS_DATA_DIR") from None
 
@@ -99,6 +101,27 @@ class ShardServer:
         """Return the port that the supervisor which has the lock noted; 0 if it is of a version that notes none."""
         noted = os.pread(self._lock_fd, 64, 0).split()
         return int(noted[0]) if noted else 0
+
+    def was_removed(self) -> bool:
+        """Tell whether somebody removed the files that the server has open."""
+        return self.locked and not is_at(self._lock_fd, self.dir / LOCK_FILE)
+
+    def put_back(self) -> None:
+        """Have the server write all it has in memory into the directory, which has been made again. Raises OSError."""
+        removed, self._lock_fd, self.locked = self._lock_fd, self._open_lock(), False
+        os.close(removed)
+        if not self.lock(_LOCK_SECONDS):
+            log.error("shard %s: another supervisor has taken %s", self.name, self.dir)
+            return
+        if self._process:
+            write_pid(self.dir, self._process.pid)
+        try:
+            write_anew(self.port, self._password, self.dir)
+        except (OSError, ValueError, RefusedError) as error:
+            log.error("shard %s does not write its files anew: %s", self.name, error)
+
+    def _open_lock(self) -> int:
+        return open_private(self.dir / LOCK_FILE, os.O_RDWR | os.O_CREAT)
 
     def close(self) -> None:
         """Give the lock back."""
@@ -213,6 +236,8 @@ class ShardServer:
             "appendfsync": "always",
             "maxmemory-policy": "noeviction",
             "save": "",
+            # Lets its supervisor, which has the password, say where its files are: see put_back.
+            "enable-protected-configs": "local",
         }
         return b"".join(b"%b %b\n" % (name.encode(), _quoted(value)) for name, value in options.items())
 
@@ -261,6 +286,7 @@ def end(servers: Iterable[ShardServer]) -> None:
         server.ask_to_end()
     for server in servers:
         server.wait_for_end()
+    for server in servers:
         server.close()
 
 

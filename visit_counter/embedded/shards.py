@@ -9,7 +9,7 @@ import select
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -98,6 +98,23 @@ class EmbeddedShards:
 
         Where supervisors end again and again, the next one is started after 1 s, 2 s, and so on up to 5 s.
         """
+        with suppress(FileNotFoundError):  # removed; the supervisor makes them anew within a moment
+            self._join_anew()
+            self._start_if_unsupervised()
+
+    def _join_anew(self) -> None:
+        """Join by a lock of this process's own, and again where its file was removed and is there anew."""
+        path = files.users_lock(self._data_dir)
+        if self._use >= 0 and files.is_at(self._use, path):
+            return
+        descriptor = open_private(path, os.O_RDWR)
+        if files.try_lock(descriptor, fcntl.LOCK_SH):
+            self.leave()
+            self._use = descriptor
+        else:
+            os.close(descriptor)
+
+    def _start_if_unsupervised(self) -> None:
         now = time.monotonic()
         if now < self._next_try:
             return
@@ -116,7 +133,7 @@ class EmbeddedShards:
             return
         self.leave()
         deadline = time.monotonic() + 2 * END_SECONDS
-        with files.opened(files.users_lock(self._data_dir)) as descriptor:
+        with suppress(FileNotFoundError), files.opened(files.users_lock(self._data_dir)) as descriptor:
             while time.monotonic() < deadline:
                 if files.try_lock(descriptor, fcntl.LOCK_EX):
                     if not any(map(self._is_supervised, self._ports)):

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from visit_counter import logs
-from visit_counter.embedded.files import try_lock, users_lock
+from visit_counter.embedded.files import is_at, password_file, prepare, read_password, try_lock, users_lock
 from visit_counter.embedded.server import ShardServer, end, server_binary
 from visit_counter.errors import EmbeddedError
 from visit_counter.private_files import open_private
@@ -46,7 +46,11 @@ class Supervisor:
         binary = server_binary()
         named = (shard.split("=") for shard in shards)
         self._servers = [ShardServer(binary, data_dir, name, int(port)) for name, port in named]
-        self._users_fd = open_private(users_lock(data_dir), os.O_RDWR | os.O_CREAT)
+        self._data_dir = data_dir
+        self._names = [server.name for server in self._servers]
+        self._password = read_password(password_file(data_dir))
+        # One, and another for each time that it was removed: who came before has the one, who came since the other.
+        self._users_fds = [self._open_users_lock()]
         self._told = False
         # No exception: it could come between the start of a server and the note of its pid.
         signal.signal(signal.SIGTERM, lambda *_: setattr(self, "_told", True))
@@ -71,8 +75,26 @@ class Supervisor:
         """Run the servers until nobody needs them; only those that no other supervisor runs."""
         self._servers = [server for server in self._servers if server.lock(_LOCK_SECONDS)]
         while self._servers and not self._is_over(_TICK_SECONDS):
+            if any(server.was_removed() for server in self._servers):
+                self._put_back()
             for server in self._servers:
                 server.watch()
+
+    def _put_back(self) -> None:
+        """Make the files anew that somebody removed; the servers have what was in them in memory."""
+        log.error("files of the embedded shards were removed from %s; they are written anew", self._data_dir)
+        try:
+            prepare(self._data_dir, self._names, self._password)
+            if not is_at(self._users_fds[-1], users_lock(self._data_dir)):
+                self._users_fds.append(self._open_users_lock())
+            for server in self._servers:
+                if server.was_removed():
+                    server.put_back()
+        except (EmbeddedError, OSError) as error:
+            log.error("they cannot be written: %s", error)
+
+    def _open_users_lock(self) -> int:
+        return open_private(users_lock(self._data_dir), os.O_RDWR | os.O_CREAT)
 
     def end(self) -> None:
         """End the servers. Whoever needs them from now on waits until this process is gone."""
@@ -81,7 +103,16 @@ class Supervisor:
     def _is_over(self, seconds: float) -> bool:
         """Wait so long, and tell whether nobody needs the servers any more, or this process is told to end."""
         time.sleep(seconds)
-        return self._told or try_lock(self._users_fd, fcntl.LOCK_EX)
+        return self._told or self._nobody_needs_them()
+
+    def _nobody_needs_them(self) -> bool:
+        """Tell it, and keep everybody from needing them until this process has ended."""
+        free = [descriptor for descriptor in self._users_fds if try_lock(descriptor, fcntl.LOCK_EX)]
+        if len(free) == len(self._users_fds):
+            return True
+        for descriptor in free:
+            fcntl.flock(descriptor, fcntl.LOCK_UN)
+        return False
 
 
 def _say(line: str) -> None:
