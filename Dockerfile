@@ -1,11 +1,9 @@
 # The packages go into a virtual environment without pip; the image that runs has neither pip's cache nor the tests' packages.
 FROM python:3.13-slim AS packages
-# For gunicorn_h1c, which comes as source alone. Nothing of the compiler is in the image that runs.
-RUN apt-get update -q && apt-get install -qy --no-install-recommends gcc libc6-dev
 COPY requirements.txt .
 RUN sed '/^# Its tests$/,$d' requirements.txt > service.txt \
  && python -m venv --without-pip /venv \
- && pip --python /venv/bin/python install --no-cache-dir --no-compile -r service.txt
+ && pip --python /venv/bin/python install --only-binary=:all: --no-cache-dir --no-compile -r service.txt
 
 FROM python:3.13-slim
 # The journal's directory belongs to the user before a volume is mounted there: a new named volume takes over its owner.

@@ -1,12 +1,14 @@
 """What the worker's loop must know of HTTP/1: where a request ends, and whether the loop may answer it itself.
 
-No I/O here. gunicorn's own parser, `gunicorn_h1c`, judges every request; this module asks two more questions.
-Is the request *ordinary*: one of the two hot calls, with nothing in its head that gunicorn or Flask would treat
-specially? Anything doubtful is not, and goes the long way through gunicorn and Flask, which then decide. And if
-it is not: is all of it here, so that a thread of the pool will not have to wait for a slow client?
+No I/O here. Two questions are asked of a request. Is it *ordinary*: one of the two hot calls, with nothing in its head
+that gunicorn or Flask would treat specially? Anything doubtful is not: it goes the long way through gunicorn's own
+parser and Flask, which then decide. And if it is not ordinary: is all of it here, so that a thread of the pool will not
+have to wait for a slow client?
 
-Most requests repeat a request line seen before (a page) and a block of header fields seen before (a client).
-The parser's verdict on each is kept, so that a request costs two look-ups. The memory this takes is bounded.
+Most requests repeat a request line seen before (a page), and many a block of header fields seen before (a client). The
+verdict on each is kept, so such a request costs two look-ups. In a block not seen before, one regular expression checks
+that every field is well-formed, and another one cuts out the few fields that matter; the verdict on these is kept too,
+since they are the same for most clients. The memory this takes is bounded.
 """
 
 from __future__ import annotations
@@ -17,8 +19,6 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import unquote_to_bytes
 
-import gunicorn_h1c
-
 from visit_counter import answers
 from visit_counter.answers import Ask
 from visit_counter.bodies import MAX_BODY_BYTES
@@ -26,7 +26,7 @@ from visit_counter.errors import PageError
 from visit_counter.pages import decode_page
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
 # Of a chunked body, so much more than the limit is waited for: enough to see that it is too large, however it is read.
 _MORE_BYTES = 2048
@@ -43,6 +43,14 @@ _HOST = re.compile(rb"(?:[A-Za-z0-9_-]{1,63}(?:\.[A-Za-z0-9_-]{1,63})*|\[[0-9A-F
 _CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,16})(?:[ \t]*;.*)?\Z", re.DOTALL)
 # Fields that ask for something the loop does not do.
 _SPECIAL = frozenset((b"transfer-encoding", b"expect", b"upgrade", b"http2-settings", b"content-encoding"))
+# What `Connection` may say, and whether that closes the connection; "(none)" stands for no such field.
+_OPTIONS = {b"close": True, b"keep-alive": False, b"(none)": None}
+_LENGTH = re.compile(rb"[0-9]{1,18}")
+_FRAMING = frozenset((b"host", b"content-length", b"content-type", b"connection"))
+# RFC 9112 section 5: a token, a colon, a value without control characters, on one line. A token may have an underscore
+# too, but gunicorn looks closer at such names.
+_ORDINARY_FIELDS = re.compile(rb"(?:\r\n[A-Za-z0-9!#$%&'*+.^`|~-]++:[\t\x20-\x7e\x80-\xff]*+)*+\r\n\r\n")
+_WELL_FORMED_FIELDS = re.compile(rb"(?:\r\n[A-Za-z0-9!#$%&'*+.^_`|~-]++:[\t\x20-\x7e\x80-\xff]*+)*+\r\n\r\n")
 
 
 _TIMEOUT_BODY = b'{"type": "about:blank", "title": "Request Timeout", "status": 408}'
@@ -97,7 +105,9 @@ class RequestReader:
         self._limits = limits
         self._hot = hot
         self._targets: dict[bytes, Target] = {}
+        # By a whole block of header fields, and by the fields of it that matter.
         self._framings: dict[bytes, Framing] = {}
+        self._telling = telling_fields(limits.scheme_fields)
 
     def take(self, data: bytes) -> Taken | Verdict:
         """Return the ordinary request that `data` begins with and where it ends, or why there is none."""
@@ -116,20 +126,41 @@ class RequestReader:
 
     def _judge(self, data: bytes, line_end: int, head_end: int) -> Taken | Verdict:
         """Do as `take` for a complete head with a part not seen before."""
-        try:
-            fields = self._parse(data[:head_end])
-        except (gunicorn_h1c.ParseError, gunicorn_h1c.IncompleteError):
-            return Verdict.UNUSUAL
         line, block = data[:line_end], data[line_end:head_end]
-        target = parse_line(line) if self._hot else None
-        framing = parse_fields(fields, self._limits.scheme_fields)
+        target = self._target(line)
+        framing = self._framing(block)
         if target is None or framing is None:
-            body = awaited_body(line, fields, head_end)
+            body = self._awaited_body(line, block, head_end)
             return Verdict.UNUSUAL if body is None or body.is_here(data) else Verdict.INCOMPLETE
-        _remember(self._targets, line, target)
-        _remember(self._framings, block, framing)
         end = head_end + framing.body_bytes
         return (target, framing, end) if end <= len(data) else Verdict.INCOMPLETE
+
+    def _target(self, line: bytes) -> Target | None:
+        """Return what an ordinary request line asks for, or None."""
+        target = self._targets.get(line)
+        if target is None and self._hot and len(line) <= self._limits.line:
+            target = parse_line(line)
+            if target is not None:
+                _remember(self._targets, line, target)
+        return target
+
+    def _framing(self, block: bytes) -> Framing | None:
+        """Return the framing that an ordinary block of header fields says, or None."""
+        # A block no longer than one field may be holds no field that is too long.
+        if len(block) > self._limits.field_size or block.count(b"\r\n") - 2 > self._limits.fields:
+            return None
+        if not _ORDINARY_FIELDS.fullmatch(block):
+            return None
+        # The fields that matter, as they stand: for most clients the same as for the one before.
+        told = b"\r\n".join(self._telling.findall(block))
+        framing = self._framings.get(told)
+        if framing is None:
+            framing = parse_fields(fields_of(told), self._limits.scheme_fields)
+            if framing is None:
+                return None
+            _remember(self._framings, told, framing)
+        _remember(self._framings, block, framing)
+        return framing
 
     def awaited(self, data: bytes) -> Awaited:
         """Return what an INCOMPLETE request lacks."""
@@ -137,35 +168,49 @@ class RequestReader:
         if head_end <= 3:
             return RestOfHead(len(data))
         line = data[: data.find(b"\r\n")]
-        fields = self._parse(data[:head_end])
-        framing = parse_fields(fields, self._limits.scheme_fields)
-        if framing is not None and line in self._targets:
+        block = data[len(line) : head_end]
+        framing = self._framing(block)
+        if framing is not None and self._target(line) is not None:
             return SizedBody(head_end + framing.body_bytes)
-        return awaited_body(line, fields, head_end) or SizedBody(0)
+        return self._awaited_body(line, block, head_end) or SizedBody(0)
+
+    def _awaited_body(self, line: bytes, block: bytes, head_end: int) -> Awaited | None:
+        """Return the body of a request that is not ordinary; None if waiting for it would serve nothing."""
+        limits = self._limits
+        is_refused = (
+            len(line) > limits.line
+            or block.count(b"\r\n") - 2 > limits.fields
+            or not _WELL_FORMED_FIELDS.fullmatch(block)
+            or (len(block) > limits.field_size and max(map(len, block.split(b"\r\n"))) + 2 > limits.field_size)
+        )
+        return None if is_refused else awaited_body(line, fields_of(block), head_end)
 
     def _judge_part(self, data: bytes) -> Verdict:
-        """Tell whether an incomplete head may still become a good one within gunicorn's limits."""
-        limits = self._limits
-        if len(data) > limits.line + limits.fields * (limits.field_size + 2) + 4:
-            return Verdict.UNUSUAL
-        try:
-            self._parse(data)
-        except gunicorn_h1c.IncompleteError:
-            return Verdict.INCOMPLETE
-        except gunicorn_h1c.ParseError:
-            pass
-        return Verdict.UNUSUAL
+        """Tell whether an incomplete head may still become one that gunicorn takes.
 
-    def _parse(self, data: bytes) -> Sequence[tuple[bytes, bytes]]:
-        """Return the header fields; raise the parser's errors for what gunicorn would refuse."""
+        It must be within the limits, and every line must end in CRLF.
+        """
         limits = self._limits
-        parsed = gunicorn_h1c.parse_request(
-            data,
-            limit_request_line=limits.line,
-            limit_request_fields=limits.fields,
-            limit_request_field_size=limits.field_size,
-        )
-        return [(name.lower(), value) for name, value in parsed["headers"]]
+        is_too_long = len(data) > limits.line + limits.fields * (limits.field_size + 2) + 4
+        if is_too_long or (len(data) > limits.line + 2 and data.find(b"\r\n", 0, limits.line + 2) < 0):
+            return Verdict.UNUSUAL
+        if data.count(b"\n") != data.count(b"\r\n"):
+            return Verdict.UNUSUAL
+        return Verdict.INCOMPLETE
+
+
+def telling_fields(scheme_fields: Iterable[bytes]) -> re.Pattern[bytes]:
+    """Return an expression that finds, in a well-formed block, every field that the verdict depends on."""
+    names = sorted({*_SPECIAL, *_FRAMING, *scheme_fields})
+    first = bytes(sorted({letter for name in names for letter in (name[:1].lower() + name[:1].upper())}))
+    # The look at the first letter passes over most other fields at once.
+    return re.compile(rb"\r\n(?=[%b])((?i:%b):[^\r]*+)" % (re.escape(first), b"|".join(map(re.escape, names))))
+
+
+def fields_of(block: bytes) -> list[tuple[bytes, bytes]]:
+    """Return the fields of well-formed lines: names in lower case, values without the blanks around them."""
+    lines = [line.partition(b":") for line in block.split(b"\r\n") if line]
+    return [(name.lower(), value.strip(b" \t")) for name, _, value in lines]
 
 
 def _remember(memory: dict[bytes, Any], key: bytes, value: Target | Framing) -> None:
@@ -193,24 +238,18 @@ def parse_fields(
     fields: Sequence[tuple[bytes, bytes]], scheme_fields: frozenset[bytes] = frozenset()
 ) -> Framing | None:
     """Return the framing that these fields (lower-case names) say, or None if any of them is not ordinary."""
-    body_bytes, close, hosts, schemes = 0, None, 0, 0
-    for name, value in fields:
-        if name in _SPECIAL or b"_" in name:
-            return None
-        if name == b"host":
-            hosts += 1 if _HOST.fullmatch(value) else 2
-        elif name == b"content-length":
-            body_bytes = int(value)
-        elif name == b"connection":
-            option = value.lower()
-            if close is not None or option not in (b"close", b"keep-alive"):
-                return None
-            close = option == b"close"
-        elif name in scheme_fields:
-            schemes += 1
-    if hosts != 1 or schemes > 1 or body_bytes > MAX_BODY_BYTES:
+    names, named = [name for name, _ in fields], dict(fields)
+    if any(name in _SPECIAL or b"_" in name for name in names):
         return None
-    return Framing(body_bytes, close)
+    # Of these gunicorn takes one at most, and of several that tell the scheme it may refuse one.
+    if any(names.count(name) > 1 for name in _FRAMING) or sum(name in scheme_fields for name in names) > 1:
+        return None
+    length, option = named.get(b"content-length", b"0"), named.get(b"connection", b"(none)").lower()
+    if not _HOST.fullmatch(named.get(b"host", b"")) or option not in _OPTIONS:
+        return None
+    if not _LENGTH.fullmatch(length) or int(length) > MAX_BODY_BYTES:
+        return None
+    return Framing(int(length), _OPTIONS[option])
 
 
 class Awaited:
@@ -283,7 +322,7 @@ class ChunkedBody(Awaited):
 
 
 def awaited_body(line: bytes, fields: Sequence[tuple[bytes, bytes]], head_end: int) -> Awaited | None:
-    """Return the body of a request that is not ordinary; None if waiting for it would serve nothing."""
+    """Return the body that these fields announce; None if gunicorn refuses it, so that nothing is waited for."""
     named = dict(fields)
     expected = named.get(b"expect", b"").lower()
     if expected not in (b"", b"100-continue"):
@@ -295,10 +334,12 @@ def awaited_body(line: bytes, fields: Sequence[tuple[bytes, bytes]], head_end: i
             return None
         body = ChunkedBody(head_end)
     else:
-        length = int(named.get(b"content-length", 0))
-        if length > MAX_BODY_BYTES:
+        length = named.get(b"content-length", b"0")
+        if [name for name, _ in fields].count(b"content-length") > 1:
             return None
-        body = SizedBody(head_end + length)
+        if not _LENGTH.fullmatch(length) or int(length) > MAX_BODY_BYTES:
+            return None
+        body = SizedBody(head_end + int(length))
     body.is_ordinary = False
     body.wants_continue = bool(expected) and not line.endswith(b"/1.0")
     return body

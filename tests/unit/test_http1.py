@@ -225,8 +225,9 @@ def test_a_client_that_expects_it_is_told_to_send_its_body(version: bytes, value
     assert subject.take(head + b"abc") is Verdict.UNUSUAL
 
 
-def test_a_head_that_can_only_be_refused_is_not_waited_for() -> None:
-    assert reader().take(b"GET / HTTP/1.1\r\nBad Name: x\r\n") is Verdict.UNUSUAL
+def test_a_head_that_is_too_long_or_has_a_bare_line_feed_is_not_waited_for() -> None:
+    assert reader().take(b"GET / HTTP/1.1\r\nX: y\n") is Verdict.UNUSUAL
+    assert reader().take(b"GET /" + b"x" * 8200) is Verdict.UNUSUAL
     assert reader().take(b"GET / HTTP/1.1\r\nHost: a\r\n" + b"X: y\r\n" * 200_000) is Verdict.UNUSUAL
 
 

@@ -22,7 +22,6 @@ ALLOWED = {
     "flask_caching": ["application.py", "cache.py"],
     "redis": ["stores/"],
     "gunicorn": ["worker", "gunicorn_"],
-    "gunicorn_h1c": ["worker", "http1.py"],
     "apscheduler": ["scheduler.py"],
 }
 # Who may import which of our own modules: the layers, from the routes down to the files.

@@ -69,7 +69,7 @@ def test_a_worker_that_loaded_no_app_has_nothing_to_stop() -> None:
     startup.stop_service(None)
 
 
-def test_without_the_c_parser_the_stock_workers_serve(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_epoll_the_stock_workers_serve(monkeypatch: pytest.MonkeyPatch) -> None:
     assert startup.worker_class() == "visit_counter.worker.VisitWorker"
-    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    monkeypatch.delattr("select.epoll")
     assert startup.worker_class() == "gthread"
