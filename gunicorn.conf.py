@@ -16,6 +16,7 @@ bind = "127.0.0.1:8000"
 worker_class = startup.worker_class()
 logger_class = "visit_counter.gunicorn_log.Logger"
 threads = 4
+worker_connections = gunicorn_life.worker_connections()
 with startup.told_in_one_line():
     gunicorn_options.check_worker_class(worker_class, os.environ, sys.argv[1:])
     workers = startup.worker_count(settings, os.environ)

@@ -192,6 +192,34 @@ BREAKAGES = (
         "flags",
         "tests/unit/test_private_files.py::test_a_file_is_not_opened_through_a_link",
     ),
+    Breakage(
+        "keep listening while a worker stops",
+        "worker_connections.py",
+        "            listener.close()\n",
+        "",
+        "tests/integration/test_stop_and_reload.py",
+    ),
+    Breakage(
+        "hand a request to a thread before its body is here",
+        "http1.py",
+        "if body is None or body.is_here(data)",
+        "if True",
+        "tests/integration/test_worker_http.py",
+    ),
+    Breakage(
+        "go on with a connection after half a body",
+        "worker.py",
+        " and not conn.wire.ran_out",
+        "",
+        "tests/integration/test_worker_http.py",
+    ),
+    Breakage(
+        "reload whatever the new configuration is",
+        "gunicorn_life.py",
+        "        if wrong:\n",
+        "        if not wrong and wrong:\n",
+        "tests/integration/test_stop_and_reload.py",
+    ),
 )
 
 

@@ -1,4 +1,4 @@
-"""What the service adds to the life of gunicorn's processes: a careful reload, and a stop that takes seconds.
+"""What the service adds to the life of gunicorn's processes: room, a careful reload, a stop that takes seconds.
 
 Called by gunicorn.conf.py's hooks, in the master and in every class of worker.
 """
@@ -6,6 +6,7 @@ Called by gunicorn.conf.py's hooks, in the master and in every class of worker.
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -27,9 +28,27 @@ if TYPE_CHECKING:
 # What a running master cannot change: shards of our own, journals with visits in them, the number of processes.
 _FIXED = ("profile", "embedded", "embedded_ports", "data_dir")
 _CHECK_SECONDS = 60.0
+_CONNECTIONS = 8000
+_OTHER_FILES = 256  # the journal, connections to shards
+_FILES = _CONNECTIONS + _OTHER_FILES
 # How long gunicorn's own workers wait for clients when they are told to stop; and for threads, at the very end.
 _GTHREAD_STOP_SECONDS = 2  # whole ones, says gunicorn
 _THREADS_SECONDS = 0.3
+
+
+# -- connections -------------------------------------------------------------------------------------------------------
+
+
+def worker_connections() -> int:
+    """Return how many clients a worker may have, after raising the limit of open files as far as this user may.
+
+    A few thousand: idle and slow clients cost a file and some memory, and keep others out only once there is no room.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < _FILES:
+        soft = _FILES if hard == resource.RLIM_INFINITY else min(_FILES, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    return _CONNECTIONS if soft == resource.RLIM_INFINITY else max(64, min(_CONNECTIONS, soft - _OTHER_FILES))
 
 
 # -- reload ------------------------------------------------------------------------------------------------------------

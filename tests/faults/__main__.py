@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from tests.faults import embedded_rows, failover_rows, local_rows, rebalancing, rows, shards
+from tests.faults import embedded_rows, failover_rows, http_rows, local_rows, rebalancing, rows, shards
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -44,6 +44,9 @@ ROWS = (
     Row("disk-full", 50, rows.full_disk),
     Row("clock", 20, rows.set_clock),
     Row("rollback", 100, rows.roll_back),
+    Row("slow-clients", 80, http_rows.slow_clients),
+    Row("stop", 100, http_rows.stop_in_the_middle),
+    Row("wrong-reload", 50, http_rows.reload_wrongly),
     Row("cluster-primary-kill", 50, failover_rows.kill_cluster_primary),
     Row("cluster-slots-move", 50, failover_rows.move_cluster_slots),
     Row("sentinel-failover", 20, failover_rows.kill_watched_primary),

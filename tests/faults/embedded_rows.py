@@ -123,7 +123,7 @@ def kill_supervisor(directory: Path, trials: int, seed: int, progress: Callable[
             if service.server_pids[1 - victim] != servers[1 - victim]:
                 raise BrokenError("the healthy server was ended under the service")
 
-        rows._repeat(service, trials, progress, fault)
+        rows.repeat(service, trials, progress, fault)
         return f"{service.visitors.answers} answers"
 
 
@@ -145,7 +145,7 @@ def change_ports(directory: Path, trials: int, seed: int, progress: Callable[[in
             if any(map(listening, before)):
                 raise BrokenError(f"a server still listens on one of the ports before, {before}")
 
-        rows._repeat(service, trials, progress, fault)
+        rows.repeat(service, trials, progress, fault)
         return f"{service.visitors.answers} answers"
 
 
@@ -161,5 +161,5 @@ def remove_files(directory: Path, trials: int, seed: int, progress: Callable[[in
             service.server.stop()
             service.restart()
 
-        rows._repeat(service, trials, progress, fault)
+        rows.repeat(service, trials, progress, fault)
         return f"{service.visitors.answers} answers"

@@ -23,7 +23,8 @@ STEPS = ("append", "fold", "seal", "send", "reply", "confirm", "forget")
 _COMPARE_EVERY = 25
 
 
-def _repeat(service: FaultyService, trials: int, progress: Callable[[int], None], fault: Callable[[int], None]) -> None:
+def repeat(service: FaultyService, trials: int, progress: Callable[[int], None], fault: Callable[[int], None]) -> None:
+    """Do a fault so many times, and compare now and then."""
     for trial in range(trials):
         fault(trial)
         progress(trial + 1)
@@ -43,7 +44,7 @@ def kill_worker(directory: Path, trials: int, seed: int, progress: Callable[[int
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(service.random.choice(pids), signal.SIGKILL)
 
-        _repeat(service, trials, progress, fault)
+        repeat(service, trials, progress, fault)
         return f"{service.visitors.answers} answers"
 
 
@@ -59,7 +60,7 @@ def kill_at_step(step: str) -> Callable[..., str]:
                 wait_until(lambda: not process_runs(pid), "the process is gone")
                 service.wait_for_workers()
 
-            _repeat(service, trials, progress, fault)
+            repeat(service, trials, progress, fault)
             return f"{service.visitors.answers} answers"
 
     row.__doc__ = f"kill -9 at the step `{step}`"
@@ -79,7 +80,7 @@ def kill_master(directory: Path, trials: int, seed: int, progress: Callable[[int
             wait_until(lambda: not any(process_runs(pid) for pid in orphans), "the orphans end", 60)
             service.server.start()
 
-        _repeat(service, trials, progress, fault)
+        repeat(service, trials, progress, fault)
         return f"{service.visitors.answers} answers"
 
 
@@ -99,7 +100,7 @@ def kill_shard(fsync: str) -> Callable[..., str]:
                 time.sleep(service.random.random() * 0.2)
                 shard.start()
 
-            _repeat(service, trials, progress, fault)
+            repeat(service, trials, progress, fault)
             return f"{service.visitors.answers} answers"
 
     row.__doc__ = f"kill -9 of a shard during a flush, appendfsync {fsync}"
@@ -122,7 +123,7 @@ def freeze_worker(directory: Path, trials: int, seed: int, progress: Callable[[i
             os.kill(pid, signal.SIGKILL if trial % 2 else signal.SIGCONT)
             service.wait_for_workers()
 
-        _repeat(service, trials, progress, fault)
+        repeat(service, trials, progress, fault)
         return f"{service.visitors.answers} answers"
 
 
@@ -137,7 +138,7 @@ def freeze_shard(directory: Path, trials: int, seed: int, progress: Callable[[in
             shard.thaw()
             time.sleep(service.random.random() * 0.2)
 
-        _repeat(service, trials, progress, fault)
+        repeat(service, trials, progress, fault)
         return f"{service.visitors.answers} answers"
 
 
@@ -159,7 +160,7 @@ def roll_back(directory: Path, trials: int, seed: int, progress: Callable[[int],
             shard.start()
             time.sleep(0.3)
 
-        _repeat(service, trials, progress, fault)
+        repeat(service, trials, progress, fault)
         return f"up to {most} bytes, {service.visitors.answers} answers"
 
 
@@ -185,7 +186,7 @@ def full_disk(directory: Path, trials: int, seed: int, progress: Callable[[int],
                 filler.unlink()
                 time.sleep(0.1)
 
-            _repeat(service, trials, progress, fault)
+            repeat(service, trials, progress, fault)
             if not refused:
                 raise BrokenError("no visit was refused: the disk was never full")
             return f"{refused} visits refused, {service.visitors.answers} answers"
@@ -241,7 +242,7 @@ def set_clock(directory: Path, trials: int, seed: int, progress: Callable[[int],
             service.reached("tell", "confirm")
             time.sleep(0.2)
 
-        _repeat(service, trials, progress, fault)
+        repeat(service, trials, progress, fault)
         if "the clock jumped" not in service.server.log:
             raise BrokenError("the service did not see the clock jump")
         return f"{service.visitors.answers} answers"

@@ -135,6 +135,8 @@ class FaultyService:
 
     def __enter__(self) -> Self:
         self._environ |= self._start_shards()
+        if path := self._environ.get("VISITS_SHARDS_FILE"):
+            Path(path).write_text(self._environ.pop("VISITS_SHARDS"), encoding="ascii")
         # With the application loaded before the fork a worker is back in a few milliseconds.
         self.server = GunicornServer(self.dir, "--preload", "-w", str(self._workers), port=0, **self._environ).start()
         self.visitors = Visitors(self.server.port, self.oracle, self.random.randrange(1 << 30))

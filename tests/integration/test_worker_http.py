@@ -323,6 +323,15 @@ def test_half_a_request_is_answered_408_when_its_time_is_up(tmp_path: Path, begi
         assert client.is_closed()
 
 
+def test_what_follows_a_body_that_was_not_waited_for_is_not_taken_for_a_request(server: Server) -> None:
+    client = server.client().send(b"POST /nothing HTTP/1.1\r\n%bContent-Length: 70000\r\n\r\n" % HOST)
+    assert client.answer().status == 404
+    with suppress(OSError):
+        client.send(b"POST /visits/hidden HTTP/1.1\r\n%b\r\n" % HOST)
+    assert client.is_closed()
+    assert visits(server.client().ask("GET", "/visits/hidden")) == 0
+
+
 def test_a_request_that_drips_has_one_deadline_from_its_first_byte(tmp_path: Path) -> None:
     with Server(tmp_path, IMPATIENT, worker="") as server:
         client = server.client().send(b"POST /visits/a HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n")
