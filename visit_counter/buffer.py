@@ -21,12 +21,15 @@ from typing import TYPE_CHECKING
 from visit_counter import steps
 from visit_counter.errors import JournalError, JournalFullError, UncertainError
 from visit_counter.journal import Journal, Segment
-from visit_counter.records import MERGED, Folded, read_visits, visit_line
+from visit_counter.recall import recalled
+from visit_counter.records import MERGED, Folded, Known, read_line, read_visits, visit_line
 from visit_counter.state import State
 from visit_counter.tables import Table, Tables, Visits, total_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+
+    from visit_counter.recall import Found
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +41,9 @@ _OPEN_TRIES = 100
 _LINE_BYTES = 300
 # After a failed append, the disk has room again when it has this much.
 _ROOM_BYTES = 1 << 16
+# Reads are told up to this share of what the journal may take: the rest is for visits.
+_READS_SHARE = 2
+_TELL_TRIES = 5
 
 
 class WriteBuffer:
@@ -57,9 +63,11 @@ class WriteBuffer:
         # Every partition includes the segments up to this one; their tables are dropped once they are rebased.
         self.included_to = 0
         self.unreadable_lines = 0
-        # How often the journal was read from the start. What was cached before the last time is void: the tables that
-        # it relied on may be gone.
+        # How often the journal was read from the start. What was known before the last time is void: the tables that
+        # it relied on may be gone. `on_load` is called then, and `on_read(page, known)` for what the segments say.
         self.loads = 0
+        self.on_load: Callable[[], None] = lambda: None
+        self.on_read: Callable[[str, Known], None] = lambda _page, _known: None
         self._always_sync = fsync == "always"
         self._every_second = fsync == "everysec"
         self._max_bytes, self._max_pages = max_bytes, max_pages
@@ -70,7 +78,7 @@ class WriteBuffer:
         self._dirty = False
         self._failed = ""  # why the last append failed
         self._state_version = (0, 0)
-        self._retained: dict[Segment, Visits] = {}
+        self._retained: tuple[int, dict[Segment, Visits]] = (-1, {})
         self._news = False  # the flush has told of a new state; `tick` acts on it
         self._merged: list[Segment] = []  # segments that are one file now; `tick` acts on it
 
@@ -85,7 +93,7 @@ class WriteBuffer:
             try:
                 self._merged.clear()
                 self._reload_state()
-                number = self._fold_sealed()
+                number, found = self._fold_sealed()
                 self.journal.begin(number)
                 # Whoever made the segment may have died before its name was on the disk.
                 self.journal.sync_directory()
@@ -97,14 +105,20 @@ class WriteBuffer:
             raise JournalError("segments of the journal vanish while they are read")
         self.loads += 1
         self.tables.start(number)
+        self.on_load()
+        for page, known in recalled(found, self.included_to):
+            self.on_read(page, known)
         self.catch_up()
 
-    def _fold_sealed(self) -> int:
-        """Fold the sealed segments that are not wholly included; return the number of the current one."""
+    def _fold_sealed(self) -> tuple[int, list[Found]]:
+        """Fold the sealed segments; return the number of the current one, and what was found in them."""
         sealed = []
         number = self.included_to + 1
-        segments = [segment for segment in self.journal.segments() if segment.last >= number]
+        segments = self.journal.segments()
+        found = [(segment, self.journal.read(segment)) for segment in segments if segment.last < number]
         for segment in segments:
+            if segment.last < number:
+                continue
             if segment.first > number > 1:
                 log.error("journal segments %d to %d are missing", number, segment.first - 1)
             number = segment.first
@@ -115,10 +129,11 @@ class WriteBuffer:
                 # The power failed after the next segment was in use and before this one's seal was on the disk.
                 folded = self.journal.seal(segment)
             self._note(folded, segment.last)
-            sealed.append(Table(segment.first, segment.last, folded.visits))
+            sealed.append(Table(segment.first, segment.last, folded.visits, folded.sealed_as))
+            found.append((segment, folded))
             number = segment.last + 1
-        self.tables.reset(sealed)
-        return number
+        self.tables.reset(sealed, after=self.included_to)
+        return number, found
 
     def close(self) -> None:
         """Put the last lines on the disk (not with `os`) and close the file."""
@@ -172,18 +187,41 @@ class WriteBuffer:
             self._dirty = True
         return counts
 
-    def retained(self, page: str, after: int) -> int:
-        """Return the visits of a page in the retained segments after `after`, which a shard has lost.
+    def tell(self, reads: Sequence[tuple[str, Known]]) -> bool:
+        """Append what was read of pages' stored counts, and follow it; tell whether all processes can know it now.
 
-        Reads files; raises FileNotFoundError if one is forgotten meanwhile.
+        Never raises: reads take no more than a share of what the journal may have, and none where the disk fails.
         """
-        count = 0
-        for segment in self.journal.segments():
-            if after < segment.last <= self.included_to:
-                if segment not in self._retained:
-                    self._retained[segment] = self.journal.read(segment).visits
-                count += self._retained[segment].get(page, 0)
-        return count
+        data = b"".join(starmap(read_line, reads))
+        pages = {page for page, _ in reads}
+        # Again if they came behind a seal, where nothing counts.
+        for _ in range(_TELL_TRIES):
+            if self._offset + self._other_bytes + len(data) > self._max_bytes // _READS_SHARE:
+                return False
+            try:
+                segment = self.tables.current.last
+                written = os.write(self._descriptor, data)
+                self.catch_up()
+            except OSError:
+                return False
+            if written < len(data):
+                return False
+            if self.tables.current.last == segment and pages <= self.tables.told:
+                return True
+        return False
+
+    def read_retained(self) -> dict[Segment, Visits]:
+        """Return the visits in the segments that all partitions should include. Reads files; takes no lock.
+
+        Raises FileNotFoundError if one is forgotten meanwhile.
+        """
+        included_to, retained = self._retained
+        if included_to != self.included_to:
+            included_to = self.included_to
+            segments = [segment for segment in self.journal.segments() if segment.last <= included_to]
+            retained = {segment: self.journal.read(segment).visits for segment in segments}
+            self._retained = included_to, retained
+        return retained
 
     def is_sealed(self, segment: Segment) -> bool:
         """Tell whether a segment is sealed, as far as this process has followed the journal."""
@@ -246,15 +284,13 @@ class WriteBuffer:
             # Looked at, not only waited for: the event is lost if the flush dies in between, or on a full disk.
             if self._news or self.journal.state_version() != self._state_version:
                 self._news = False
-                self._retained.clear()
                 self._reload_state()
             merged, self._merged = self._merged, []
             done = [table for table in self.tables.sealed if table.last <= self.included_to]
         for table in done:
             self._rebase(table, rebase)
-        if done:
-            with self.lock:
-                self.tables.drop(done)
+        with self.lock:
+            self.tables.drop(done)
         for segment in merged:
             self._merge(segment, rebase)
 
@@ -326,9 +362,12 @@ class WriteBuffer:
         self._offset += folded.consumed
         self._note(folded, self.tables.current.last)
         self.tables.current.count(folded.visits.items())
+        for (page, losses, segment), stored in folded.known.items():
+            self.tables.told.add(page)
+            self.on_read(page, Known(losses, segment, stored))
         if not folded.sealed_as:
             return False
-        self.tables.seal()
+        self.tables.seal(folded.sealed_as)
         self._follow(following)
         return True
 

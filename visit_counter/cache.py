@@ -92,6 +92,12 @@ class LocalCache(BaseCache):  # type: ignore[misc]  # flask-caching gives mypy n
             if entry is not None:
                 self._entries[key] = (entry[0], value)
 
+    def expire(self) -> None:
+        """Let the time of all values be over."""
+        with self._lock:
+            for key, (_, value) in self._entries.items():
+                self._entries[key] = (0.0, value)
+
     def add(self, key: str, value: Any, timeout: float | timedelta | None = None) -> bool:
         """Keep the value unless there is one; tell whether it was kept."""
         with self._lock:

@@ -1,38 +1,27 @@
 """The visit counter: count = stored + pending, for the profiles that write through the journal.
 
-The stored part comes from the local cache (`Known`, read less than the cache time ago) or from one read of the
-owning shard. Pending is added after the cache, so a cached answer still shows this host's visits at once.
-
-The rule that keeps a count right while segments move from pending to stored: the journal, the cached entries and the
-tables of pending visits are looked at together, under the buffer's lock. A read of a shard happens outside of it and is
-taken over only if nothing that it depends on has moved meanwhile; else it is made again.
+The stored part is what this host knows (`visit_counter.stored_counts`): cached, or read from the owning shard. Pending
+is added after it, so a cached answer still shows this host's visits at once.
 """
 
 from __future__ import annotations
 
-import logging
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from visit_counter.answers import Accepted, Answer, Ask, Outcome
-from visit_counter.errors import CountUnknownError, JournalError, StoreError, UncertainError, VisitCounterError
-from visit_counter.ring import partition_of
-from visit_counter.singleflight import SingleFlight
-from visit_counter.stores.base import NO_WATERMARK, Stored, is_base, segment_of
+from visit_counter.errors import CountUnknownError, JournalError, UncertainError, VisitCounterError
+from visit_counter.stored_counts import Loaded, StoredCounts
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Sequence
 
     from visit_counter.buffer import WriteBuffer
     from visit_counter.cache import LocalCache
+    from visit_counter.records import Known
     from visit_counter.stores.base import Store
 
-log = logging.getLogger(__name__)
-
 IN_MEMORY = "in_memory"
-# How often a read is made again because a flush was confirmed while it was under way. Each needs a flush of its own.
-_READ_TRIES = 5
-_LAST_KNOWN_SECONDS = 1.0
 
 
 class VisitCounter(ABC):
@@ -69,30 +58,6 @@ def _told(outcomes: Sequence[Outcome]) -> Answer | Accepted:
     return outcome
 
 
-class Known(NamedTuple):
-    """What is cached of a page: its stored count, which includes this host's segments up to number `segment`.
-
-    The later of two is the greater: a segment is never taken back, and within one the count only grows.
-    """
-
-    segment: int
-    stored: int
-
-
-class Read(NamedTuple):
-    """What a read found; true as long as the version of the tables is this one, or raised in the cache."""
-
-    known: Known
-    version: tuple[int, int]
-
-
-class Loaded(NamedTuple):
-    """The pages that were loaded for some asks: what was read of them, or why that cannot be."""
-
-    read: dict[str, Read]
-    errors: dict[str, StoreError]
-
-
 _NOTHING = Loaded({}, {})
 _CUT = JournalError("the disk took a part of what was written, and not this visit")
 
@@ -110,15 +75,13 @@ class BufferedCounter(VisitCounter):
         stored_via: Callable[[str], str],
         pending_via: str | None = None,
     ) -> None:
-        self.buffer, self.store, self.cache = buffer, store, cache
+        self.buffer = buffer
+        self.stored = StoredCounts(buffer, store, cache)
         self._post_via, self._stored_via, self._pending_via = post_via, stored_via, pending_via
-        self._reads: SingleFlight[Read] = SingleFlight()
-        self._loads = 0  # of the buffer when the cache was last cleared
-        self._losses = 0  # of the state when the cache was last cleared
 
     def owner(self, page: str) -> str:
         """Return the shard that has a page."""
-        return self.store.owner(page)
+        return self.stored.store.owner(page)
 
     def answer(self, asks: Sequence[Ask], *, wait: bool = False) -> list[Outcome]:
         """See VisitCounter.answer; all visits go into the journal with one append."""
@@ -127,7 +90,7 @@ class BufferedCounter(VisitCounter):
             loaded = Loaded({}, {})
             while None in outcomes:
                 waiting = [ask for ask, outcome in zip(asks, outcomes, strict=True) if outcome is None]
-                self.load([ask.page for ask in waiting], loaded)
+                self.stored.load([ask.page for ask in waiting], loaded)
                 found = iter(self._answer(waiting, loaded))
                 outcomes = [next(found) if outcome is None else outcome for outcome in outcomes]
         return outcomes
@@ -138,12 +101,12 @@ class BufferedCounter(VisitCounter):
         with buffer.lock:
             # Before the entries are looked at: what others sealed and flushed is in a table or in an entry.
             buffer.catch_up()
-            self._drop_void()
-            fresh, known = self.cache.get, self._known
+            loads = buffer.loads
+            fresh, known = self.stored.cache.get, self.stored.known
             if loaded is _NOTHING:
                 entries: list[Known | None] = [fresh(ask.page) or known(ask.page) for ask in asks]
             else:
-                entries = [self._loaded(ask.page, loaded) for ask in asks]
+                entries = [self.stored.loaded(ask.page, loaded) for ask in asks]
             unknown = loaded.errors
             run = [
                 (ask.page, ask.visits)
@@ -155,8 +118,7 @@ class BufferedCounter(VisitCounter):
                 currents = iter(buffer.append(run) if run else ())
             except (JournalError, UncertainError) as error:
                 refusal, currents = error, iter(())
-            is_void = self._loads != buffer.loads  # what was cached; see `_drop_void`
-            self._drop_void()
+            is_void = loads != buffer.loads
             tables = buffer.tables
             outcomes: list[Outcome] = []
             for ask, entry in zip(asks, entries, strict=True):
@@ -183,19 +145,6 @@ class BufferedCounter(VisitCounter):
                     outcomes.append(None)
             return outcomes
 
-    def _loaded(self, page: str, loaded: Loaded) -> Known | None:
-        """Return what is known of a page that was just loaded, or could not be. The lock is held."""
-        known: Known | None = self.cache.peek(page)
-        if known is None and page in loaded.read:
-            # The cache is too small for it. Without it nobody has raised what was read since.
-            read = loaded.read[page]
-            known = read.known if read.version == self._version() else None
-        return known
-
-    def _version(self) -> tuple[int, int]:
-        """Return what changes whenever visits leave the tables. The lock is held."""
-        return self.buffer.loads, self.buffer.tables.version
-
     def _read_via(self, page: str, pending: int, loaded: Loaded) -> str:
         """Return what a count is said to come from."""
         if loaded is _NOTHING:
@@ -204,110 +153,6 @@ class BufferedCounter(VisitCounter):
 
     def tick(self) -> None:
         """Follow the journal; called once a second."""
-        self.buffer.tick(self.rebase)
-        with self.buffer.lock:
-            if self._losses != self.buffer.state.losses:
-                # A shard has lost visits for good: what was known before is more than there will be.
-                self._losses = self.buffer.state.losses
-                self.cache.clear()
-
-    def rebase(self, page: str, visits: int, last: int) -> None:
-        """Raise a cached count by the visits of a table that is about to be dropped. The lock is held."""
-        known: Known | None = self.cache.peek(page)
-        if known is not None and known.segment < last:
-            self.cache.amend(page, Known(last, known.stored + visits))
-
-    # -- the stored part -------------------------------------------------------------------------------------------
-
-    def _known(self, page: str) -> Known | None:
-        """Return what is cached of a page, or its last known count while its shard is away. The lock is held.
-
-        Nobody waits for a shard that is known to be away, in a thread or in line for one: visits of the other shards'
-        pages would wait behind them. The service's probes find out when it is back.
-        """
-        known: Known | None = self.cache.get(page)
-        if known is None and self.store.is_away(page):
-            known = self.cache.peek(page)
-            if known is not None:
-                # Not evicted either, as long as it is asked for.
-                self.cache.set(page, known, timeout=_LAST_KNOWN_SECONDS)
-        return known
-
-    def load(self, pages: Iterable[str], loaded: Loaded) -> None:
-        """Read the pages, with one call for each shard, into the cache and into `loaded`.
-
-        If a shard cannot be asked, a last known count is good for a moment more, so that the next visitors of the
-        page do not ask again, each in turn.
-        """
-        by_owner: dict[str, dict[str, None]] = {}
-        for page in pages:
-            by_owner.setdefault(self.store.owner(page), {})[page] = None
-        for group in by_owner.values():
-            for page, flight in self._reads.do_all(group, self._read).items():
-                error = flight.exception()
-                if error is None:
-                    loaded.read[page] = flight.result()
-                elif isinstance(error, StoreError):
-                    log.debug("the stored part of %s is not known: %s", page, error)
-                    loaded.errors[page] = error
-                    self._keep_last_known(page)
-                else:
-                    raise error
-
-    def _keep_last_known(self, page: str) -> None:
-        with self.buffer.lock:
-            known: Known | None = self.cache.peek(page)
-            if known is not None:
-                self.cache.set(page, known, timeout=_LAST_KNOWN_SECONDS)
-
-    def _read(self, pages: Sequence[str]) -> dict[str, Read]:
-        """Return what is known of the pages; read what is not fresh. Raises StoreError."""
-        found: dict[str, Read] = {}
-        for _ in range(_READ_TRIES):
-            with self.buffer.lock:
-                self.buffer.catch_up()
-                self._drop_void()
-                state, version = self.buffer.state, self._version()
-                for page in pages:
-                    known = None if page in found else self._known(page)
-                    if known is not None:
-                        found[page] = Read(known, version)
-                pages = [page for page in pages if page not in found]
-            if not pages:
-                return found
-            stored = self.store.read(self.buffer.writer, pages)
-            with self.buffer.lock:
-                if state is not self.buffer.state or version[0] != self.buffer.loads:
-                    continue  # nobody could tell a shard that lost something from a read before its flush
-                for page, one in zip(pages, stored, strict=True):
-                    known = self._take_over(page, one)
-                    if known is not None:
-                        found[page] = Read(known, self._version())
-        raise StoreError(self._stored_via(pages[0]), "a flush was confirmed during every read")
-
-    def _drop_void(self) -> None:
-        """Drop the cache if the buffer has started anew since; see `WriteBuffer.loads`. The lock is held."""
-        if self._loads != self.buffer.loads:
-            self._loads = self.buffer.loads
-            self.cache.clear()
-
-    def _take_over(self, page: str, stored: Stored) -> Known | None:
-        """Put a read into the cache and return what is now known; None if it must be made again."""
-        confirmed = self.buffer.state.confirmed.get(partition_of(page), NO_WATERMARK)
-        has_base = stored.watermark == NO_WATERMARK and is_base(confirmed)
-        segment = segment_of(confirmed if has_base else stored.watermark)
-        known: Known | None = self.cache.peek(page)
-        if segment < segment_of(confirmed):
-            # Less than the partition is known to have had: the shard came back with older data.
-            if known is None:
-                try:
-                    visits = stored.visits + self.buffer.retained(page, segment)
-                except FileNotFoundError:
-                    return None  # the flush has made the shard whole, and forgotten a segment
-                known = Known(max(segment, self.buffer.included_to), visits)
-        else:
-            # Nothing between the watermark and `included_to` was for this partition. Two reads of one page may
-            # overtake each other; counts only grow, so the larger is the later.
-            known = max(Known(max(segment, self.buffer.included_to), stored.visits), known or Known(0, 0))
-        self.cache.set(page, known)
-        return known
+        self.buffer.tick(self.stored.rebase)
+        self.stored.notice_losses()
+        self.stored.tell_visited()

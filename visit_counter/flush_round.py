@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from visit_counter.journal import Journal, Segment
+    from visit_counter.records import KnownCounts
     from visit_counter.state import State
     from visit_counter.stores.base import Applied
     from visit_counter.stores.sharded import ShardedStore
@@ -58,6 +59,7 @@ class Round:
         self.news = False  # the processes of this host should read the state again
         self.sealed: dict[Segment, str] = {}  # sealed segments, oldest first, and their tokens
         self.content: dict[Segment, ByPartition] = {}
+        self.known: dict[Segment, KnownCounts] = {}  # what was read of pages, of the segments after the floor
         self._rollbacks: list[Rollback] = []
         self._unreached: set[int] = set()  # partitions whose watermark could not be read
         self._strange: dict[int, int] = {}  # partitions whose watermark no flush wrote, and what it is taken for
@@ -73,6 +75,7 @@ class Round:
         plan = self._plan(partitions)
         if plan:
             self._apply(plan)
+        self._tell_losses(plan)
         if not self.failures:
             self.state.attempted.clear()
         self._move_floor()
@@ -126,14 +129,15 @@ class Round:
     def _keep(self, segment: Segment, folded: Folded) -> None:
         if folded.unreadable:
             self._damage(f"journal segment {segment.last}: {folded.unreadable} unreadable lines were skipped")
-        if folded.lines > 2 * len(folded.visits) + 8 or folded.unreadable:
+        if folded.lines > 2 * (len(folded.visits) + len(folded.known)) + 8 or folded.unreadable:
             try:
-                self.journal.write_segment(segment, folded.visits, folded.sealed_as)
+                self.journal.write_segment(segment, folded.visits, folded.sealed_as, folded.known)
             except OSError as error:
                 log.warning("segment %d stays as it is: %s", segment.last, error.strerror)
         self.journal.sync(segment)
         self.sealed[segment] = folded.sealed_as
         self.content[segment] = by_partition(folded.visits)
+        self.known[segment] = folded.known
 
     def _with_visits(self) -> set[int]:
         """Return the partitions that have visits in a segment after the floor."""
@@ -184,6 +188,10 @@ class Round:
             if self._is_lost(partition, have):
                 # Counting goes on from what the shard has.
                 self.state.confirmed[partition] = f"{have}:"
+                self.state.lost[partition] = self.state.lost.get(partition, 0) + 1
+            if partition in self.state.lost:
+                # Perhaps the shard has lost, too, what readers were told before.
+                self.state.untold = sorted({*self.state.untold, partition})
         else:
             # What is at or below the floor and not above our watermark was never for this partition.
             have = max(have, self.state.floor)
@@ -321,6 +329,13 @@ class Round:
         self.pages += len(batch.visits)
         if answer.aside:
             self._damage(told_aside(batch.partition, self.store.shard_of(batch.partition), answer.aside))
+
+    def _tell_losses(self, batches: list[Batch]) -> None:
+        """Let the readers of all hosts know which partitions have lost visits, once they have what is left of them."""
+        behind = {b.partition for b in batches if self.state.confirmed.get(b.partition) != b.watermark}
+        ready = [p for p in self.state.untold if p not in behind | self._unreached]
+        told = self.store.raise_losses({partition: self.state.lost[partition] for partition in ready})
+        self.state.untold = [partition for partition in self.state.untold if partition not in told]
 
     def _persist(self) -> None:
         """Ask the shards whether what they confirmed is on their disks; clear `state.unpersisted` where it is."""

@@ -24,10 +24,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from visit_counter.errors import JournalError, StartupError
-from visit_counter.records import SEAL, Folded, encode
+from visit_counter.records import SEAL, Folded, Known, encode, read_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from visit_counter.records import KnownCounts
 
 _NAME = re.compile(r"(\d{10})(?:-(\d{10}))?\.log")
 _READ_BYTES = 4 << 20
@@ -207,10 +209,14 @@ class Journal:
             folded.add(file.read())
         return folded.sealed_as or self.read(segment).sealed_as
 
-    def write_segment(self, segment: Segment, visits: dict[str, int], token: str) -> None:
-        """Write a sealed segment file with a line per page, durably, in the place of what it sums up."""
+    def write_segment(self, segment: Segment, visits: dict[str, int], token: str, known: KnownCounts) -> None:
+        """Write a sealed segment file with a line per page, durably, in the place of what it sums up.
+
+        `known`: what was read of pages; it stays for processes that start while a shard is away.
+        """
         temporary = self.path / f"{segment.name}.tmp"
         lines = [encode(b"%d" % count, page.encode()) for page, count in visits.items()]
+        lines += [read_line(page, Known(losses, at, stored)) for (page, losses, at), stored in known.items()]
         lines.append(encode(SEAL, token.encode("ascii")))
         try:
             write_durably(temporary, b"".join(lines))

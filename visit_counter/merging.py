@@ -14,6 +14,7 @@ from visit_counter.stores.base import NO_WATERMARK, segment_of
 
 if TYPE_CHECKING:
     from visit_counter.flush_round import Round
+    from visit_counter.records import KnownCounts
 
 log = logging.getLogger(__name__)
 
@@ -72,8 +73,13 @@ def _merge(flushed: Round, group: list[Segment]) -> None:
                     visits[page] = visits.get(page, 0) + number
             else:
                 flushed.note_forgotten(segment, [partition])
+    known: KnownCounts = {}
+    for segment in group:
+        for at, stored in flushed.known[segment].items():
+            if at[0] in visits:
+                known[at] = max(stored, known.get(at, 0))
     flushed.state.save(flushed.journal.state_path)
-    flushed.journal.write_segment(whole, visits, flushed.sealed[group[-1]])
+    flushed.journal.write_segment(whole, visits, flushed.sealed[group[-1]], known)
     flushed.announce(MERGED, f"{whole.first}-{whole.last}")
     for segment in group:
         if segment != whole:

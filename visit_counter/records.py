@@ -5,11 +5,13 @@ A segment is text, three fields to a line, with tabs between::
     a1430278<TAB>1<TAB>blog/hello
     0c4885aa<TAB>25<TAB>about
     fec99f90<TAB>flushed<TAB>7
+    b6c1e2aa<TAB>read<TAB>0 6 1200 blog/hello
     58ff32bc<TAB>seal<TAB>8:6f1d2c3b9a04
 
 1. the CRC-32 of the rest of the line, eight hexadecimal digits;
 2. a number of visits, or what happened: `seal` (nothing behind this line counts; the segment's token follows),
-   `flushed` (every partition includes the segments up to this number), `merged` (`first-last` are one file now);
+   `flushed` (every partition includes the segments up to this number), `merged` (`first-last` are one file now),
+   `read` (what a process has read of a page's stored count: see `Known`);
 3. the page, or the argument. No page holds a control character, so tabs and newlines delimit without escapes.
 
 Every append is one `write()` to a file opened with O_APPEND, so the appends of several processes stay whole and
@@ -29,7 +31,9 @@ from zlib import crc32
 SEAL = b"seal"
 FLUSHED = b"flushed"
 MERGED = b"merged"
-_EVENTS = frozenset((SEAL, FLUSHED, MERGED))
+READ = b"read"
+_EVENTS = frozenset((SEAL, FLUSHED, MERGED, READ))
+_READ_MARK = READ + b"\t"
 _SEAL_MARK = b"\tseal\t"
 # What `read_visits` takes on: some hundred lines.
 _FEW_BYTES = 1 << 14
@@ -45,6 +49,27 @@ def encode(kind: bytes, argument: bytes) -> bytes:
 def visit_line(page: str, visits: int = 1) -> bytes:
     """Return the line that counts visits of a page. Popular pages pay for it once."""
     return encode(b"%d" % visits, page.encode())
+
+
+class Known(NamedTuple):
+    """What is known of a page: its stored count, which includes this host's segments up to number `segment`.
+
+    `losses` is how often its partition was told to have lost visits for good: with a higher number, lower counts are
+    true.
+    """
+
+    losses: int
+    segment: int
+    stored: int
+
+
+# The stored count by (page, losses, segment); for one segment the highest count is the latest.
+KnownCounts = dict[tuple[str, int, int], int]
+
+
+def read_line(page: str, known: Known) -> bytes:
+    """Return the line that tells all processes of the host, and those that start later, what was read of a page."""
+    return encode(READ, b"%d %d %d %b" % (*known, page.encode()))
 
 
 class Record(NamedTuple):
@@ -105,6 +130,7 @@ class Folded:
     """What a piece of a segment adds up to."""
 
     visits: dict[str, int] = field(default_factory=dict)
+    known: KnownCounts = field(default_factory=dict)
     sealed_as: str = ""  # the token, once a seal was met: nothing behind it was folded
     events: list[Record] = field(default_factory=list)
     lines: int = 0
@@ -143,7 +169,9 @@ class Folded:
         visits = self.visits
         # The same page makes the same line, so equal lines are counted in C and each is read once.
         for line, times in Counter(lines).items():
-            visit = _read_visit(line)
+            # A whole one at once, since most lines of a host that reads many pages are such.
+            whole = line[9:14] == _READ_MARK and line[:9] == b"%08x\t" % crc32(line[9:]) and line.count(b"\t") == 2
+            visit = None if whole else _read_visit(line)
             if visit:
                 page, number = visit
                 visits[page] = visits.get(page, 0) + number * times
@@ -152,7 +180,17 @@ class Folded:
 
     def _add_other(self, line: bytes, times: int) -> None:
         record = parse(line)
-        if record is not None and record.kind in _EVENTS:
+        if record is not None and record.kind == READ:
+            self._add_known(record.argument, times)
+        elif record is not None and record.kind in _EVENTS:
             self.events.append(record)
         else:
+            self.unreadable += times
+
+    def _add_known(self, argument: bytes, times: int) -> None:
+        try:
+            losses, segment, stored, page = argument.split(b" ", 3)
+            at = page.decode("utf-8", "replace"), int(losses), int(segment)
+            self.known[at] = max(int(stored), self.known.get(at, 0))
+        except ValueError:
             self.unreadable += times

@@ -65,6 +65,10 @@ class State:
     strange: dict[int, tuple[str, int]] = field(default_factory=dict)
     # When a flush last brought everything to every shard, in seconds since the epoch, for people; 0 for never.
     complete_at: float = 0.0
+    # By partition: how often this writer found that visits of it are lost for good.
+    lost: dict[int, int] = field(default_factory=dict)
+    # The partitions whose readers, on all hosts, have still to be told so.
+    untold: list[int] = field(default_factory=list)
 
     def note_damage(self, text: str) -> bool:
         """Remember one finding, with the time it was found at; return False if it is known already."""
@@ -97,8 +101,10 @@ class State:
             strange = {int(partition): tuple(found) for partition, found in raw.pop("strange", {}).items()}
             # A state of the version before tells only of the last flush.
             raw.setdefault("complete_at", last["at"] if last and not last["error"] else 0.0)
+            lost = {int(partition): int(times) for partition, times in raw.pop("lost", {}).items()}
             return cls(
                 **raw,
+                lost=lost,
                 confirmed=confirmed,
                 unpersisted=unpersisted,
                 forgotten=forgotten,

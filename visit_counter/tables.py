@@ -4,19 +4,23 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from visit_counter.records import Known
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
 Visits = dict[str, int]
+# How many calls of `Tables.drop` keep a table that was dropped.
+_KEPT_CALLS = 3
 
 
 class Table:
-    """The visits per page of one segment (or of several merged ones)."""
+    """The visits per page of one segment (or of several merged ones); `token` is that of its seal."""
 
-    __slots__ = ("first", "last", "total", "visits")
+    __slots__ = ("first", "last", "token", "total", "visits")
 
-    def __init__(self, first: int, last: int, visits: Visits) -> None:
-        self.first, self.last, self.visits = first, last, visits
+    def __init__(self, first: int, last: int, visits: Visits, token: str = "") -> None:
+        self.first, self.last, self.visits, self.token = first, last, visits, token
         self.total = sum(visits.values())
 
     def count(self, run: Iterable[tuple[str, int]]) -> list[int]:
@@ -47,6 +51,11 @@ class Tables:
         self.current = Table(0, 0, {})
         self.sealed: list[Table] = []
         self.version = 0  # changes whenever visits may have left the tables
+        self.told: set[str] = set()  # the pages of which the current segment says what is stored
+        self._dropped: list[Table] = []  # oldest first: see `drop`
+        self._dropped_at: list[int] = []
+        self._calls = 0
+        self._complete_from = 0  # every segment after this number is in a table here
         self._sealed_pages = 0
 
     @property
@@ -79,8 +88,37 @@ class Tables:
                 for page, visits in table.visits.items():
                     yield page, visits, table.last
 
-    def seal(self) -> None:
+    def raised(self, page: str, known: Known, to: int, included: int) -> Known | None:
+        """Return what is known with this host's visits up to segment `to` added; None if they are no longer here.
+
+        The page's partition includes what is up to segment `included`: a merged table may lack that.
+        """
+        if known.segment >= to:
+            return known
+        if known.segment < self._complete_from:
+            return None
+        stored = known.stored
+        for table in (*self._dropped, *self.sealed):
+            if table.last <= known.segment:
+                continue
+            if table.first < table.last and known.segment < included >= table.first:
+                return None
+            if table.last <= to:
+                stored += table.visits.get(page, 0)
+        return Known(known.losses, to, stored)
+
+    def token_of(self, segment: int) -> str | None:
+        """Return the token of a segment that some partition may not include yet; "" if it has none, None if unknown."""
+        if segment >= self.current.last:
+            return ""
+        for table in self.sealed:
+            if table.first <= segment <= table.last:
+                return table.token if segment == table.last else ""
+        return None
+
+    def seal(self, token: str = "") -> None:
         """Go on with an empty table: the current segment is sealed."""
+        self.current.token = token
         self.sealed.append(self.current)
         self.start(self.current.last + 1)
         self._count()
@@ -88,21 +126,37 @@ class Tables:
     def start(self, number: int) -> None:
         """Begin the table of segment `number`."""
         self.current = Table(number, number, {})
+        self.told = set()
 
-    def reset(self, sealed: list[Table]) -> None:
-        """Take these as the sealed ones."""
+    def reset(self, sealed: list[Table], after: int) -> None:
+        """Take these as the sealed ones; they are all segments after number `after`."""
         self.sealed = sealed
+        self._dropped, self._dropped_at, self._complete_from = [], [], after
         self.version += 1
         self._count()
 
     def drop(self, done: Sequence[Table]) -> None:
-        """Forget tables that every partition includes."""
-        self.reset([table for table in self.sealed if table not in done])
+        """Forget tables that every partition includes.
+
+        Called once a second, also with none: what another process has read meanwhile may lack them, so they are kept
+        for a few calls more.
+        """
+        self._calls += 1
+        while self._dropped_at and self._dropped_at[0] + _KEPT_CALLS <= self._calls:
+            del self._dropped_at[0]
+            self._complete_from = self._dropped.pop(0).last
+        if done:
+            self.sealed = [table for table in self.sealed if table not in done]
+            self._dropped += done
+            self._dropped_at += [self._calls] * len(done)
+            self.version += 1
+            self._count()
 
     def replace(self, parts: Sequence[Table], whole: Table) -> None:
         """Put one table in the place of those next to each other that it sums up, if they are still there."""
         if parts and parts[0] in self.sealed:
             at = self.sealed.index(parts[0])
+            whole.token = parts[-1].token
             self.sealed[at : at + len(parts)] = [whole]
             self.version += 1
             self._count()

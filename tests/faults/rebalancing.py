@@ -175,7 +175,7 @@ class LoadedHost:
         self.store.refresh()
         self.flusher.flush()
         for counter in (self._visited, self._read):
-            counter.buffer.tick(counter.rebase)
+            counter.tick()
 
     def damage(self) -> list[str]:
         """Return what the flush took for damage."""

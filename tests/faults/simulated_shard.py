@@ -32,7 +32,8 @@ class Shard:
         self.unsound: set[str] = set()  # pages in whose place somebody wrote what is no count
         self.blocked: set[int] = set()  # partitions in whose place there is something else
         self.late: list[tuple[str, Batch]] = []  # sent, not executed, and nobody waits for it any more
-        self._log: list[tuple[dict[str, int], Key, str]] = []  # what each change replaced
+        self.losses: dict[int, int] = {}
+        self._log: list[Callable[[], None]] = []  # what takes each change back
         self._on_disk = 0
 
     def execute(self, writer: str, batch: Batch) -> str:
@@ -40,11 +41,11 @@ class Shard:
         key = (writer, batch.partition)
         present = self.marks.get(key, NO_WATERMARK)
         if present == batch.watermark:
-            self._log.append(({}, key, present))
+            self._log.append(lambda: None)
         if present == batch.watermark or present != batch.expected:
             return present
         before: dict[str, int] = {}
-        self._log.append((before, key, present))
+        self._note(before, key, present)
         for page, visits in batch.visits.items():
             name = aside(page) if page in self.unsound else page
             before[name] = self.counts.get(name, 0)
@@ -57,10 +58,25 @@ class Shard:
         for page in self.unsound:
             name = aside(page)
             before = {page: self.counts.get(page, 0), name: self.counts.get(name, 0)}
-            self._log.append((before, ("", 0), NO_WATERMARK))
+            self._note(before, ("", 0), NO_WATERMARK)
             self.counts |= {page: before[page] + before[name], name: 0}
         self.unsound.clear()
         self.blocked.clear()
+
+    def raise_losses(self, partition: int, by: int) -> None:
+        """Raise the losses of a partition."""
+        before = self.losses.get(partition, 0)
+        self.losses[partition] = before + by
+        self._log.append(lambda: self.losses.update({partition: before}))
+
+    def _note(self, counts: dict[str, int], key: Key, mark: str) -> None:
+        """Remember what a change replaced."""
+
+        def undo() -> None:
+            self.counts |= counts
+            self.marks[key] = mark
+
+        self._log.append(undo)
 
     @property
     def changes(self) -> int:
@@ -79,9 +95,7 @@ class Shard:
         keep = self.random.randint(self._on_disk, len(self._log))
         lost = len(self._log) - keep
         while len(self._log) > keep:
-            counts, key, mark = self._log.pop()
-            self.counts |= counts
-            self.marks[key] = mark
+            self._log.pop()()
         return lost
 
     def execute_late(self) -> None:
@@ -124,7 +138,11 @@ class ShardClient(Store):
         ):
             raise StoreRefusedError(self.name, "there is no count")
         found = [
-            Stored(shard.counts.get(page, 0), shard.marks.get((writer, partition_of(page)), NO_WATERMARK))
+            Stored(
+                shard.counts.get(page, 0),
+                shard.marks.get((writer, partition_of(page)), NO_WATERMARK),
+                shard.losses.get(partition_of(page), 0),
+            )
             for page in pages
         ]
         self._point("read done")
@@ -145,6 +163,21 @@ class ShardClient(Store):
         shard = self._shard
         marks = [shard.marks.get((writer, partition), NO_WATERMARK) for partition in partitions]
         return [NOT_A_PARTITION if at in shard.blocked else mark for at, mark in zip(partitions, marks, strict=True)]
+
+    def raise_losses(self, by: Mapping[int, int]) -> set[int]:
+        """Raise losses; the shard may do so and the reply get lost."""
+        told = set()
+        for partition, number in by.items():
+            self._point("raise losses")
+            shard = self._shard
+            if shard.away or partition in shard.blocked:
+                continue
+            failed = shard.random.random() < shard.loss
+            if not failed or shard.random.random() < 0.5:
+                shard.raise_losses(partition, number)
+            if not failed:
+                told.add(partition)
+        return told
 
     def persist(self, timeout_seconds: float) -> bool | None:  # noqa: ARG002 - the contract's argument
         """Vouch for what this client applied, as the real one does with WAITAOF."""

@@ -18,7 +18,6 @@ import sys
 import tempfile
 import time
 import traceback
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -102,6 +101,7 @@ class Host:
         random = world.random
         self.fsync = random.choice(("always", "everysec", "os"))
         self.retain = random.choice((0, 1, 3))
+        self.cache_pages = random.choice((1, 2, 100))
         self.oracle = Oracle(self.fsync == "always")
         self.processes: list[Process | None] = [None] * random.choice((1, 2, 3))
 
@@ -113,10 +113,9 @@ class Process:
         self.host = host
         self.files: set[int] = set()
         self.pid = world.next_pid = world.next_pid + 1
-        self.seen: Counter[str] = Counter()
         self.journal = SimulatedJournal(SimulatedPath(host.path))
         self.store = ShardedStore([ShardClient(name, shard, world.point) for name, shard in world.shards.items()])
-        self.cache = LocalCache(threshold=world.random.choice((2, 100)), ttl_seconds=5.0, clock=lambda: world.now)
+        self.cache = LocalCache(threshold=host.cache_pages, ttl_seconds=5.0, clock=lambda: world.now)
         self.buffer = WriteBuffer(self.journal, fsync=host.fsync)
         self.flusher = Flusher(self.journal, self.store, retain_segments=host.retain)
         self.counter = BufferedCounter(
@@ -139,8 +138,9 @@ class World:
         self.shards = {name: Shard(random, tells_disk=random.random() < 0.7) for name in NAMES}
         for shard in self.shards.values():
             shard.loss = loss
-        self.hosts = [Host(self, f"{directory}/{number}") for number in range(random.choice((1, 1, 1, 2)))]
+        self.hosts = [Host(self, f"{directory}/{number}") for number in range(random.choice((1, 1, 2, 2)))]
         self.rolled_back = False
+        self.has_lost = False  # a flush has found that visits are lost for good
         # Which faults this seed has: a mix of all hides what one alone would show.
         self.deadly = random.choice((0.0, 0.05, 0.2))
         self.others = random.choice((0.0, 0.3))
@@ -324,16 +324,19 @@ class World:
             self._see(process, page, max(found), max(before[page], lowest[page]))
 
     def _lowest(self, process: Process, page: str) -> int:
-        """Return what a reader who asks now must see: what is acknowledged, and what was answered before."""
+        """Return what a reader of the host who asks now must see, whichever of its processes answers."""
         oracle = process.host.oracle
-        if len(self.hosts) == 1:
-            return max(oracle.acknowledged(page), oracle.seen[page])
-        # What other hosts count shows in each process in its own time, and a rollback hides it for a while.
-        return max(oracle.acknowledged(page), 0 if self.rolled_back else process.seen[page])
+        # With other hosts: what they counted and a shard has lost is only known as long as a cache has room for it.
+        return max(oracle.acknowledged(page), oracle.seen[page] if self._stays_known(process.host) else 0)
+
+    def _stays_known(self, host: Host) -> bool:
+        """Tell whether a host knows for ever what it has once read of what others counted."""
+        if len(self.hosts) == 1 or not self.rolled_back:
+            return True
+        return host.cache_pages > len(PAGES) and not self.has_lost
 
     def _see(self, process: Process, page: str, answer: Answer, lowest: int) -> None:
         process.host.oracle.saw(page, answer.visits, lowest, strict=len(self.hosts) == 1)
-        process.seen[page] = max(process.seen[page], answer.visits)
         total = sum(one.oracle.highest(page) for one in self.hosts)
         if answer.visits > total:
             raise BrokenError(f"{page}: {answer.visits} answered where {total} are possible")
@@ -345,6 +348,7 @@ class World:
         try:
             result = process.flusher.flush(wait=False)
             self.note(f"   flushed {result.visits} {result.error}")
+            self.has_lost |= bool(State.load(process.journal.state_path).losses)
             if result.error:
                 self.note(f"   {result.error}")
         except FlushBusyError:

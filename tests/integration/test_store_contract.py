@@ -236,7 +236,7 @@ def test_of_threads_that_race_with_different_batches_one_wins_and_all_are_told_w
             )
         )
         assert len({str(result) for result in results}) == 1
-        ((count, present),) = store.read("writer", ["home"])
+        ((count, present, _),) = store.read("writer", ["home"])
         assert count == round_number
         assert results[0] == [Applied(partition_of("home"), present)]
 

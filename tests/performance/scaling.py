@@ -29,9 +29,9 @@ from tests.own_shards import Service
 from tests.servers import ValkeyServer
 from visit_counter.buffer import WriteBuffer
 from visit_counter.cache import LocalCache
-from visit_counter.counter import Known
 from visit_counter.flusher import Flusher
 from visit_counter.journal import Journal
+from visit_counter.records import Known
 from visit_counter.ring import partition_of
 from visit_counter.settings import Shard
 from visit_counter.stores.applying import partition_key, watermark_field
@@ -137,7 +137,7 @@ def grow_cache(pages: int) -> None:
     before = resident()
     cache = LocalCache(threshold=pages, ttl_seconds=5.0)
     for number in range(pages):
-        cache.set(page(number), Known(1_000_000 + number, 1000))
+        cache.set(page(number), Known(0, 1000, 1_000_000 + number))
     print(f"{pages:23,} cached  {(resident() - before) / pages:7.1f} bytes each", flush=True)
 
 

@@ -13,8 +13,9 @@ from tests.unit.test_buffer import file_size_limit
 from tests.unit.test_flusher import Shard
 from visit_counter.answers import Accepted, Answer, Ask
 from visit_counter.cache import LocalCache
-from visit_counter.counter import BufferedCounter, Known
+from visit_counter.counter import BufferedCounter
 from visit_counter.errors import CountUnknownError, JournalError, UncertainError
+from visit_counter.records import Known
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -91,7 +92,7 @@ def test_with_batches_an_uncached_answer_says_whether_any_of_it_is_pending(host:
     counter = BufferedCounter(
         plain.buffer,
         host.store,
-        plain.cache,
+        plain.stored.cache,
         post_via=lambda _: "batch",
         stored_via=lambda _: "redis",
         pending_via="batch",
@@ -178,7 +179,7 @@ def test_a_shard_known_to_be_away_is_not_asked_for_a_known_page_and_nobody_waits
 def test_a_page_asked_for_while_its_shard_is_away_makes_no_room_for_others(
     host: Host, shard: Watched, counter: BufferedCounter
 ) -> None:
-    counter.cache = LocalCache(threshold=2, ttl_seconds=5.0, clock=host.clock)
+    counter.stored.cache = LocalCache(threshold=2, ttl_seconds=5.0, clock=host.clock)
     counter.record("a")
     host.clock.now += 6
     counter.count("b")
@@ -242,7 +243,7 @@ def test_a_read_from_before_a_flush_never_replaces_a_newer_one(host: Host, count
     host.flusher.flush()
     host.tick()
     counter.count("a")
-    counter.cache.set("a", Known(9, 7))
+    counter.stored.cache.set("a", Known(0, 9, 7))
     host.clock.now += 10
     assert counter.count("a").visits == 7
 
@@ -293,7 +294,7 @@ def test_a_page_that_was_read_for_a_request_is_good_for_it_however_short_the_cac
 
 
 def test_a_cache_for_one_page_answers_any_number_of_them(host: Host, counter: BufferedCounter) -> None:
-    counter.cache = LocalCache(threshold=1, ttl_seconds=5.0, clock=host.clock)
+    counter.stored.cache = LocalCache(threshold=1, ttl_seconds=5.0, clock=host.clock)
     asks = [Ask(number % 2 == 0, f"page/{number}") for number in range(20)]
     for times in (1, 2):
         assert [outcome.visits for outcome in counter.answer(asks, wait=True) if isinstance(outcome, Answer)] == [

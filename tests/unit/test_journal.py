@@ -95,7 +95,7 @@ def test_a_second_seal_changes_nothing(journal: Journal) -> None:
 def test_a_rewritten_segment_says_the_same(journal: Journal) -> None:
     segment = put(journal, 1, visit_line("a") * 10_000 + visit_line("b"))
     folded = journal.seal(segment)
-    journal.write_segment(segment, folded.visits, folded.sealed_as)
+    journal.write_segment(segment, folded.visits, folded.sealed_as, folded.known)
     again = journal.read(segment)
     assert (again.visits, again.sealed_as, again.lines) == (folded.visits, folded.sealed_as, 3)
     assert journal.token_of(segment) == folded.sealed_as

@@ -107,6 +107,10 @@ def watermark_field(writer: str) -> bytes:
     return b"\t" + writer.encode()
 
 
+# The field of a partition's losses (see `Store.raise_losses`): what it is called is no writer's id.
+LOSSES_FIELD = b"\tlosses"
+
+
 class Applier:
     """Applies batches over one connection of its own, one call at a time."""
 

@@ -31,10 +31,14 @@ _TOKEN = re.compile(r"[0-9]{1,18}:[^\s:]+")
 
 
 class Stored(NamedTuple):
-    """What a store holds for one page, read atomically: its stored visits, and the writer's watermark token."""
+    """What a store holds for one page, read atomically: its stored visits, and the writer's watermark token.
+
+    `losses` is a number of its partition that is raised when a writer finds that visits of it are lost for good.
+    """
 
     visits: int
     watermark: str
+    losses: int = 0
 
 
 class Batch(NamedTuple):
@@ -119,6 +123,13 @@ class Store(ABC):
         Raises StoreError where none can be had.
         """
         return list(self.watermarks(writer, partitions))
+
+    @abstractmethod
+    def raise_losses(self, by: Mapping[int, int]) -> set[int]:
+        """Raise the `losses` of each partition by a number; return the partitions where that is known to be done.
+
+        Whoever reads a page of them learns that a count may be lower than one read before.
+        """
 
     @abstractmethod
     def persist(self, timeout_seconds: float) -> bool | None:

@@ -37,10 +37,11 @@ from visit_counter.stores.parallel import in_parallel
 from visit_counter.stores.pools import join_host, server_url, split_host, target_of
 from visit_counter.stores.redis import (
     CHUNK_READS,
-    PAIR,
+    STORED,
     RedisStore,
     add_command,
     all_of,
+    losses_command,
     offer,
     read_command,
     stored_of,
@@ -53,7 +54,7 @@ from visit_counter.topology import KEY as TOPOLOGY_KEY
 from visit_counter.topology import public_url
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from visit_counter.stores.applying import Vouched
     from visit_counter.stores.moving import Command
@@ -99,7 +100,7 @@ class ClusterStore(Store):
         stored: list[Stored] = []
         for first in range(0, len(pages), CHUNK_READS):
             commands = [(partition_of(page), read_command(writer, page)) for page in pages[first : first + CHUNK_READS]]
-            stored += [stored_of(self.name, reply) for reply in self._answers(self._ask_to_read(commands, PAIR))]
+            stored += [stored_of(self.name, reply) for reply in self._answers(self._ask_to_read(commands, STORED))]
         return stored
 
     def apply(self, writer: str, batches: Iterable[Batch]) -> list[Applied]:
@@ -157,6 +158,12 @@ class ClusterStore(Store):
 
     def _run(self, command: Command, shape: Shape) -> list[Any]:
         return self.ask_each([(0, pack(*command))], repeat(shape))
+
+    def raise_losses(self, by: Mapping[int, int]) -> set[int]:
+        """Raise the `losses` of each partition by a number; waits up to `apply_seconds` for each reply."""
+        commands = [(partition, losses_command(partition, number)) for partition, number in by.items()]
+        replies = self.ask_each(commands, repeat(is_number))
+        return {partition for partition, reply in zip(by, replies, strict=True) if isinstance(reply, int)}
 
     def persist(self, timeout_seconds: float) -> bool | None:
         """Wait until everything applied is on the disks of the servers that have it now, and of all their replicas."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from redis.exceptions import RedisError
 
 from visit_counter.ring import PARTITIONS
-from visit_counter.stores.applying import partition_key, watermark_field
+from visit_counter.stores.applying import LOSSES_FIELD, partition_key, watermark_field
 from visit_counter.stores.exchange import pack
 from visit_counter.stores.shapes import are_texts, is_number, values
 from visit_counter.stores.wire import explain, is_away, is_elsewhere
@@ -91,7 +91,7 @@ def _sizes(ask: Ask, partitions: Sequence[int]) -> tuple[dict[int, int], dict[in
 def _marks(ask: Ask, writer: str, sizes: Mapping[int, int]) -> dict[int, int]:
     """Return how many watermarks each partition has."""
     small = sorted((size, at) for at, size in sizes.items() if 0 < size <= _SAMPLE_FIELDS)[:_SAMPLE_PARTITIONS]
-    writers = {watermark_field(writer)}
+    writers = {watermark_field(writer), LOSSES_FIELD}
     for fields in ask([(at, pack(b"HKEYS", partition_key(at))) for _, at in small], repeat(are_texts)):
         if not isinstance(fields, RedisError):
             writers |= {field for field in fields if field.startswith(b"\t")}

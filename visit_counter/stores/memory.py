@@ -11,7 +11,7 @@ from visit_counter.stores.base import NO_WATERMARK, Applied, Batch, Store, Store
 from visit_counter.topology import version_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
 
 class MemoryStore(Store):
@@ -22,6 +22,7 @@ class MemoryStore(Store):
         self._lock = Lock()
         self._counts: defaultdict[str, int] = defaultdict(int)
         self._watermarks: dict[tuple[str, int], str] = {}
+        self._losses: defaultdict[int, int] = defaultdict(int)
         self._topology = ""
 
     def add(self, page: str, visits: int) -> int:
@@ -33,7 +34,10 @@ class MemoryStore(Store):
     def read(self, writer: str, pages: Sequence[str]) -> list[Stored]:
         """Return what is stored for each page, in order."""
         with self._lock:
-            return [Stored(self._counts.get(page, 0), self._watermark(writer, partition_of(page))) for page in pages]
+            return [
+                Stored(self._counts.get(page, 0), self._watermark(writer, at), self._losses[at])
+                for page, at in zip(pages, map(partition_of, pages), strict=True)
+            ]
 
     def apply(self, writer: str, batches: Iterable[Batch]) -> list[Applied]:
         """Apply each batch whose `expected` is the partition's watermark now."""
@@ -43,6 +47,13 @@ class MemoryStore(Store):
         """Return the writer's watermark token in each partition, in order."""
         with self._lock:
             return [self._watermark(writer, partition) for partition in partitions]
+
+    def raise_losses(self, by: Mapping[int, int]) -> set[int]:
+        """Raise the `losses` of each partition."""
+        with self._lock:
+            for partition, number in by.items():
+                self._losses[partition] += number
+        return set(by)
 
     def persist(self, timeout_seconds: float) -> bool | None:  # noqa: ARG002 - the contract's argument; nothing to wait for
         """Return None: there is no disk."""

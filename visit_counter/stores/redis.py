@@ -17,7 +17,7 @@ from visit_counter.identity import KEY as IDENTITY_KEY
 from visit_counter.identity import Expected, Identity
 from visit_counter.ring import partition_of
 from visit_counter.stores import moving
-from visit_counter.stores.applying import Applier, partition_key, text_of, watermark_field
+from visit_counter.stores.applying import LOSSES_FIELD, Applier, partition_key, text_of, watermark_field
 from visit_counter.stores.base import NOT_A_PARTITION, Applied, Batch, Store, Stored, is_token
 from visit_counter.stores.breaker import Breaker
 from visit_counter.stores.describe import Description, Seen, describe, read_info
@@ -40,7 +40,7 @@ from visit_counter.topology import KEY as TOPOLOGY_KEY
 from visit_counter.topology import public_url
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from visit_counter.settings import Shard
     from visit_counter.stores.shapes import Shape
@@ -129,7 +129,9 @@ class RedisStore(Store):
         stored: list[Stored] = []
         mark = watermark_field(writer)
         for first in range(0, len(pages), CHUNK_READS):
-            wanted = [(partition_of(page), (page.encode(), mark)) for page in pages[first : first + CHUNK_READS]]
+            wanted = [
+                (partition_of(page), (page.encode(), mark, LOSSES_FIELD)) for page in pages[first : first + CHUNK_READS]
+            ]
             stored += [stored_of(self.name, reply) for reply in self._values(self.ask_read, wanted)]
         return stored
 
@@ -184,6 +186,12 @@ class RedisStore(Store):
     def run(self, commands: Sequence[moving.Command], shapes: Iterable[Shape] | None = None) -> list[Any]:
         """Run commands in one round trip, over one connection; return the reply or the RedisError of each."""
         return self.ask_patiently([pack(*command) for command in commands], shapes or repeat(anything))
+
+    def raise_losses(self, by: Mapping[int, int]) -> set[int]:
+        """Raise the `losses` of each partition by a number; waits up to `apply_seconds` for each reply."""
+        commands = [(partition, losses_command(partition, number)) for partition, number in by.items()]
+        replies = self.ask_each(commands, repeat(is_number))
+        return {partition for partition, reply in zip(by, replies, strict=True) if isinstance(reply, int)}
 
     def persist(self, timeout_seconds: float) -> bool | None:
         """Wait until everything applied is on disk, for half of `apply_seconds` at most; None without WAITAOF.
@@ -367,12 +375,17 @@ def add_command(page: str, visits: int) -> bytes:
     return pack(b"HINCRBY", partition_key(partition_of(page)), page.encode(), b"%d" % visits)
 
 
-PAIR = values(2)
+STORED = values(3)
 
 
 def read_command(writer: str, page: str) -> bytes:
     """Return the packed command whose reply `stored_of` understands."""
-    return pack(b"HMGET", partition_key(partition_of(page)), page.encode(), watermark_field(writer))
+    return pack(b"HMGET", partition_key(partition_of(page)), page.encode(), watermark_field(writer), LOSSES_FIELD)
+
+
+def losses_command(partition: int, by: int) -> bytes:
+    """Return the packed command that raises the losses of a partition."""
+    return pack(b"HINCRBY", partition_key(partition), LOSSES_FIELD, b"%d" % by)
 
 
 def watermark_command(writer: str, partition: int) -> bytes:
@@ -382,13 +395,14 @@ def watermark_command(writer: str, partition: int) -> bytes:
 
 def stored_of(shard: str, reply: Sequence[bytes | None]) -> Stored:
     """Return the count and the watermark that a reply holds; raises StoreRefusedError for anything else."""
-    count, watermark = reply
+    count, watermark, losses = reply
     mark = text_of(watermark or b"")
     if not is_token(mark):
         raise StoreRefusedError(shard, "the partition has a watermark that no flush wrote; the next flush mends it")
-    if count is not None and not (count.isdigit() and len(count) <= _COUNT_DIGITS):
-        raise StoreRefusedError(shard, "the partition holds a value that is not a count")
-    return Stored(int(count or 0), mark)
+    for number in (count, losses):
+        if number is not None and not (number.isdigit() and len(number) <= _COUNT_DIGITS):
+            raise StoreRefusedError(shard, "the partition holds a value that is not a count")
+    return Stored(int(count or 0), mark, int(losses or 0))
 
 
 def all_of(found: Sequence[str | StoreError]) -> list[str]:

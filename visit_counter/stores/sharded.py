@@ -238,6 +238,14 @@ class ShardedStore(Store):
             )
         )
 
+    def raise_losses(self, by: Mapping[int, int]) -> set[int]:
+        """Raise the `losses` of each partition at its shard; one that moves meanwhile is not done."""
+        return {
+            partition
+            for store, mine in self.by_store(by)
+            for partition in store.raise_losses({partition: by[partition] for partition in mine})
+        }
+
     def persist(self, timeout_seconds: float) -> bool | None:
         """Wait for all shards at once: False if any is late, else None if any cannot tell, else True."""
         answers = self.persist_each(timeout_seconds).values()
