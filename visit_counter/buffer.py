@@ -206,7 +206,7 @@ class WriteBuffer:
                 return False
             if written < len(data):
                 return False
-            if self.tables.current.last == segment and pages <= self.tables.told:
+            if self.tables.current.last == segment and pages <= self.tables.current.told:
                 return True
         return False
 
@@ -363,7 +363,7 @@ class WriteBuffer:
         self._note(folded, self.tables.current.last)
         self.tables.current.count(folded.visits.items())
         for (page, losses, segment), stored in folded.known.items():
-            self.tables.told.add(page)
+            self.tables.current.told.add(page)
             self.on_read(page, Known(losses, segment, stored))
         if not folded.sealed_as:
             return False

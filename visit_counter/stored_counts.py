@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from visit_counter.cache import LocalCache
     from visit_counter.journal import Segment
     from visit_counter.stores.base import Store
+    from visit_counter.tables import Table
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +38,7 @@ log = logging.getLogger(__name__)
 _READ_TRIES = 5
 _LAST_KNOWN_SECONDS = 1.0
 # Known, but not read less than the cache time ago.
-_NOT_FRESH = 1e-9
+_NOT_FRESH = -1.0
 # How many pages one call of `tell_visited` handles under the lock: some hundred microseconds.
 _TELL_PAGES = 256
 
@@ -68,7 +69,7 @@ class StoredCounts:
         self.buffer, self.store, self.cache = buffer, store, cache
         self._reads: SingleFlight[Read | StoreError] = SingleFlight()
         self._losses = 0  # of the state when they were last noticed
-        self._visited = (0, 0)  # a segment, and how many of its pages `tell_visited` has seen
+        self._telling: tuple[Table, int] | None = None  # where `tell_visited` is: how many pages of which table
         buffer.on_load = self._forget_all
         buffer.on_read = self._hear
 
@@ -131,32 +132,41 @@ class StoredCounts:
                 self.cache.expire()
 
     def tell_visited(self) -> None:
-        """Tell what is known of pages that have visits in the current segment, unless it says so already.
+        """Tell what is known of pages that were visited since the last call, unless their segment says so already.
 
-        So each segment says of its pages what was stored, and a process that starts while a shard is away knows them.
+        So the segments say of their pages what was stored, and a process that starts while a shard is away knows them.
         Takes the lock itself.
         """
         more = True
         while more:
             with self.buffer.lock:
                 self.buffer.catch_up()
-                current = self.buffer.tables.current
-                number, seen = self._visited
-                if number != current.last:
-                    seen = 0
-                pages = list(islice(current.visits, seen, seen + _TELL_PAGES))
-                self._visited = current.last, seen + len(pages)
-                more = len(pages) == _TELL_PAGES
-                untold = ((page, self.cache.peek(page)) for page in pages if page not in self.buffer.tables.told)
-                reads = [(page, known) for page, known in untold if known is not None]
-                if reads and not self.buffer.tell(reads):
-                    return
+                more = self._tell_some()
+
+    def _tell_some(self) -> bool:
+        """Tell of some more pages; return whether there may be others."""
+        tables = self.buffer.tables
+        table, seen = self._telling or (tables.current, 0)
+        pages = list(islice(table.visits, seen, seen + _TELL_PAGES))
+        told = table.told | tables.current.told if table is not tables.current else table.told
+        untold = ((page, self.cache.peek(page)) for page in pages if page not in told)
+        reads = [(page, known) for page, known in untold if known is not None]
+        if reads and not self.buffer.tell(reads):
+            return False
+        self._telling = table, seen + len(pages)
+        if len(pages) == _TELL_PAGES:
+            return True
+        later = next((each for each in (*tables.sealed, tables.current) if each.first > table.last), None)
+        if later is not None:
+            self._telling = later, 0
+        return later is not None
 
     # -- what others have read -------------------------------------------------------------------------------------
 
     def _forget_all(self) -> None:
         """Start anew with the buffer: the tables that the cached counts relied on may be gone."""
         self.cache.clear()
+        self._telling = None
 
     def _hear(self, page: str, known: Known) -> None:
         """Take over what a line of the journal says that some process has read."""

@@ -15,13 +15,17 @@ _KEPT_CALLS = 3
 
 
 class Table:
-    """The visits per page of one segment (or of several merged ones); `token` is that of its seal."""
+    """The visits per page of one segment (or of several merged ones); `token` is that of its seal.
 
-    __slots__ = ("first", "last", "token", "total", "visits")
+    `told`: the pages of which the segment says what was stored, as far as this process has followed it.
+    """
+
+    __slots__ = ("first", "last", "token", "told", "total", "visits")
 
     def __init__(self, first: int, last: int, visits: Visits, token: str = "") -> None:
         self.first, self.last, self.visits, self.token = first, last, visits, token
         self.total = sum(visits.values())
+        self.told: set[str] = set()
 
     def count(self, run: Iterable[tuple[str, int]]) -> list[int]:
         """Add visits in their order; return what each page has with it."""
@@ -51,7 +55,6 @@ class Tables:
         self.current = Table(0, 0, {})
         self.sealed: list[Table] = []
         self.version = 0  # changes whenever visits may have left the tables
-        self.told: set[str] = set()  # the pages of which the current segment says what is stored
         self._dropped: list[Table] = []  # oldest first: see `drop`
         self._dropped_at: list[int] = []
         self._calls = 0
@@ -126,7 +129,6 @@ class Tables:
     def start(self, number: int) -> None:
         """Begin the table of segment `number`."""
         self.current = Table(number, number, {})
-        self.told = set()
 
     def reset(self, sealed: list[Table], after: int) -> None:
         """Take these as the sealed ones; they are all segments after number `after`."""

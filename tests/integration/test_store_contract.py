@@ -252,7 +252,7 @@ def test_a_reader_never_sees_a_count_without_its_watermark(store: Store) -> None
 
     seen = in_threads(work)
     pairs = [pair for reads in seen[1:] for read in reads for pair in read]  # type: ignore[attr-defined]  # lists of reads
-    assert all(count == 7 * segment_of(watermark) for count, watermark in pairs)
+    assert all(count == 7 * segment_of(watermark) for count, watermark, _ in pairs)
     assert store.read("writer", ["home"]) == [Stored(7 * rounds, f"{rounds}:a")]
 
 
@@ -270,3 +270,12 @@ def test_a_closed_store_opens_again_when_used(store: Store) -> None:
     store.close()
     store.close()
     assert store.add("home", 1) == 2
+
+
+def test_losses_are_raised_in_their_partitions_and_read_with_every_count(store: Store) -> None:
+    at = partition_of("home")
+    assert store.raise_losses({}) == set()
+    assert store.raise_losses({at: 2}) == {at}
+    assert store.raise_losses({at: 1}) == {at}
+    store.apply("writer", [Batch(at, NO_WATERMARK, "1:a", {"home": 4})])
+    assert store.read("writer", ["home", "other"]) == [Stored(4, "1:a", 3), Stored(0, NO_WATERMARK, 0)]

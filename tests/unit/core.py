@@ -45,7 +45,6 @@ class Host:
     def process(self, **options: object) -> BufferedCounter:
         """Start another process: a counter with a buffer and a cache of its own."""
         buffer = WriteBuffer(self.journal, **options)  # type: ignore[arg-type]  # passed on as they are
-        buffer.open()
         counter = BufferedCounter(
             buffer,
             self.store,
@@ -53,6 +52,7 @@ class Host:
             post_via=self.store.shard_name,
             stored_via=self.store.shard_name,
         )
+        buffer.open()
         self.counters.append(counter)
         return counter
 
