@@ -397,6 +397,36 @@ def test_nobody_without_the_password_may_do_anything(embedded: Settings, shards:
     assert files.password_file(embedded.data_dir).stat().st_mode & 0o777 == 0o600
 
 
+LISTENER = """
+import os, socket, sys
+server = socket.create_server(("127.0.0.1", int(sys.argv[1])))
+server.settimeout(30)
+print("listens", flush=True)
+for _ in range(int(sys.argv[2])):
+    client, _ = server.accept()
+    client.settimeout(30)
+    print("got", client.recv(1000), flush=True)
+    client.close()
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can start a process of another user")
+def test_the_password_is_not_sent_to_another_user_who_has_taken_the_port(
+    embedded: Settings, shards: EmbeddedShards
+) -> None:
+    files.prepare(embedded.data_dir, [shard.name for shard in embedded.shards])
+    # The interpreter may be where only root can start it, so it changes its user itself.
+    code = "import os, socket; os.setgid(65533); os.setuid(65533)\n" + LISTENER
+    command = [sys.executable, "-c", code, str(embedded.embedded_ports[0]), "2"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout
+        assert other.stdout.readline() == "listens\n"
+        with pytest.raises(EmbeddedError, match="is taken by a program of another user"):
+            shards.start()
+        assert not make_store(embedded.shards[0]).ping()
+        assert other.stdout.read() == "got b''\ngot b''\n"
+
+
 def test_no_process_has_the_password_in_its_arguments_or_environment(
     embedded: Settings, shards: EmbeddedShards, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import os
 import socket
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
-
-if TYPE_CHECKING:
-    from pathlib import Path
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NamedTuple, Self
 
 _TIMEOUT_SECONDS = 2.0
 _LONGEST_REPLY = 1 << 20
@@ -70,24 +69,52 @@ class Connection:
         return self._file.read(number + 2)[:-2] if kind == b"$" else [self._reply() for _ in range(number)]
 
 
+def listener_is_ours(port: int) -> bool:
+    """Tell whether what listens on a port of 127.0.0.1 runs as this process's user; to others no password is sent.
+
+    While a server is away, anybody on the machine can listen on its port.
+    """
+    port_in_hex, listens = f":{port:04X}", "0A"
+    users = set()
+    for name in ("tcp", "tcp6"):
+        with suppress(OSError), Path("/proc/net", name).open(encoding="ascii") as sockets:
+            for line in sockets:
+                if port_in_hex not in line:
+                    continue
+                _, address, _, state, _, _, _, user, *_ = line.split()
+                if state == listens and address.endswith(port_in_hex):
+                    # Those that listen come first, so this is quick also with many connections.
+                    if int(user) == os.geteuid():
+                        return True
+                    users.add(user)
+    return not users  # where the system does not tell, nobody can know
+
+
 def look(port: int, directory: Path, password: str) -> Seen:
     """Find out what answers on a port of this machine; it is ours if its data is in `directory`."""
     try:
         with Connection(port) as connection:
-            # With the user's name it is welcome, too, at a server that wants no password.
-            connection.ask("AUTH", "default", password)
-            found = os.fsdecode(connection.ask("CONFIG", "GET", "dir")[1])
-            if os.path.realpath(found) != os.path.realpath(directory):
-                return Seen("other", f"another Redis or Valkey, whose data is in {found}")
-            return Seen("ours", ready=b"\r\nloading:0\r\n" in connection.ask("INFO", "persistence"))
+            if not listener_is_ours(port):
+                return Seen("other", "a program of another user")
+            return _ask(connection, directory, password)
     except RefusedError as error:
-        return Seen("other", f"a Redis or Valkey that says: {error}")
+        other = f"a Redis or Valkey that says: {error}"
     except ConnectionRefusedError:
         return Seen("nothing")
     except TimeoutError:
-        return Seen("other", "something that does not answer")
+        other = "something that does not answer"
     except (OSError, ValueError, LookupError, TypeError):
-        return Seen("other", "something that is not Redis or Valkey")
+        other = "something that is not Redis or Valkey"
+    return Seen("other", other)
+
+
+def _ask(connection: Connection, directory: Path, password: str) -> Seen:
+    # With the user's name it is welcome, too, at a server that wants no password.
+    connection.ask("AUTH", "default", password)
+    found = os.fsdecode(connection.ask("CONFIG", "GET", "dir")[1])
+    if os.path.realpath(found) != os.path.realpath(directory):
+        return Seen("other", f"another Redis or Valkey, whose data is in {found}")
+    return Seen("ours", ready=b"\r\nloading:0\r\n" in connection.ask("INFO", "persistence"))
 
 
 def protect(port: int, password: str) -> None:

@@ -22,6 +22,7 @@ from redis.retry import Retry
 from redis.sentinel import SentinelConnectionPool
 
 from visit_counter.embedded.files import read_password
+from visit_counter.embedded.resp import listener_is_ours
 from visit_counter.errors import EmbeddedError
 from visit_counter.shard_list import TLS_OPTIONS
 from visit_counter.stores.connections import PlainConnection, TlsConnection, WatchedConnection, WatchedTlsConnection
@@ -90,7 +91,7 @@ def make_pool(
         "driver_info": None,
     }
     if shard.password_file:
-        patience["credential_provider"] = _PasswordFile(Path(shard.password_file))
+        patience["credential_provider"] = _PasswordFile(Path(shard.password_file), split_host(shard.address)[1])
     target = target_of(shard)
     server: dict[str, Any] = dict(
         parse_url(server_url(target, *target.hosts[0]))  # type: ignore[no-untyped-call]  # redis-py's gap
@@ -115,11 +116,13 @@ def make_pool(
 class _PasswordFile(CredentialProvider):
     """The login of an embedded shard; its password may be made after this process has started."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, path: Path, port: int) -> None:
+        self._path, self._port = path, port
 
     def get_credentials(self) -> tuple[str, str]:
         """Return user and password. Raises redis-py's AuthenticationError."""
+        if not listener_is_ours(self._port):
+            raise AuthenticationError(f"port {self._port} is taken by a program of another user")
         try:
             return "default", read_password(self._path)
         except EmbeddedError as error:
