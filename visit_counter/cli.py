@@ -147,6 +147,18 @@ def status(as_json: bool) -> None:
         raise SystemExit(1)
 
 
+@shards.command("replicas")
+@click.option("--forget", metavar="ADDRESS", help="Give up a replica that is away and will never be promoted.")
+@as_json
+def replicas(forget: str | None, as_json: bool) -> None:
+    """Show the replicas of the shards: what is flushed is kept until all of them, but those given up, have it."""
+    with _service() as service:
+        if forget and not reports.give_up_replica(service, forget):
+            raise click.ClickException(f"no shard has had a replica {forget}")
+        rows = reports.replicas(service)
+    _print(rows, as_json)
+
+
 @shards.command("locate")
 @click.argument("pages", metavar="PAGE...", nargs=-1, required=True, type=_Page())
 @as_json

@@ -350,7 +350,11 @@ class Round:
         again = [(p, self.state.confirmed[p]) for each in marks.values() for p in each]
         written = self.store.apply(self.state.writer, [Batch(p, mark, mark, {}) for p, mark in again])
         there = {applied.partition: applied.watermark for applied in written if applied.error is None}
+        for name, store in self.store.stores.items():
+            store.remember_replicas(self.state.replicas.get(name, {}))
         answers = self.store.persist_each(_PERSIST_SECONDS)
+        known = {name: store.known_replicas() for name, store in self.store.stores.items()}
+        self.state.replicas = {name: replicas for name, replicas in known.items() if replicas}
         for name, partitions in mine.items():
             # Without that write a server has nothing to wait for, and says at once that it is done.
             marked = all(there.get(p) == self.state.confirmed[p] for p in marks[name])

@@ -9,6 +9,7 @@ have now; what this host remembers of them (`state.confirmed`) only tells whethe
 
 from __future__ import annotations
 
+import logging
 import time
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from visit_counter.journal import Journal, Segment
     from visit_counter.stores.sharded import ShardedStore
 
+
+log = logging.getLogger(__name__)
 
 # With less room on the disk nothing is retained beyond what a shard may need.
 _ROOM_BYTES = 1 << 20
@@ -100,8 +103,21 @@ class Flusher:
         on_disk = min((reached for _, reached in state.unpersisted.values()), default=state.floor)
         scarce = self.journal.size_bytes() > self._max_bytes // 2 or self.journal.room_bytes() < _ROOM_BYTES
         retain = 0 if scarce else self._retain
-        return [
+        forgettable = [
             segment
             for newer, segment in zip(range(len(included) - 1, -1, -1), included, strict=True)
             if newer >= _RETAIN_UNPERSISTED or (newer >= retain and segment.last <= on_disk)
         ]
+        if any(segment.last > on_disk for segment in forgettable):
+            shards = sorted({self.store.shard_of(partition) for partition in state.unpersisted})
+            self._tell(
+                state,
+                f"{', '.join(shards)}: not on all disks for {_RETAIN_UNPERSISTED} flushes; older ones are "
+                "forgotten now, and would be lost if a replica that lacks them were promoted",
+            )
+        return forgettable
+
+    @staticmethod
+    def _tell(state: State, damage: str) -> None:
+        if state.note_damage(damage):
+            log.error("%s", damage)

@@ -76,12 +76,19 @@ class FlushWatch:
 
 
 def flush_complaints(state: State, watch: FlushWatch) -> list[str]:
-    """Return what is wrong with the flushes: the last one failed, for each shard why, or one is overdue."""
+    """Return what is wrong with the flushes: the last one failed, for each shard why; a replica away; one overdue."""
     watch.look(state)
     complaints = []
     if state.last_flush is not None and state.last_flush.error:
         told = [*state.trouble.values()] or [state.last_flush.error]
         complaints += [f"the last flush failed: {text}" for text in told]
+    complaints += [replica_complaint(*found) for found in state.replicas_away()]
     if overdue := watch.complaint():
         complaints.append(overdue)
     return complaints
+
+
+def replica_complaint(shard: str, replica: str, away_since: float) -> str:
+    """Tell that flushed visits are kept for a replica that may be promoted without them."""
+    seconds = max(0, round(time.time() - away_since))
+    return f"{shard}: its replica {replica} is away since {seconds} s; what is flushed is kept for it"

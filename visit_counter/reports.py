@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from visit_counter.embedded.files import read_password
 from visit_counter.errors import RebalanceError, StoreError
+from visit_counter.health_report import replica_complaint
 from visit_counter.rebalance import Rebalance, gather_stores
 from visit_counter.ring import PARTITIONS, partition_of
 from visit_counter.shard_list import parse_shards
@@ -62,6 +63,7 @@ def shards(service: Service) -> list[dict[str, Any]]:
     for shard in service.settings.shards:
         store = service.store.stores[shard.name]
         trouble = [f"the last flush failed: {state.trouble[shard.name]}"] if shard.name in state.trouble else []
+        trouble += [replica_complaint(*found) for found in state.replicas_away() if found[0] == shard.name]
         if isinstance(store, RedisStore | ClusterStore):
             for number, seen in enumerate(store.look(writer, owned.get(shard.name, []))):
                 row = _row(shard.name, seen, state.away.get(shard.name))
@@ -121,6 +123,40 @@ def rebalance_note(service: Service) -> str:
     if agreed is None or (agreed.shards.keys() == service.store.stores.keys() and not agreed.next):  # type: ignore[union-attr]
         return ""
     return f"the counts are on {', '.join(sorted(agreed.everyone))}; flask shards rebalance moves or finishes"
+
+
+def replicas(service: Service) -> list[dict[str, Any]]:
+    """Return a row for each replica that this host's flushes wait for, or did until a person gave it up."""
+    if service.buffer is None:
+        return []
+    now = time.time()
+    return [
+        {
+            "shard": shard,
+            "replica": name,
+            "primary": replica.primary or shard,
+            "away_seconds": max(0, round(now - replica.away_since)) if replica.away_since else None,
+            "given_up": replica.given_up,
+        }
+        for shard, known in State.load(service.buffer.journal.state_path).replicas.items()
+        for name, replica in known.items()
+    ]
+
+
+def give_up_replica(service: Service, address: str) -> bool:
+    """Wait for a replica no more; tell whether there is one of this address. Raises OSError."""
+    if service.buffer is None:
+        return False
+    journal_ = service.buffer.journal
+    # The flush has its own view of the state until it is saved.
+    with journal_.flush_lock(wait=True):
+        state = State.load(journal_.state_path)
+        known = [replicas for replicas in state.replicas.values() if address in replicas]
+        for each in known:
+            each[address] = each[address]._replace(given_up=True)
+        if known:
+            state.save(journal_.state_path)
+    return bool(known)
 
 
 def flush_troubles(service: Service) -> list[str]:

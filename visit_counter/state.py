@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from visit_counter.journal import sync_directory, write_durably
+from visit_counter.stores.replicas import Replica
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -63,12 +64,23 @@ class State:
     trouble: dict[str, str] = field(default_factory=dict)
     # By partition with a watermark that no flush wrote: that text, and the segment that it is taken for.
     strange: dict[int, tuple[str, int]] = field(default_factory=dict)
+    # By shard: its replicas, by address, as they were last seen.
+    replicas: dict[str, dict[str, Replica]] = field(default_factory=dict)
     # When a flush last brought everything to every shard, in seconds since the epoch, for people; 0 for never.
     complete_at: float = 0.0
     # By partition: how often this writer found that visits of it are lost for good.
     lost: dict[int, int] = field(default_factory=dict)
     # The partitions whose readers, on all hosts, have still to be told so.
     untold: list[int] = field(default_factory=list)
+
+    def replicas_away(self) -> list[tuple[str, str, float]]:
+        """Return the shard, the address and since when of each replica that flushed visits are kept for."""
+        return [
+            (shard, name, replica.away_since)
+            for shard, known in self.replicas.items()
+            for name, replica in known.items()
+            if replica.away_since and not replica.given_up
+        ]
 
     def note_damage(self, text: str) -> bool:
         """Remember one finding, with the time it was found at; return False if it is known already."""
@@ -99,6 +111,10 @@ class State:
             unpersisted = {int(partition): tuple(numbers) for partition, numbers in raw.pop("unpersisted", {}).items()}
             forgotten = {int(partition): int(number) for partition, number in raw.pop("forgotten", {}).items()}
             strange = {int(partition): tuple(found) for partition, found in raw.pop("strange", {}).items()}
+            replicas = {
+                shard: {name: Replica(*found) for name, found in known.items()}
+                for shard, known in raw.pop("replicas", {}).items()
+            }
             # A state of the version before tells only of the last flush.
             raw.setdefault("complete_at", last["at"] if last and not last["error"] else 0.0)
             lost = {int(partition): int(times) for partition, times in raw.pop("lost", {}).items()}
@@ -109,6 +125,7 @@ class State:
                 unpersisted=unpersisted,
                 forgotten=forgotten,
                 strange=strange,
+                replicas=replicas,
                 last_flush=LastFlush(**last) if last else None,
             )
         except FileNotFoundError:

@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from tests.faults import embedded_rows, failover_rows, http_rows, local_rows, rebalancing, rows, shards
+from tests.faults import embedded_rows, failover_rows, flush_rows, http_rows, local_rows, rebalancing, rows, shards
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -37,6 +37,10 @@ ROWS = (
     Row("lost-replies", 2000, local_rows.lose_replies),
     Row("worker-stop", 100, rows.freeze_worker),
     Row("shard-stop", 100, rows.freeze_shard),
+    Row("flush-refused", 60, flush_rows.refuse),
+    Row("flush-hang", 40, flush_rows.hang),
+    Row("written-into", 60, flush_rows.write_into),
+    Row("replica-promoted", 50, flush_rows.promote_replica),
     Row("shard-hang", 200, shards.hang),
     Row("shard-die", 200, shards.die),
     Row("shard-restart", 200, shards.restart),

@@ -215,10 +215,13 @@ class FaultyService:
                 self.oracle.settle(page, stored.get(page, 0))
 
     def stored(self) -> dict[str, int]:
-        """Every count in the shards."""
+        """Every count in the shards, with what was set aside for it."""
         counts: dict[str, int] = {}
         for shard in self.shards:
             with shard.client() as client:
                 for key in client.scan_iter("visits:{*}", count=5000):
-                    counts |= {page: int(n) for page, n in client.hgetall(key).items() if not page.startswith("\t")}
+                    for field, text in client.hgetall(key).items():
+                        page = field.removeprefix("\taside\t")
+                        if not page.startswith("\t"):
+                            counts[page] = counts.get(page, 0) + int(text)
         return counts

@@ -20,6 +20,7 @@ from visit_counter.ring import Ring, partition_of
 from visit_counter.service import Service
 from visit_counter.settings import Settings
 from visit_counter.state import State
+from visit_counter.stores.replicas import Replica
 
 NAMES = ("one", "two")
 RING = Ring(NAMES)
@@ -194,3 +195,22 @@ def test_the_person_who_acknowledges_may_have_no_name(monkeypatch: pytest.Monkey
     state.note_damage("x")
     state.save(service.flusher.journal.state_path)
     assert f"by user {os.getuid()}" in command(service, "visits", "journal", "--acknowledge").output
+
+
+def test_a_replica_that_is_away_is_told_until_a_person_gives_it_up(client: FlaskClient, service: Service) -> None:
+    service.start_once()
+    assert service.flusher
+    state = State()
+    state.replicas = {"one": {"10.0.0.2:7070": Replica("", 50.0), "10.0.0.3:7070": Replica("")}}
+    state.save(service.flusher.journal.state_path)
+    assert "one: its replica 10.0.0.2:7070 is away since" in health(client)["reason"]
+    rows = json.loads(command(service, "shards", "status", "--json").stdout)
+    assert [row["safe"] for row in rows] == [False, True]
+    rows = json.loads(command(service, "shards", "replicas", "--json").stdout)
+    assert [(row["replica"], row["away_seconds"] is None, row["given_up"]) for row in rows] == [
+        ("10.0.0.2:7070", False, False),
+        ("10.0.0.3:7070", True, False),
+    ]
+    assert command(service, "shards", "replicas", "--forget", "10.0.0.9:7070").exit_code == 1
+    assert "yes" in command(service, "shards", "replicas", "--forget", "10.0.0.2:7070").stdout
+    assert health(client)["api_status"] == "healthy"

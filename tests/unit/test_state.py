@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from visit_counter.state import MAX_DAMAGE_NOTES, LastFlush, State
+from visit_counter.stores.replicas import Replica
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -23,6 +24,10 @@ def test_a_state_comes_back_as_it_was_saved(tmp_path: Path) -> None:
         LastFlush(1.5, 0.1, 3, 2, "e"),
         {3: (5, 6)},
         {3: 5},
+        strange={7: ("nonsense \udcff", 4)},
+        replicas={"redis_7070": {"10.0.0.2:7070": Replica("", 50.0, given_up=True)}},
+        trouble={"redis_7070": "full"},
+        complete_at=3.5,
     )
     state.save(tmp_path / "state.json")
     assert State.load(tmp_path / "state.json") == state

@@ -17,8 +17,9 @@ from redis.exceptions import AskError, NoScriptError, RedisError, ResponseError
 from visit_counter.errors import StoreRefusedError
 from visit_counter.stores.base import NO_WATERMARK, Applied, Batch, is_token, segment_of
 from visit_counter.stores.exchange import drop, exchange, exchange_asking, impossible, pack
+from visit_counter.stores.replicas import replicas_of
 from visit_counter.stores.shapes import is_pair_of_numbers, is_text, is_text_or_nothing
-from visit_counter.stores.wire import explain, is_away, is_elsewhere
+from visit_counter.stores.wire import explain, is_away, is_elsewhere, peer_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -120,13 +121,14 @@ class Applier:
         wire: Wire,
         persist_limit_seconds: float,
         report: Callable[[Sequence[Any]], None],
-        known_replicas: Callable[[], int],
+        due_replicas: Callable[[str, Sequence[str]], int | None],
     ) -> None:
         self._shard = shard
         self._report = report
         self._wire = wire
         self._persist_limit_seconds = persist_limit_seconds
-        self._known_replicas = known_replicas
+        # Given the server's address and its replicas: how many must confirm; None while one that must is away.
+        self._due_replicas = due_replicas
         self._lock = Lock()
         self._connection: Connection | None = None
         # What `persist` has to vouch for: (writer, partition) -> watermark, applied over the connection there is ...
@@ -179,7 +181,7 @@ class Applier:
         The server remembers an offset for each connection, that of its last write. So what was applied over a
         connection since lost is first looked for, and written again, over the connection there is now.
         A replica without an append-only file never confirms: with one connected, the answer stays False. So it does
-        while a replica that is known of (and may be promoted) is not connected.
+        while a replica that was seen once, or is known of, is not connected: it may be promoted.
         """
         with self._lock:
             try:
@@ -272,7 +274,9 @@ class Applier:
 
     def _wait(self, connection: Connection, timeout_seconds: float) -> bool | None:
         (replication,) = exchange(connection, [pack(b"INFO", b"replication")], [is_text])
-        replicas = max(_connected_replicas(replication), self._known_replicas())
+        replicas = self._due_replicas(peer_of(connection), _connected_replicas(replication))
+        if replicas is None:
+            return False
         wait = pack(b"WAITAOF", b"1", b"%d" % replicas, b"%d" % max(1, int(timeout_seconds * 1000)))
         (reply,) = exchange(connection, [wait], [is_pair_of_numbers])
         if isinstance(reply, ResponseError) and not is_away(reply):
@@ -322,16 +326,14 @@ def includes(present: str, watermark: str) -> bool:
     return present == watermark or (is_token(present) and segment_of(present) > segment_of(watermark))
 
 
-def _connected_replicas(info: object) -> int:
-    """Return how many replicas a reply to INFO tells of. Raises RedisError where it is an error, or tells nothing."""
+def _connected_replicas(info: object) -> list[str]:
+    """Return the replicas that a reply to INFO tells of. Raises RedisError where it is an error, or tells nothing."""
     if isinstance(info, RedisError):
         raise info
     assert isinstance(info, bytes)  # noqa: S101 - its shape
-    for line in info.splitlines():
-        name, _, number = line.partition(b":")
-        if name == b"connected_slaves" and number.isdigit() and len(number) < 10:
-            return int(number)
-    raise impossible(info)
+    if b"\nconnected_slaves:" not in info:
+        raise impossible(info)
+    return replicas_of(info.decode(errors="replace"))
 
 
 def _chunks(batches: Sequence[Batch], field: bytes) -> Iterator[list[bytes]]:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from visit_counter.errors import StoreError
+    from visit_counter.stores.replicas import Replica
 
 NO_WATERMARK = ""
 # What `watermarks` says of a partition in whose place there is something else: no flush writes it.
@@ -137,6 +138,13 @@ class Store(ABC):
 
         True: it is. False: not within the time-out, ask again later. None: this store cannot tell.
         """
+
+    def remember_replicas(self, known: Mapping[str, Replica]) -> None:  # noqa: B027 - a store without replicas does nothing
+        """Take these for the replicas that `persist` has to wait for, beside those it finds; it adds to them."""
+
+    def known_replicas(self) -> dict[str, Replica]:
+        """Return the replicas there are and were, by address; none for a store that has no such thing."""
+        return {}
 
     def one_per_server(self, partitions: Sequence[int]) -> list[int]:
         """Return some of these partitions: one for each server that has any.

@@ -47,6 +47,7 @@ from visit_counter.stores.redis import (
     stored_of,
     watermark_command,
 )
+from visit_counter.stores.replicas import Replicas
 from visit_counter.stores.shapes import anything, is_number, is_text, is_text_or_nothing
 from visit_counter.stores.topology import Topology, are_slots
 from visit_counter.stores.wire import explain, is_elsewhere
@@ -59,6 +60,7 @@ if TYPE_CHECKING:
     from visit_counter.stores.applying import Vouched
     from visit_counter.stores.moving import Command
     from visit_counter.stores.redis import Patience
+    from visit_counter.stores.replicas import Replica
     from visit_counter.stores.shapes import Shape
 
 T = TypeVar("T")
@@ -85,6 +87,7 @@ class ClusterStore(Store):
         self._leaving: Vouched = {}
         # What `one_per_server` has given last, and the servers it was meant for.
         self._chosen: dict[int, str] = {}
+        self._replicas = Replicas()
         self.topology = Topology(self._candidates, self._ask_slots)
 
     # -- the contract ------------------------------------------------------------------------------------------------
@@ -204,6 +207,14 @@ class ClusterStore(Store):
                     del self._leaving[writer, at]
         return not self._leaving
 
+    def remember_replicas(self, known: Mapping[str, Replica]) -> None:
+        """Take these for the replicas that `persist` has to wait for, beside those it finds; it adds to them."""
+        self._replicas.remember(known)
+
+    def known_replicas(self) -> dict[str, Replica]:
+        """Return the replicas there are and were, by address."""
+        return self._replicas.known()
+
     def one_per_server(self, partitions: Sequence[int]) -> list[int]:
         """Return one of these partitions for each server of the cluster that has any."""
         by_address = {self.topology.owner(partition): partition for partition in partitions}
@@ -311,6 +322,8 @@ class ClusterStore(Store):
                     # The name of the whole cluster, and the address, stand in its errors.
                     Shard(f"{self.name} ({address})", url),
                     known_replicas=partial(self.topology.replicas, address),
+                    replicas=self._replicas,
+                    primary=address,
                     **self._options,
                 )
                 if self._is_telling:

@@ -23,6 +23,7 @@ from visit_counter.stores.breaker import Breaker
 from visit_counter.stores.describe import Description, Seen, describe, read_info
 from visit_counter.stores.exchange import impossible, pack
 from visit_counter.stores.looking import beyond, look_into
+from visit_counter.stores.replicas import Replicas
 from visit_counter.stores.shapes import (
     anything,
     are_pairs,
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from visit_counter.settings import Shard
+    from visit_counter.stores.replicas import Replica
     from visit_counter.stores.shapes import Shape
 
 log = logging.getLogger(__name__)
@@ -93,6 +95,8 @@ class RedisStore(Store):
         apply_seconds: float = 5.0,
         breaker: Breaker | None = None,
         known_replicas: Callable[[], int] | None = None,
+        replicas: Replicas | None = None,
+        primary: str = "",
     ) -> None:
         self.name = shard.name
         self._address = shard.address
@@ -107,10 +111,11 @@ class RedisStore(Store):
         self._flushes = Wire(shard, apply_seconds, apply_seconds, self._expected)
         # Asks who a server is that may be the wrong one.
         self._questions = Wire(shard, connect_seconds, read_seconds)
+        # Of one server, whatever its address is; those of a cluster share them, each under its address.
+        self._replicas, self._primary = replicas or Replicas(), primary
+        self._listed_replicas = known_replicas or self._flushes.known_replicas
         # Half, so that the server's answer to a wait arrives before this side gives up on the connection.
-        self.applier = Applier(
-            self.name, self._flushes, apply_seconds / 2, self._report, known_replicas or self._flushes.known_replicas
-        )
+        self.applier = Applier(self.name, self._flushes, apply_seconds / 2, self._report, self._due_replicas)
 
     def add(self, page: str, visits: int) -> int:
         """Count visits of a page at once and return its new count; waits up to `add_seconds`.
@@ -201,6 +206,20 @@ class RedisStore(Store):
         if self.breaker.state != "closed":
             return False
         return self.applier.persist(timeout_seconds)
+
+    def remember_replicas(self, known: Mapping[str, Replica]) -> None:
+        """Take these for the replicas that `persist` has to wait for, beside those it finds; it adds to them."""
+        self._replicas.remember(known)
+
+    def known_replicas(self) -> dict[str, Replica]:
+        """Return the replicas there are and were, by address."""
+        return self._replicas.known()
+
+    def _due_replicas(self, address: str, connected: Sequence[str]) -> int | None:
+        """Return how many replicas must have what was applied; None while one that must is away."""
+        if self._replicas.see(self._primary, address, connected):
+            return None
+        return max(len(connected), self._listed_replicas())
 
     def ping(self) -> bool:
         """Tell whether the server answers PING within `read_seconds`, and tell the breaker."""

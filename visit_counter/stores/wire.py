@@ -89,6 +89,15 @@ class Wire:
             self._pool.sentinel_manager.close()
 
 
+def peer_of(connection: Connection) -> str:
+    """Return the address of the server that a connection leads to; "" where that cannot be told."""
+    try:
+        host, port, *_ = connection._sock.getpeername()  # type: ignore[attr-defined]  # noqa: SLF001 - redis-py has no other way
+    except (AttributeError, OSError, ValueError):
+        return ""
+    return join_host(host, port)
+
+
 def explain(shard: str, error: RedisError) -> StoreError:
     """Return the StoreError that an error of redis-py means. redis-py's texts hold addresses, but no passwords."""
     if isinstance(error, MasterNotFoundError):
