@@ -34,7 +34,9 @@ def pauses(bench: Bench) -> list[Line]:
             visit_each(server.port, range(bench.effort.cached_pages))
             (worker,) = server.worker_pids
             with Probe(server.port) as probe:
-                wrk.run(server.url, _MIXED, bench.effort.pause, folder, core=bench.load_core)
+                load = wrk.start(server.url, _MIXED, bench.effort.pause, folder, core=bench.load_core)
+                # A read whose shard does not answer in time is an error of its own.
+                done = wrk.result(load, errors_allowed=True)
             collections = _collections(noted / str(worker))
     long = [wait for wait in probe.slow if wait.seconds >= _PAUSE_SECONDS]
     collected = sum(any(_explains(one, wait) for one in collections) for wait in long)
@@ -47,7 +49,7 @@ def pauses(bench: Bench) -> list[Line]:
             20,
             "ms",
             f" ({len(long)} pauses of 20 ms or more, {collected} of them garbage collections, the longest of which "
-            f"{longest_collection * 1e3:.0f} ms; {probe.answers:,} probes)",
+            f"{longest_collection * 1e3:.0f} ms; {probe.answers:,} probes; {done.wrong} of {done.requests:,} failed)",
         )
     ]
 
