@@ -46,7 +46,7 @@ def when_ready(server: Any) -> None:
 
 def post_worker_init(worker: Any) -> None:
     """Open journal and connections, after the fork."""
-    gunicorn_life.stop_in_time(worker)
+    gunicorn_life.bound_gthread(worker)
     startup.start_service(worker.wsgi)
 
 

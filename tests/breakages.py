@@ -211,7 +211,7 @@ BREAKAGES = (
         "worker_connections.py",
         "            listener.close()\n",
         "",
-        "tests/integration/test_stop_and_reload.py",
+        "tests/integration/test_worker_life.py::test_a_stopping_worker_listens_no_more_though_a_request_is_under_way",
     ),
     Breakage(
         "hand a request to a thread before its body is here",

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import sys
+import warnings
 
 from flask import Flask
 
@@ -18,6 +20,9 @@ class StubService:
         """Say it, or refuse if the test asks for that."""
         if "STUB_FAILS" in os.environ:
             raise StartupError("the journal cannot be opened")
+        if "STUB_WARNS" in os.environ:
+            logging.getLogger("visit_counter.stub").warning("the host is odd")
+            warnings.warn("a library is odd", stacklevel=1)
         sys.stderr.write(f"started in {os.getpid()}\n")
 
     def stop(self) -> None:

@@ -8,6 +8,8 @@ from __future__ import annotations
 import os
 import resource
 import signal
+import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -31,8 +33,10 @@ _CHECK_SECONDS = 60.0
 _CONNECTIONS = 8000
 _OTHER_FILES = 256  # the journal, connections to shards
 _FILES = _CONNECTIONS + _OTHER_FILES
-# How long gunicorn's own workers wait for clients when they are told to stop; and for threads, at the very end.
+# How long gunicorn's own workers wait for the next byte of a client, and for clients when they are told to stop.
+_GTHREAD_WAIT_SECONDS = 30
 _GTHREAD_STOP_SECONDS = 2  # whole ones, says gunicorn
+# How long every worker waits for its threads, at the very end.
 _THREADS_SECONDS = 0.3
 
 
@@ -135,12 +139,16 @@ def end_while_booting() -> None:
     os.register_at_fork(after_in_child=after_fork)
 
 
-def stop_in_time(worker: Any) -> None:
-    """Let gunicorn's gthread worker close its sockets when it is told to stop, and wait for clients for two seconds."""
+def bound_gthread(worker: Any) -> None:
+    """Let gunicorn's gthread worker wait for no client without end, and close its sockets when it is told to stop."""
     if type(worker).__module__ != "gunicorn.workers.gthread":
         return
     # The worker's own copy: the master still waits for the last flush.
     worker.cfg.set("graceful_timeout", _GTHREAD_STOP_SECONDS)
+    # An accepted socket inherits these. gunicorn waits without end, in a thread, for a client that says no more.
+    for listener in worker.sockets:
+        for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
+            listener.setsockopt(socket.SOL_SOCKET, option, struct.pack("ll", _GTHREAD_WAIT_SECONDS, 0))
     set_accept_enabled: Callable[[bool], None] = worker.set_accept_enabled
 
     def and_close(enabled: bool) -> None:

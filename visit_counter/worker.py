@@ -59,7 +59,7 @@ LOAD_THREADS = 4
 
 # How long clients have when the worker is told to stop, and to stop quickly (SIGINT, SIGQUIT).
 STOP_SECONDS = 1.0
-LAST_SECONDS = 0.5
+LAST_SECONDS = 0.2
 QUICK_SECONDS = 0.2
 
 

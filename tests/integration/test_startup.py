@@ -336,3 +336,14 @@ def test_a_service_that_cannot_start_ends_the_master_with_one_line(service: Call
     assert server.wait() == 3
     assert "visit-counter: the journal cannot be opened" in server.log.splitlines()
     assert "Traceback" not in server.log
+
+
+@pytest.mark.parametrize("worker", ["visit_counter.worker.VisitWorker", "gthread"])
+def test_a_warning_of_the_host_is_one_line_with_time_and_level_however_many_workers_come_to_it(
+    service: Callable[..., GunicornServer], valkey: ValkeyServer, worker: str
+) -> None:
+    server = up(service("-w", "3", "-k", worker, VISITS_SHARDS=valkey.url, STUB_WARNS="1"), workers=3)
+    lines = [line for line in server.log.splitlines() if "odd" in line and not line.startswith(" ")]
+    form = r"\[[-\d]+ [:\d]+ [+-]\d{4}\] \[\d+\] \[WARNING\] (.*: )?(the host|a library) is odd"
+    assert len(lines) == 2, lines
+    assert all(re.fullmatch(form, line) for line in lines), lines

@@ -113,3 +113,18 @@ def test_a_reload_with_a_wrong_setting_changes_nothing_and_says_so(
     server.send_signal(signal.SIGHUP)
     wait_until(lambda: not set(server.worker_pids) & {*workers, later}, "new workers after the mistake was mended")
     assert connect(server).ask("POST", "/visits/a").answer().status == 200
+
+
+def test_under_gthread_a_client_that_says_no_more_holds_its_thread_for_a_time_only(
+    gunicorn: Make, connect: Connect, tmp_path: Path
+) -> None:
+    config = tmp_path / "gunicorn.conf.py"
+    ours = Path(__file__).parents[2] / "gunicorn.conf.py"
+    text = ours.read_text(encoding="utf-8").replace("__file__", repr(str(ours)))
+    config.write_text(f"{text}\ngunicorn_life._GTHREAD_WAIT_SECONDS = 1\n", encoding="utf-8")
+    server = gunicorn("-c", str(config), "-k", "gthread", "--threads", "2", VISITS_PROFILE="basic").start()
+    silent = [connect(server).send(half) for half in (HALF, HALF[:20]) * 2]
+    assert connect(server).ask("POST", "/visits/a").answer().status == 200
+    assert [silent[at].answer().status for at in (0, 2)] == [400, 400]
+    assert all(client.is_closed() for client in silent)
+    assert server.stop() == 0

@@ -19,6 +19,7 @@ from typing import Self
 import pytest
 
 from tests.integration.gunicorn_server import ROOT, STUB, Server, wait_until
+from tests.servers import listening
 
 
 def written(file: Path) -> bool:
@@ -166,6 +167,20 @@ def test_a_stopping_worker_finishes_what_is_under_way(tmp_path: Path) -> None:
         assert held.answer().body == b"held"
         assert held.is_closed()
         assert server.stop() == 0
+
+
+def test_a_stopping_worker_listens_no_more_though_a_request_is_under_way(tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    with Server(tmp_path, "bind = ['127.0.0.1:0']\n") as server:
+        wait_until(lambda: "Listening at" in server.text(), "gunicorn listens")
+        (port,) = re.findall(r"http://127\.0\.0\.1:(\d+)", server.text())
+        server.address = ("127.0.0.1", int(port))
+        held = server.client().ask("GET", f"/hold{gate}")
+        server.client().ask("GET", "/visits/a").answer()
+        server.signal(signal.SIGTERM)
+        wait_until(lambda: not listening(int(port)), "nobody listens any more")
+        gate.touch()
+        assert held.answer().body == b"held"
 
 
 def test_a_stopping_worker_does_not_wait_for_idle_clients_for_long(tmp_path: Path) -> None:
