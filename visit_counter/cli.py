@@ -231,6 +231,8 @@ def _print_plan(plan: Plan, as_json: bool) -> None:
     if not as_json:
         pages = sum(row["pages"] for row in rows)
         click.echo(f"{len(plan.moves):,} of {PARTITIONS:,} partitions, {pages:,} pages to move")
+    for note in plan.notes():
+        click.secho(f"warning: {note}", fg="yellow", err=True)
 
 
 @contextmanager

@@ -12,7 +12,12 @@ emptied, or was last used by a version that did not write this; it is given its 
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from visit_counter.topology import Topology
 
 # With a hash tag, so that a cluster finds it as it finds partition 0.
 KEY = b"visits:{0}:shard"
@@ -56,3 +61,32 @@ class Expected:
         if wanted.name not in said.names:
             return f"the server says it is the shard {said.name}"
         return ""
+
+
+def mistaken(name: str, address: str, said: Identity, topology: Topology) -> str:
+    """Return why the server that the list calls `name` is not the shard of that name, or "".
+
+    `said`: what it says of itself. A new name in the list is no mistake: the server is known by the one it has. Nor is
+    one that a rebalance is about to give it, or has given it without saying so there: the topology has its address.
+    """
+    known = topology.everyone
+    if not said.names:
+        return ""
+    if said.installation != topology.id:
+        return f"it says it is the shard {said.name} of another installation"
+    if name not in known or said.name == name:
+        return ""
+    if known[name] == known.get(said.name, address):
+        return ""
+    return f"it says it is the shard {said.name}"
+
+
+def swapped(addresses: Mapping[str, str], topology: Topology) -> dict[str, str]:
+    """Return, by name, why servers that do not say who they are cannot be right: their addresses are other shards'."""
+    known = topology.everyone
+    owner_of = {address: name for name, address in known.items()}
+    return {
+        name: f"the shards keep its address for {owner_of[address]}"
+        for name, address in addresses.items()
+        if name in known and owner_of.get(address, name) != name and known[name] != address
+    }

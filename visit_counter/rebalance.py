@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING
 
 from visit_counter import steps
 from visit_counter.errors import RebalanceError, StoreError
+from visit_counter.identity import KEY as IDENTITY_KEY
+from visit_counter.identity import Identity, mistaken, swapped
 from visit_counter.rebalance_plan import Plan, groups_of, make_plan
 from visit_counter.shard_list import Shard
 from visit_counter.stores import moving
@@ -107,6 +109,8 @@ class Rebalance:
                 f"{', '.join(lost)}: another server is at this address, or it has lost its data; if it is to take "
                 "the place of a lost one, start the service with it first"
             )
+        else:
+            self._check_identities(topology)
         return make_plan(topology, self._wanted, self._stores)
 
     def run(
@@ -126,7 +130,7 @@ class Rebalance:
             plan = self.plan()
             self._topology = plan.topology
             begin(plan)
-            if not plan.is_done:
+            if not plan.is_done or (set_aside and plan.others):
                 self._carry_out(plan, progress, set_aside=set_aside)
         finally:
             self._unlock()
@@ -138,7 +142,9 @@ class Rebalance:
             raise RebalanceError(f"other counts are in the way: {shards}; --set-aside keeps them under other keys")
         topology = plan.topology
         self._tell(topology.shards, {**topology.next, **plan.wanted})
-        self._set_aside(plan)
+        self._name_shards(topology.id)
+        if set_aside:
+            self._set_aside(plan)
         for partition, shard, owner in plan.rejects:
             run_on_disk(self._stores[shard], [moving.reject(partition, owner)])
         for partition, shard in plan.thaws:
@@ -153,9 +159,29 @@ class Rebalance:
         steps.step("topology")
         self._tell(plan.wanted, {})
 
+    def _check_identities(self, topology: Topology) -> None:
+        """Raise RebalanceError for servers that are not the shards they are taken for."""
+        said = {name: _identity(store) for name, store in self._stores.items()}
+        complaints = {name: mistaken(name, self._stores[name].address, one, topology) for name, one in said.items()}
+        silent = {name: self._stores[name].address for name, one in said.items() if not one.names}
+        told = [f"{name} at {self._stores[name].address}: {why}" for name, why in complaints.items() if why]
+        told += [f"{name}: {why}" for name, why in swapped(silent, topology).items()]
+        if told:
+            raise RebalanceError(f"{'; '.join(told)}; see VISITS_SHARDS")
+
+    def _name_shards(self, installation: str) -> None:
+        """Have each wanted shard say the name that it is to have; hosts may know it by the former one until then."""
+        for name in self._wanted:
+            store = self._stores[name]
+            former = _identity(store).name
+            if former != name:
+                made = Identity(installation, (name, former) if former else (name,))
+                run_on_disk(store, [(b"SET", IDENTITY_KEY, made.to_text().encode())])
+                steps.step("name")
+
     def _set_aside(self, plan: Plan) -> None:
         """Rename counts that stand where another shard's partition has to go, to visits:{17}:stray:RUN."""
-        for name, partitions in plan.strays.items():
+        for name, partitions in [*plan.strays.items(), *plan.others.items()]:
             keys = [moving.keys_of(partition)[0] for partition in partitions]
             run_all(self._stores[name], [(b"RENAMENX", key, key + b":stray:" + self._run.encode()) for key in keys])
 
@@ -215,6 +241,13 @@ class Rebalance:
         steps.step("bury")
         _expect(Place(), run_all(target, [moving.activate(at) for at in partitions], is_text), target_name)
         steps.step("activate")
+
+
+def _identity(store: RedisStore) -> Identity:
+    try:
+        return store.read_identity()
+    except StoreError as error:
+        raise RebalanceError(f"{error}; a rebalance needs all shards") from None
 
 
 def _copy(partitions: Sequence[int], source: RedisStore, target: RedisStore) -> dict[int, int]:

@@ -44,7 +44,8 @@ class Plan:
 
     `rejects`: (partition, shard that was to get it and may have a copy, owner that keeps it). `thaws`: (partition,
     shard) that stays after all. `activations`: (partition, shard) whose copy only has to be taken into use. `strays`:
-    partitions, by shard, that have counts there although another shard owns them: another profile has counted there.
+    partitions, by shard, that have counts where another shard's partition has to go: another profile has counted there.
+    `others`: partitions, by shard, that have counts there although another shard has them, in nobody's way.
     """
 
     topology: Topology
@@ -54,12 +55,21 @@ class Plan:
     thaws: list[tuple[int, str]] = field(default_factory=list)
     activations: list[tuple[int, str]] = field(default_factory=list)
     strays: dict[str, list[int]] = field(default_factory=dict)
+    others: dict[str, list[int]] = field(default_factory=dict)
 
     @property
     def is_done(self) -> bool:
         """Tell whether there is nothing to do."""
         repairs = self.rejects or self.thaws or self.activations
         return not (self.moves or repairs or self.topology.next) and self.topology.shards == self.wanted
+
+    def notes(self) -> list[str]:
+        """Return what a person should know of counts that are where nobody reads them."""
+        return [
+            f"{name} holds counts of {len(found)} partitions that another shard has, e.g. {found[0]}: they are not "
+            "read; --set-aside keeps them under other keys"
+            for name, found in sorted(self.others.items())
+        ]
 
     def rows(self) -> list[dict[str, Any]]:
         """Return how many partitions and pages go from where to where."""
@@ -92,6 +102,7 @@ def make_plan(topology: Topology, wanted: Sequence[str], stores: Mapping[str, Re
     for partition in range(PARTITIONS):
         holder = survey.holder(partition, former.shard_of(partition))
         _plan_partition(plan, partition, holder, target_of.shard_of(partition), survey)
+        _note_others(plan, partition, holder, survey)
     _count_pages(plan, survey, stores)
     return plan
 
@@ -162,6 +173,14 @@ def _plan_partition(plan: Plan, partition: int, holder: str, target: str, survey
         if there.place.kind == "" and there.fields:
             plan.strays.setdefault(target, []).append(partition)
         plan.moves.append(Move(partition, holder, target, 0))
+
+
+def _note_others(plan: Plan, partition: int, holder: str, survey: Survey) -> None:
+    for name, spots in survey.spots.items():
+        place, fields = spots[partition]
+        is_told = partition in plan.strays.get(name, ())
+        if place.kind == "" and fields and not is_told and not survey.same(name, holder):
+            plan.others.setdefault(name, []).append(partition)
 
 
 def _count_pages(plan: Plan, survey: Survey, stores: Mapping[str, RedisStore]) -> None:

@@ -19,12 +19,12 @@ from visit_counter.shard_list import parse_shards
 from visit_counter.state import State, acknowledge, acknowledged
 from visit_counter.stores.base import NO_WATERMARK, segment_of
 from visit_counter.stores.cluster import ClusterStore
+from visit_counter.stores.describe import Seen
 from visit_counter.stores.redis import RedisStore
 
 if TYPE_CHECKING:
     from visit_counter.service import Service
     from visit_counter.settings import Settings, Shard
-    from visit_counter.stores.describe import Seen
     from visit_counter.stores.sharded import ShardedStore
 
 
@@ -58,6 +58,9 @@ def shards(service: Service) -> list[dict[str, Any]]:
         service.store.settle()
     for partition in range(PARTITIONS):
         owned.setdefault(service.store.shard_of(partition), []).append(partition)
+    agreed = service.store.agreed
+    # While partitions are being moved, this process does not know where each of them is.
+    strays = agreed is not None and not agreed.next and agreed.shards.keys() == service.store.stores.keys()
     pending, state, writer = _pending_by_shard(service)
     rows = []
     for shard in service.settings.shards:
@@ -65,7 +68,11 @@ def shards(service: Service) -> list[dict[str, Any]]:
         trouble = [f"the last flush failed: {state.trouble[shard.name]}"] if shard.name in state.trouble else []
         trouble += [replica_complaint(*found) for found in state.replicas_away() if found[0] == shard.name]
         if isinstance(store, RedisStore | ClusterStore):
-            for number, seen in enumerate(store.look(writer, owned.get(shard.name, []))):
+            mine = owned.get(shard.name, [])
+            looked = store.look(writer, mine, strays=strays)
+            if shard.name in service.store.mistaken:
+                looked = [Seen(shard.address, partitions=len(mine), error=service.store.mistaken[shard.name])]
+            for number, seen in enumerate(looked):
                 row = _row(shard.name, seen, state.away.get(shard.name))
                 # A visit waits for a cluster as a whole: its partitions may be anywhere when they are flushed.
                 rows.append(row | {"pending_visits": pending[shard.name] if number == 0 else 0} | _told(seen, trouble))

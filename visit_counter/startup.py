@@ -142,12 +142,19 @@ def prepare(settings: Settings, workers: int, addresses: Sequence[object]) -> li
 
 
 def tell_of_other_shards(settings: Settings) -> None:
-    """Have it logged, in the master and so once for the host, if the counts are on other shards than the list has."""
+    """Have it logged, in the master and so once for the host, if the counts are on other shards than the list has.
+
+    Raises StartupError if servers are not the shards that the list takes them for.
+    """
     if settings.profile != "sharded":
         return
     stores = [make_store(shard, apply_seconds=TIMEOUT_SECONDS) for shard in settings.shards]
-    with closing(ShardedStore(stores, shared=True)) as store, suppress(StoreError):
-        store.settle()
+    with closing(ShardedStore(stores, shared=True)) as store:
+        with suppress(StoreError):
+            store.settle()
+        if store.mistaken:
+            told = "; ".join(f"{name}: {why}" for name, why in store.mistaken.items())
+            raise StartupError(f"{told}; see VISITS_SHARDS")
 
 
 def clean_up() -> None:

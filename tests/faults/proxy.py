@@ -1,4 +1,4 @@
-"""A TCP proxy in front of a shard that loses, delays or cuts off replies after the shard has executed a request."""
+"""A TCP proxy in front of a shard that spoils replies after the shard has executed a request, or leads elsewhere."""
 
 from __future__ import annotations
 
@@ -7,6 +7,12 @@ import socket
 import threading
 import time
 from random import Random
+from typing import TYPE_CHECKING
+
+from tests.fake_shards import GARBAGE
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 
 class Proxy:
@@ -14,11 +20,20 @@ class Proxy:
 
     def __init__(self, port: int, random: Random) -> None:
         self.share = 0.0
+        self.whats: Sequence[str] = ("cut", "cut inside", "delay", "lose")
         self.faults = 0
+        self._open: set[socket.socket] = set()
         self._target, self._random = port, random
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = self._listener.getsockname()[1]
         threading.Thread(target=self._accept, daemon=True).start()
+
+    def lead_to(self, port: int) -> None:
+        """Cut off all connections; forward those to come to another server."""
+        self._target = port
+        for each in list(self._open):
+            _end(each)
+        self._open.clear()
 
     def close(self) -> None:
         """Accept no more connections."""
@@ -35,6 +50,7 @@ class Proxy:
             except OSError:
                 client.close()
                 continue
+            self._open |= {client, server}
             threading.Thread(target=self._forward, args=(client, server), daemon=True).start()
             threading.Thread(target=self._reply, args=(server, client), daemon=True).start()
 
@@ -50,7 +66,7 @@ class Proxy:
             while data := server.recv(1 << 16):
                 if self._random.random() < self.share:
                     self.faults += 1
-                    what = self._random.choice(("cut", "cut inside", "delay", "lose"))
+                    what = self._random.choice(self.whats)
                     if what == "cut":
                         break
                     if what == "cut inside":
@@ -58,9 +74,19 @@ class Proxy:
                         break
                     if what == "lose":
                         continue
+                    if what == "garbage":
+                        client.sendall(self._garbage(data))
+                        continue
                     time.sleep(self._random.uniform(0.02, 0.2))
                 client.sendall(data)
         _end(client, server)
+
+    def _garbage(self, data: bytes) -> bytes:
+        """Return something in the place of a reply: another one that can be read, or nothing that can."""
+        spoiled = bytearray(data)
+        for _ in range(self._random.randint(1, 4)):
+            spoiled[self._random.randrange(len(spoiled))] = self._random.randrange(256)
+        return self._random.choice((*GARBAGE.values(), bytes(spoiled), data[::-1]))
 
 
 def _end(*sockets: socket.socket) -> None:

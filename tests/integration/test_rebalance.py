@@ -112,7 +112,9 @@ def fill(store: ShardedStore) -> list[Stored]:
 def raw(server: Server) -> dict[str, object]:
     """Return every partition of a server as it is: a hash, or a sign."""
     with server.client() as client:
-        keys = sorted(key for key in client.scan_iter("visits:*", count=5000) if not key.endswith("topology"))
+        keys = sorted(
+            key for key in client.scan_iter("visits:*", count=5000) if not key.endswith((":topology", ":shard"))
+        )
         return {key: client.hgetall(key) if client.type(key) == "hash" else client.get(key) for key in keys}
 
 

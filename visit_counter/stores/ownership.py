@@ -13,8 +13,9 @@ from visit_counter.errors import StoreUnavailableError
 from visit_counter.ring import Ring
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
+    from visit_counter.identity import Identity
     from visit_counter.stores.base import Store
     from visit_counter.topology import Topology
 
@@ -27,6 +28,7 @@ class Ownership:
         self.owners = list(Ring([store.name for store in stores]).owners)
         self._stores = {store.name: store for store in stores}
         self._renamed: dict[str, Store] = {}
+        self._mistaken: dict[str, str] = {}
 
     @property
     def layout(self) -> str:
@@ -37,12 +39,25 @@ class Ownership:
         """Start from a topology; what was learnt under another one is learnt again."""
         self.topology = topology
         self.owners = list(Ring(sorted(topology.shards)).owners)
-        # A server with a new name in the list is still found under the one it has in the topology.
+        self._find_renamed({})
+
+    def recognise(self, said: Mapping[str, Identity], mistaken: Mapping[str, str]) -> None:
+        """Note who the servers say they are, and why some of them are not the shards that the list takes them for."""
+        self._mistaken = dict(mistaken)
+        self._find_renamed(
+            {identity.name: self._stores[name] for name, identity in said.items() if name not in mistaken}
+        )
+
+    def _find_renamed(self, by_name: Mapping[str, Store]) -> None:
+        """Find servers with a new name in the list under the one they have in the topology."""
+        topology = self.topology
+        if topology is None:
+            return
         by_address = {store.address: store for store in self._stores.values()}
         self._renamed = {
-            name: by_address[address]
+            name: store
             for name, address in topology.everyone.items()
-            if name not in self._stores and address in by_address
+            if name not in self._stores and (store := by_name.get(name) or by_address.get(address)) is not None
         }
 
     def store(self, name: str) -> Store:
@@ -50,7 +65,14 @@ class Ownership:
         store = self._stores.get(name) or self._renamed.get(name)
         if store is None:
             raise unknown_shard(name)
+        if store.name in self._mistaken:
+            raise StoreUnavailableError(name, self._mistaken[store.name])
         return store
+
+    @property
+    def renamed(self) -> Mapping[str, Store]:
+        """The servers whose name in the list is new, by the one they have in the topology."""
+        return self._renamed
 
     def follow(self, partition: int, name: str) -> bool:
         """Note that a partition has moved; False if its new shard is not known here.

@@ -16,6 +16,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, TypeVar
 
 from visit_counter.errors import PartitionMovedError, StoreError, StoreRefusedError, StoreUnavailableError
+from visit_counter.identity import Identity, mistaken, swapped
 from visit_counter.ring import partition_of
 from visit_counter.stores.base import NO_WATERMARK, Applied, Batch, Store, Stored
 from visit_counter.stores.ownership import Ownership, unknown_shard
@@ -58,6 +59,8 @@ class ShardedStore(Store):
         self._ownership = Ownership(stores)
         self._known = not shared
         self._shared = shared
+        # By name, why a server is not the shard that the list takes it for; nothing is read or written there.
+        self.mistaken: Mapping[str, str] = {}
         self._lock = Lock()
         self._clock = clock
         self._asked = clock()
@@ -98,7 +101,7 @@ class ShardedStore(Store):
     def _agree(self) -> None:
         """Adopt the newest topology that the shards keep, and give it to members that lack it."""
         self._asked = self._clock()
-        texts, errors = self._kept()
+        texts, said, errors = self._kept()
         try:
             best = newest(texts)
         except TopologyError as error:
@@ -118,21 +121,50 @@ class ShardedStore(Store):
                     f"VISITS_SHARDS has {', '.join(self.stores)}, the counts are on {', '.join(sorted(best.shards))}; "
                     "flask shards rebalance moves them"
                 )
+        self._recognise(texts, said)
         self._known = True
-        self._give(texts)
+        self._give(texts, said)
 
-    def _kept(self) -> tuple[dict[str, str], list[StoreError]]:
-        """Return what each shard keeps as the topology, and why others do not say."""
+    def _kept(self) -> tuple[dict[str, str], dict[str, Identity], list[StoreError]]:
+        """Return what each shard keeps as the topology, who it says it is, and why others do not say."""
 
-        def ask(store: Store) -> tuple[str, str | StoreError]:
+        def ask(store: Store) -> tuple[str, str, Identity] | StoreError:
             try:
-                return store.name, store.read_topology()
+                # In this order: a rebalance that gives a new name tells of it before.
+                return store.name, store.read_topology(), store.read_identity()
             except StoreError as error:
-                return store.name, error
+                return error
 
         answers = in_parallel([partial(ask, store) for store in self.stores.values()])
-        texts = {name: answer for name, answer in answers if isinstance(answer, str)}
-        return texts, [answer for _, answer in answers if isinstance(answer, StoreError)]
+        known = [answer for answer in answers if not isinstance(answer, StoreError)]
+        return (
+            {name: text for name, text, _ in known},
+            {name: identity for name, _, identity in known},
+            [answer for answer in answers if isinstance(answer, StoreError)],
+        )
+
+    def _recognise(self, texts: Mapping[str, str], said: Mapping[str, Identity]) -> None:
+        """Compare who the servers say they are with whom the list takes them for; what is mistaken is not used."""
+        topology = self._ownership.topology
+        if topology is None:
+            return
+        complaints = {name: mistaken(name, self.stores[name].address, one, topology) for name, one in said.items()}
+        silent = {name: self.stores[name].address for name, one in said.items() if not one.names and texts[name]}
+        complaints |= swapped(silent, topology)
+        # Of a server that does not answer the last word stands.
+        complaints = {name: why for name, why in self.mistaken.items() if name not in said} | complaints
+        self.mistaken = {
+            name: f"{self.stores[name].address} is not this shard: {why}" for name, why in complaints.items() if why
+        }
+        for name, why in self.mistaken.items():
+            _tell(f"shard {name}: {why}; see VISITS_SHARDS")
+        self._ownership.recognise(said, self.mistaken)
+        known_as = {store.name: name for name, store in self._ownership.renamed.items()}
+        for name, store in self.stores.items():
+            own = said[name].name if name in said and name not in self.mistaken else ""
+            wanted = own or known_as.get(name) or (name if name in topology.everyone else "")
+            if wanted:
+                store.expect(Identity(topology.id, (wanted,)))
 
     def _found(self) -> Topology:
         """Make a topology of the configured shards, all of which are known to have none.
@@ -146,18 +178,23 @@ class ShardedStore(Store):
         except TopologyError as error:
             raise StoreRefusedError(self.name, str(error)) from None
 
-    def _give(self, texts: Mapping[str, str]) -> None:
-        """Give the topology to members that lack it: after the first start, or to a server that lost its data."""
+    def _give(self, texts: Mapping[str, str], said: Mapping[str, Identity]) -> None:
+        """Give the topology and its name to members that lack it: after the first start, or to one without its data."""
         topology = self._ownership.topology
         if topology is None:
             return
         text = topology.to_text()
-        for name in topology.everyone.keys() & texts.keys():
-            if texts[name] != text:
-                try:
-                    self.stores[name].offer_topology(text)
-                except StoreError as error:
-                    log.debug("no topology for %s: %s", name, error)
+        members = {name: self.stores[name] for name in topology.everyone.keys() & self.stores.keys()}
+        for name, store in (members | dict(self._ownership.renamed)).items():
+            if store.name not in texts or store.name in self.mistaken:
+                continue
+            try:
+                if texts[store.name] != text and name in self.stores:
+                    store.offer_topology(text)
+                if not said[store.name].names:
+                    store.name_server(Identity(topology.id, (name,)))
+            except StoreError as error:
+                log.debug("no topology for %s: %s", name, error)
 
     def _follow(self, error: PartitionMovedError) -> None:
         """Note where partitions have moved. Raises StoreUnavailableError for a shard that is not known here."""
@@ -263,12 +300,14 @@ class ShardedStore(Store):
         return all(self.ping_each().values())
 
     def ping_each(self) -> dict[str, bool]:
-        """Tell for each shard, by name, whether it answers."""
-        return dict(zip(self.stores, in_parallel([store.ping for store in self.stores.values()]), strict=True))
+        """Tell for each shard, by name, whether it answers and is who it is taken for."""
+        answers = dict(zip(self.stores, in_parallel([store.ping for store in self.stores.values()]), strict=True))
+        return {name: answer and name not in self.mistaken for name, answer in answers.items()}
 
     def reasons(self) -> dict[str, str]:
         """Return, without asking, why shards or parts of them are taken for away, by name; nothing of the others."""
-        return {name: reason for name, store in self.stores.items() if (reason := store.reason())}
+        reasons = {name: self.mistaken.get(name) or store.reason() for name, store in self.stores.items()}
+        return {name: reason for name, reason in reasons.items() if reason}
 
     def tell_absences(self) -> None:
         """Tell in the log from now on when a shard is away and when it is back, once each."""
