@@ -14,7 +14,17 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from tests.faults import embedded_rows, failover_rows, flush_rows, http_rows, local_rows, rebalancing, rows, shards
+from tests.faults import (
+    embedded_rows,
+    failover_rows,
+    flush_rows,
+    http_rows,
+    knowledge_rows,
+    local_rows,
+    rebalancing,
+    rows,
+    shards,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -48,6 +58,10 @@ ROWS = (
     Row("disk-full", 50, rows.full_disk),
     Row("clock", 20, rows.set_clock),
     Row("rollback", 100, rows.roll_back),
+    Row("two-hosts", 30, knowledge_rows.share_shards),
+    Row("outage-known", 30, knowledge_rows.take_shard_away),
+    Row("copied-data", 30, knowledge_rows.copy_data),
+    Row("older-shard", 30, knowledge_rows.go_back),
     Row("slow-clients", 80, http_rows.slow_clients),
     Row("stop", 100, http_rows.stop_in_the_middle),
     Row("wrong-reload", 50, http_rows.reload_wrongly),
