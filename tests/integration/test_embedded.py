@@ -318,11 +318,18 @@ def info(settings: Settings, port: int) -> str:
         return "\n".join(f"{name}:{value}" for name, value in connected.info("persistence").items())
 
 
+@pytest.mark.parametrize("found", [False, True])
 @pytest.mark.parametrize("removed", [".", "shards", "shards/redis_7070"])
 def test_files_that_are_removed_under_the_servers_are_written_anew(
-    embedded: Settings, shards: EmbeddedShards, removed: str
+    embedded: Settings, shards: EmbeddedShards, removed: str, found: bool
 ) -> None:
+    """Also of servers that their supervisor has `found`, left by one that was killed."""
     shards.start()
+    if found:
+        os.kill(supervisor_pid(embedded), signal.SIGKILL)
+        wait_until(lambda: not supervised(embedded), "the supervisor is gone")
+        shards.keep()
+        wait_until(lambda: supervised(embedded), "another supervisor has taken over")
     worker = EmbeddedShards(embedded)
     worker.keep()
     assert [add(embedded, port, 3) for port in embedded.embedded_ports] == [3, 3]

@@ -71,7 +71,7 @@ class ShardServer:
         self.locked = False
         self._binary = binary
         self._process: subprocess.Popen[bytes] | None = None
-        self._ending_pid = 0
+        self._found_pid = self._ending_pid = 0
         self._next_try = 0.0
         self._delay_seconds = _FIRST_DELAY_SECONDS
         self._started = 0.0
@@ -89,6 +89,7 @@ class ShardServer:
         while not self.locked:
             if try_lock(self._lock_fd, fcntl.LOCK_EX):
                 self.locked = True
+                self._found_pid = self._found_pid or server_pid(self.dir)
                 # Always as long, so that nobody finds a part of it.
                 os.pwrite(self._lock_fd, b"%-5d %-10d\n" % (self.port, os.getpid()), 0)
             elif time.monotonic() >= deadline:
@@ -113,8 +114,7 @@ class ShardServer:
         if not self.lock(_LOCK_SECONDS):
             log.error("shard %s: another supervisor has taken %s", self.name, self.dir)
             return
-        if self._process:
-            write_pid(self.dir, self._process.pid)
+        write_pid(self.dir, self._process.pid if self._process else self._found_pid)
         try:
             write_anew(self.port, self._password, self.dir)
         except (OSError, ValueError, RefusedError) as error:
@@ -188,6 +188,7 @@ class ShardServer:
         else:
             # Left by a supervisor that was killed, or started by hand; or on its way to its port, or from it.
             self._next_try = now + _LOOK_SECONDS
+            self._found_pid = server_pid(self.dir)
             self._protect()
 
     def _look(self) -> Seen:
@@ -195,7 +196,7 @@ class ShardServer:
 
     def _protect(self) -> None:
         """Give the password to a server that a supervisor of a version without one has left."""
-        if server_pid(self.dir):
+        if self._found_pid:
             with suppress(OSError, ValueError, RefusedError):
                 protect(self.port, self._password)
 
