@@ -32,6 +32,8 @@ class DirectCounter(VisitCounter):
         # How many visits of a partition's pages this process has answered. A read that began before the last of them
         # may be too old for that visitor: nobody joins it any more, and it is not cached.
         self._answered = [0] * PARTITIONS
+        # The page of the last visit, if the store answered and refused it.
+        self._refused_page = ""
 
     def owner(self, page: str) -> str:
         """Return the store that has a page."""
@@ -42,6 +44,17 @@ class DirectCounter(VisitCounter):
         may_ask = wait or not self._waits
         return [self._count_visit(ask) if ask.is_visit and may_ask else self._find(ask, may_ask) for ask in asks]
 
+    def refusal(self) -> str | None:
+        """Tell why the store refused the last visit, if it would still refuse it; asks it, and counts nothing."""
+        page = self._refused_page
+        if page:
+            try:
+                self.store.add(page, 0)
+            except StoreError as error:
+                return str(error)
+            self._refused_page = ""
+        return None
+
     def _count_visit(self, ask: Ask) -> Outcome:
         page = ask.page
         try:
@@ -49,8 +62,10 @@ class DirectCounter(VisitCounter):
         except StoreUnavailableError as error:
             return UncertainError(f"{error}; whether the visit was counted is unknown")
         except StoreError as error:
+            self._refused_page = page
             return error
         with self._lock:
+            self._refused_page = ""
             self._answered[partition_of(page)] += 1
             if self.cache is not None:
                 # Of two visits at once the one with the lower count may come here last.

@@ -242,4 +242,7 @@ class Service:
         if self.buffer is not None:
             with self.buffer.lock:
                 return self.buffer.refusal()
-        return None if all(shards.values()) else "the store does not answer, and this profile has no journal"
+        if not all(shards.values()):
+            return "the store does not answer, and this profile has no journal"
+        # A shard that is full, say, answers all the same.
+        return self.counter.refusal() if isinstance(self.counter, DirectCounter) else None

@@ -214,3 +214,23 @@ def test_a_replica_that_is_away_is_told_until_a_person_gives_it_up(client: Flask
     assert command(service, "shards", "replicas", "--forget", "10.0.0.9:7070").exit_code == 1
     assert "yes" in command(service, "shards", "replicas", "--forget", "10.0.0.2:7070").stdout
     assert health(client)["api_status"] == "healthy"
+
+
+@pytest.mark.parametrize("profile", ["redis", "cached"])
+def test_without_a_journal_a_shard_that_refuses_the_last_visit_is_unhealthy_until_it_takes_it(
+    settings: Callable[..., Settings], shards: list[ValkeyServer], profile: str
+) -> None:
+    application = create_app(settings(VISITS_PROFILE=profile, VISITS_SHARDS=f"one={shards[0].url}"))
+    client = application.test_client()
+    assert client.post("/visits/a").status_code == 200
+    with shards[0].client() as server:
+        mend = fill(server)
+        assert client.post("/visits/a").status_code == 503
+        assert client.get("/ready").status_code == 503
+        assert health(client)["api_status"] == "unhealthy"
+        assert "maxmemory" in health(client)["reason"]
+        mend()
+    # Nobody has to visit for that: a balancer that sends no visits would wait for ever.
+    assert (health(client)["api_status"], client.get("/ready").status_code) == ("healthy", 200)
+    assert client.get("/visits/a").get_json()["visits"] == 1
+    application.extensions["visit_counter"].stop()
