@@ -218,14 +218,17 @@ class StoredCounts:
                 pages = [page for page in pages if page not in fresh]
             if not pages:
                 return found
-            stored = dict(zip(pages, self.store.read(self.buffer.writer, pages), strict=True))
+            stored = self._ask(pages)
             with self.buffer.lock:
                 # What others have told since; and a flush seals a segment before its token is in a shard.
                 self.buffer.catch_up()
                 if state is not self.buffer.state or loads != self.buffer.loads:
                     retained = None
                     continue  # nobody could tell a shard that lost something from a read before its flush
-                judged = {page: self._judge(page, one, retained) for page, one in stored.items()}
+                judged = {
+                    page: one if isinstance(one, StoreError) else self._judge(page, one, retained)
+                    for page, one in stored.items()
+                }
                 found |= self._take_over({page: known for page, known in judged.items() if isinstance(known, Known)})
                 found |= {page: error for page, error in judged.items() if isinstance(error, StoreError)}
             if None in judged.values():
@@ -235,6 +238,15 @@ class StoredCounts:
                     retained = None  # the flush has made the shard whole, and forgotten a segment
         late = StoreError(self.store.owner(pages[0]), "a flush was confirmed during every read")
         return {**dict.fromkeys(pages, late), **found}
+
+    def _ask(self, pages: Sequence[str]) -> dict[str, Stored | StoreError]:
+        """Read pages together; where that is refused one by one, since it may be for one page that holds no count."""
+        try:
+            return dict(zip(pages, self.store.read(self.buffer.writer, pages), strict=True))
+        except StoreRefusedError as error:
+            if len(pages) == 1:
+                return {pages[0]: error}
+        return {page: found for each in pages for page, found in self._ask([each]).items()}
 
     def _judge(
         self, page: str, stored: Stored, retained: Mapping[Segment, Mapping[str, int]] | None

@@ -10,6 +10,7 @@ import pytest
 
 from tests.faults.simulated_shard import Shard, ShardClient, aside
 from tests.unit.core import NAMES, Host
+from visit_counter.answers import Answer, Ask
 from visit_counter.ring import Ring, partition_of
 from visit_counter.state import State
 from visit_counter.stores.base import is_token
@@ -134,3 +135,12 @@ def test_a_page_whose_count_is_no_number_is_told_and_the_rest_is_flushed_and_for
     assert f"{NAMES[0]}: partition {partition_of(BAD)} holds no count for '{BAD}'" in note
     # Whoever knows the page goes on from what is known.
     assert host.counters[0].count(BAD).visits == 11
+
+
+def test_a_page_that_holds_no_count_keeps_no_other_from_being_read(host: Host, shards: list[Shard]) -> None:
+    never_read = [page for page in (f"other/{n}" for n in range(20)) if host.store.shard_name(page) == NAMES[0]]
+    shards[0].counts |= dict.fromkeys(never_read, 5)
+    shards[0].unsound.add(never_read[1])
+    outcomes = host.counters[0].answer([Ask(False, page) for page in never_read], wait=True)
+    known = {page: one.visits for page, one in zip(never_read, outcomes, strict=True) if isinstance(one, Answer)}
+    assert known == {page: 5 for page in never_read if page != never_read[1]}
