@@ -15,14 +15,28 @@ import logging
 import os
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from itertools import starmap
 from typing import TYPE_CHECKING
 
 from visit_counter import steps
 from visit_counter.errors import JournalError, JournalFullError, UncertainError
 from visit_counter.journal import Journal, Segment
+from visit_counter.mending import Mending
 from visit_counter.recall import recalled
-from visit_counter.records import MERGED, Folded, Known, read_line, read_visits, visit_line
+from visit_counter.records import (
+    AGAIN,
+    FLUSHED,
+    MERGED,
+    REREAD,
+    WHOLE,
+    Folded,
+    Known,
+    Record,
+    read_line,
+    read_visits,
+    visit_line,
+)
 from visit_counter.state import State
 from visit_counter.tables import Table, Tables, Visits, total_of
 
@@ -39,8 +53,6 @@ _TIDY_PAGES = 256
 _OPEN_TRIES = 100
 # The longest line of a visit.
 _LINE_BYTES = 300
-# After a failed append, the disk has room again when it has this much.
-_ROOM_BYTES = 1 << 16
 # Reads are told up to this share of what the journal may take: the rest is for visits.
 _READS_SHARE = 2
 _TELL_TRIES = 5
@@ -58,6 +70,7 @@ class WriteBuffer:
     ) -> None:
         self.journal = journal
         self.lock = threading.RLock()
+        self._ticking = threading.RLock()  # taken before `lock`
         self.writer = ""
         self.state = State()
         # Every partition includes the segments up to this one; their tables are dropped once they are rebased.
@@ -71,12 +84,19 @@ class WriteBuffer:
         self._always_sync = fsync == "always"
         self._every_second = fsync == "everysec"
         self._max_bytes, self._max_pages = max_bytes, max_pages
+        self._bound = max_bytes  # of the journal, or less than nothing while visits are refused
         self.tables = Tables()
         self._other_bytes = 0  # what the journal takes besides the current segment
-        self._descriptor = -1
-        self._offset = 0
+        self._number = 0  # of the segment that is followed
+        self.descriptor = -1  # of its file
+        self.offset = 0  # up to where it was followed
+        self.tail = b""  # what was read or written last: the bytes before `offset`
+        self.failed = ""  # why the last append failed
+        self.halted = ""  # why all visits are refused, until the journal is mended
+        self.state_is_older = False  # on the disk, than what this process has seen
+        self.mending = Mending(self)
         self._dirty = False
-        self._failed = ""  # why the last append failed
+        self._left: list[tuple[Segment, int]] = []  # files that hold bytes of ours which are not synced yet
         self._state_version = (0, 0)
         self._retained: tuple[int, dict[Segment, Visits]] = (-1, {})
         self._news = False  # the flush has told of a new state; `tick` acts on it
@@ -87,6 +107,7 @@ class WriteBuffer:
         with self.lock:
             self.journal.prepare()
             self._load()
+        self.mending.look()
 
     def _load(self) -> None:
         for _ in range(_OPEN_TRIES):
@@ -94,10 +115,11 @@ class WriteBuffer:
                 self._merged.clear()
                 self._reload_state()
                 number, found = self._fold_sealed()
-                self.journal.begin(number)
+                if self.journal.begin(number + 1, after=number, locked=self.mending.locked):
+                    continue
                 # Whoever made the segment may have died before its name was on the disk.
                 self.journal.sync_directory()
-                self._follow(self.journal.open(number))
+                self._follow(number, self.journal.open(number))
             except FileNotFoundError:
                 continue  # a flush has just merged or forgotten a segment
             break
@@ -138,15 +160,12 @@ class WriteBuffer:
     def close(self) -> None:
         """Put the last lines on the disk (not with `os`) and close the file."""
         with self.lock:
-            if self._descriptor >= 0:
-                try:
-                    if self._dirty and self._every_second:
-                        os.fdatasync(self._descriptor)
-                except OSError as error:
-                    log.error("the journal cannot be synced: %s", error.strerror)
-                finally:
-                    os.close(self._descriptor)
-                    self._descriptor = -1
+            if self.descriptor < 0:
+                return
+            unsynced = self._take_unsynced()
+            os.close(self.descriptor)
+            self.descriptor = -1
+        self._sync(unsynced)
 
     # -- counting ----------------------------------------------------------------------------------------------
 
@@ -159,27 +178,29 @@ class WriteBuffer:
         """
         data = b"".join(starmap(visit_line, run))
         if limit := self._limit_reached(len(data)):
-            raise JournalFullError(limit)
+            raise JournalError(limit) if self.halted else JournalFullError(limit)
         while True:
             try:
-                written = os.write(self._descriptor, data)
+                written = os.write(self.descriptor, data)
             except OSError as error:
-                self._failed = f"the journal cannot be written: {error.strerror}"
-                raise JournalError(self._failed) from None
+                self.failed = f"the journal cannot be written: {error.strerror}"
+                raise JournalError(self.failed) from None
             try:
-                end = os.lseek(self._descriptor, 0, os.SEEK_CUR)
+                end = os.lseek(self.descriptor, 0, os.SEEK_CUR)
                 if steps.hook is not None:
                     steps.hook("append")
-                if end - written == self._offset or not self._fold_others(end - written):
+                if end - written == self.offset or not self._fold_others(end - written):
                     break
             except OSError as error:
                 raise self._uncertain(f"the journal cannot be read: {error.strerror}") from None
         if written < len(data):
             run = self._whole_part(run, written)
-        elif self._failed:
-            self._failed = ""
+            data = data[:written]
+        elif self.failed:
+            self.failed = ""
         # From here on the visits are in the file, and everybody who follows it counts them, whatever becomes of them.
-        self._offset = end
+        self.offset = end
+        self.tail = data
         counts = self.tables.current.count(run)
         if self._always_sync:
             self._sync_appended()
@@ -196,11 +217,11 @@ class WriteBuffer:
         pages = {page for page, _ in reads}
         # Again if they came behind a seal, where nothing counts.
         for _ in range(_TELL_TRIES):
-            if self._offset + self._other_bytes + len(data) > self._max_bytes // _READS_SHARE:
+            if self.halted or self.offset + self._other_bytes + len(data) > self._max_bytes // _READS_SHARE:
                 return False
             try:
                 segment = self.tables.current.last
-                written = os.write(self._descriptor, data)
+                written = os.write(self.descriptor, data)
                 self.catch_up()
             except OSError:
                 return False
@@ -228,25 +249,36 @@ class WriteBuffer:
         return segment.last < self.tables.current.last
 
     def refusal(self) -> str | None:
-        """Tell why a visit could not be accepted now, or None."""
-        if limit := self._limit_reached(_LINE_BYTES):
-            return limit
-        if (
-            self._failed
-            and os.statvfs(self.journal.path).f_bavail * os.statvfs(self.journal.path).f_frsize < _ROOM_BYTES
-        ):
-            return self._failed
-        return None
+        """Tell why a visit could not be accepted now: a limit, or the last append or sync failed. Else None."""
+        return self._limit_reached(_LINE_BYTES) or self.failed or None
+
+    def halt(self, reason: str) -> None:
+        """Refuse all visits until `resume`. The lock is held."""
+        if not self.halted:
+            log.error("%s; visits are refused until the journal is mended", reason)
+        self.halted, self._bound = reason, -1
+
+    def resume(self) -> None:
+        """Accept visits again. The lock is held."""
+        if self.halted:
+            log.warning("the journal is mended; visits are accepted again")
+        self.halted, self._bound = "", self._max_bytes
 
     def catch_up(self) -> None:
         """Fold what others appended since the last look."""
-        end = os.lseek(self._descriptor, 0, os.SEEK_END)
-        while end != self._offset:
-            before = self._offset, self._descriptor
-            sealed = self._fold_others(end)
-            if not sealed and before == (self._offset, self._descriptor):
+        end = os.lseek(self.descriptor, 0, os.SEEK_END)
+        while end != self.offset:
+            if end < self.offset or self.mending.cut_at >= 0:
+                self.mending.note_cut(end)
+                return
+            before = self.offset, self.descriptor
+            try:
+                sealed = self._fold_others(end)
+            except UncertainError:
+                return  # the file was cut
+            if not sealed and before == (self.offset, self.descriptor):
                 return  # a line that is not whole yet, or was cut: wait for what comes behind it
-            end = os.lseek(self._descriptor, 0, os.SEEK_END)
+            end = os.lseek(self.descriptor, 0, os.SEEK_END)
 
     def pending_totals(self) -> tuple[int, int]:
         """Return (visits, pages) in all tables; a page in several segments is counted in each."""
@@ -264,20 +296,39 @@ class WriteBuffer:
         `rebase(page, visits, last)` is called, with the lock held, for each page of a table before it is dropped, so
         that a cached count older than segment `last` can be raised by these visits.
         """
+        with self._ticking:
+            self._tick(rebase)
+
+    def _tick(self, rebase: Rebase) -> None:
         with self.lock:
-            self.catch_up()
-            descriptor = os.dup(self._descriptor) if self._dirty and self._every_second else -1
-            self._dirty = False
-            self._other_bytes = max(0, self.journal.size_bytes() - self._offset)
-        if descriptor >= 0:
-            # Without the lock: a slow disk must not hold up visits.
+            with suppress(JournalError):  # what is wrong with the files is found below
+                self.catch_up()
+            unsynced = self._take_unsynced()
+        self._sync(unsynced)
+        # Tables are not dropped before what they know is compared.
+        if self.mending.look():
+            self._other_bytes = max(0, self.journal.size_bytes() - self.offset)
+            self._tidy(rebase)
+
+    def _take_unsynced(self) -> list[tuple[Segment, int]]:
+        """Return the files, with descriptors of their own, that have bytes of this process to be synced."""
+        unsynced, self._left = self._left, []
+        if self._dirty and self._every_second:
+            unsynced.append((Segment(self._number, self._number), os.dup(self.descriptor)))
+        self._dirty = False
+        return unsynced
+
+    def _sync(self, unsynced: list[tuple[Segment, int]]) -> None:
+        """Sync files and close them. Without the lock: a slow disk must not hold up visits."""
+        for segment, descriptor in unsynced:
             try:
                 os.fdatasync(descriptor)
             except OSError as error:
-                log.error("the journal cannot be synced: %s", error.strerror)
+                with self.lock:
+                    reason = f"the journal cannot be synced: {error.strerror}"
+                    self.mending.doubt(segment, reason, unsynced=True)
             finally:
                 os.close(descriptor)
-        self._tidy(rebase)
 
     def _tidy(self, rebase: Rebase) -> None:
         with self.lock:
@@ -304,9 +355,10 @@ class WriteBuffer:
     def _merge(self, whole: Segment, rebase: Rebase) -> None:
         """Put one table in the place of those of a merged file, which leaves out what its partition includes."""
         try:
-            kept = self.journal.read(whole).visits
+            merged = self.journal.read(whole)
         except FileNotFoundError:
             return  # merged again or forgotten meanwhile, which is told too; the parts' own tables are as right
+        kept = merged.visits
         with self.lock:
             parts = [table for table in self.tables.sealed if whole.first <= table.first and table.last <= whole.last]
         # What was left out is what some merge knew to be included, not what is known to be included now: the oldest
@@ -321,7 +373,7 @@ class WriteBuffer:
         for table in parts:
             self._rebase(table, rebase_left_out)
         with self.lock:
-            self.tables.replace(parts, Table(whole.first, whole.last, kept))
+            self.tables.replace(parts, Table(whole.first, whole.last, kept, merged.sealed_as))
 
     def _rebase_to(self, page: str, last: int, rebase: Rebase) -> None:
         """Rebase one page from all tables up to segment `last`: its partition includes them, though others may not."""
@@ -331,67 +383,150 @@ class WriteBuffer:
 
     def _reload_state(self) -> None:
         self._state_version = self.journal.state_version()
-        self.state = State.load(self.journal.state_path)
+        state = State.load(self.journal.state_path)
+        self.state_is_older = state.floor < self.state.floor
+        if self.state_is_older:
+            return
+        self.state = state
         self.included_to = max(self.included_to, self.state.floor)
         self.writer = self.journal.writer
 
     # -- following the file --------------------------------------------------------------------------------------
 
     def _fold_others(self, end: int) -> bool:
-        """Fold the lines from where we are up to `end`; on a seal go on to the next segment and return True."""
+        """Fold the lines from where we are up to `end`; on a seal go on to the next segment and return True.
+
+        Raises OSError if the file cannot be read, UncertainError if it was cut, and JournalError if it is sealed and
+        there is no going on: what is behind `end` surely does not count then.
+        """
+        if end < self.offset:
+            self.mending.note_cut(end)
+            raise self._uncertain(self.halted)
         steps.step("fold")
-        data = os.pread(self._descriptor, end - self._offset, self._offset)
+        data = os.pread(self.descriptor, end - self.offset, self.offset)
         visits = read_visits(data)
         if visits is not None:
-            self._offset += len(data)
+            self.offset += len(data)
+            self.tail = data
             self.tables.current.count(visits)
             return False
+        if not self.mending.is_continued():
+            self.mending.note_cut(end)
+            raise self._uncertain(self.halted)
         folded = Folded()
         folded.add(data)
+        number = self.tables.current.last
         # First: if it fails, nothing of this has happened, and the next call meets the seal again.
-        try:
-            following = self.journal.open(self.tables.current.last + 1) if folded.sealed_as else -1
-        except FileNotFoundError:
-            # This process rested while the segment was flushed and forgotten, or merged. Made again, it would be taken
-            # for the old one, and its visits for included.
+        following = self._open_next(number) if folded.sealed_as else None
+        if following == (0, -1):
             self._load()
             return True
-        except OSError as error:
-            self._failed = f"the next journal segment cannot be opened: {error.strerror}"
-            raise JournalError(self._failed) from None
-        self._offset += folded.consumed
-        self._note(folded, self.tables.current.last)
+        self.offset += folded.consumed
+        self.tail = data[: folded.consumed] or self.tail
         self.tables.current.count(folded.visits.items())
         for (page, losses, segment), stored in folded.known.items():
             self.tables.current.told.add(page)
             self.on_read(page, Known(losses, segment, stored))
-        if not folded.sealed_as:
-            return False
-        self.tables.seal(folded.sealed_as)
-        self._follow(following)
-        return True
+        if following:
+            self.tables.seal(folded.sealed_as)
+            self._go_on(*following)
+        self._note(folded, number)
+        return following is not None
 
-    def _follow(self, descriptor: int) -> None:
-        """Go on in another segment, from its start."""
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-        self._descriptor, self._offset = descriptor, 0
+    def _open_next(self, number: int) -> tuple[int, int]:
+        """Return the number and descriptor of the segment after a sealed one; (0, -1): read the journal anew."""
+        try:
+            try:
+                return number + 1, self.journal.open(number + 1)
+            except FileNotFoundError:
+                if any(segment.last > number for segment in self.journal.segments()):
+                    # This process rested while the segment was flushed and forgotten, or merged. Made again, it would
+                    # be taken for the old one, and its visits for included.
+                    return 0, -1
+            # The next one was removed. It is theirs who know it; we never did.
+            self.journal.begin(number + 2, after=number + 1, locked=self.mending.locked)
+            return number + 2, self.journal.open(number + 2)
+        except OSError as error:
+            self.failed = f"the next journal segment cannot be opened: {error.strerror}"
+            raise JournalError(self.failed) from None
+
+    def leave(self, token: str) -> None:
+        """Go on in the segment after the current one, which has this token. Raises JournalError. The lock is held."""
+        following = self._open_next(self.tables.current.last)
+        if following == (0, -1):
+            self._load()
+            return
+        self.tables.seal(token)
+        self._go_on(*following)
+
+    def _go_on(self, number: int, descriptor: int) -> None:
+        self.tables.start(number)
+        self._follow(number, descriptor)
+
+    def _follow(self, number: int, descriptor: int) -> None:
+        """Go on in another segment, from its start. What we wrote into this one is still to be synced."""
+        if self._dirty and self._every_second:
+            self._left.append((Segment(self._number, self._number), self.descriptor))
+        elif self.descriptor >= 0:
+            os.close(self.descriptor)
+        self._dirty = False
+        self._number, self.descriptor, self.offset, self.tail = number, descriptor, 0, b""
 
     def _note(self, folded: Folded, number: int) -> None:
         if folded.unreadable:
             self.unreadable_lines += folded.unreadable
             log.warning("journal segment %d: %d unreadable lines are skipped", number, folded.unreadable)
+        if folded.fenced:
+            self.mending.doubt(Segment(number, number), f"journal segment {number} is in doubt")
         for event in folded.events:
-            self._news = True
-            if event.kind == MERGED:
-                first, _, last = event.argument.partition(b"-")
-                self._merged.append(Segment(int(first), int(last)))
+            if event.kind in (FLUSHED, MERGED):
+                self._news = True
+            if event.kind in (MERGED, REREAD, AGAIN):
+                self._note_segment(event)
+
+    def _note_segment(self, event: Record) -> None:
+        numbers, _, what = event.argument.partition(b" ")
+        first, _, last = numbers.partition(b"-")
+        segment = Segment(int(first), int(last))
+        if event.kind == MERGED:
+            self._merged.append(segment)
+        elif event.kind == REREAD:
+            if segment not in self.mending.doubtful:
+                self.reread(segment)
+        else:
+            # Its visits are counted, whoever knew them; what is left of it is what was sent.
+            mine = self.mending.doubtful.pop(segment, None)
+            if what == WHOLE:
+                self.tables.remove(segment.range)
+            elif mine is not None and mine.held is not None:
+                self._put(segment, mine.held, mine.token)
+            else:
+                self.reread(segment)
+
+    def reread(self, segment: Segment) -> None:
+        """Put what a segment's file holds in the place of its table, if it is there. Takes the lock itself."""
+        with suppress(FileNotFoundError):
+            folded = self.journal.read(segment)
+            with self.lock:
+                self._put(segment, folded.visits, folded.sealed_as)
+
+    def _put(self, segment: Segment, visits: Visits, token: str) -> None:
+        whole = Table(*segment.range, visits, token)
+        for table in self.tables.sealed:
+            if (table.first, table.last) == segment.range:
+                self.tables.replace([table], whole)
+                whole.token = token
+                return
+        if segment.last > self.included_to:
+            self.tables.insert(whole)  # it was missing when this process began
 
     # -- limits and failures -------------------------------------------------------------------------------------
 
     def _limit_reached(self, size: int) -> str | None:
         """Tell which limit `size` more bytes would break, or None."""
-        if self._offset + self._other_bytes + size > self._max_bytes:
+        if self.offset + self._other_bytes + size > self._bound:
+            if self.halted:
+                return self.halted
             return f"the journal has reached its limit of {self._max_bytes} bytes"
         if self.tables.pages >= self._max_pages:
             return f"{self._max_pages} pages are pending, which is the limit"
@@ -405,19 +540,20 @@ class WriteBuffer:
             if written < 0:
                 break
             kept.append((page, visits))
-        self._failed = f"the journal cannot be written: {os.strerror(errno.ENOSPC)}"
+        self.failed = f"the journal cannot be written: {os.strerror(errno.ENOSPC)}"
         if not kept:
-            raise JournalError(self._failed)
+            raise JournalError(self.failed)
         return kept
 
     def _uncertain(self, reason: str) -> UncertainError:
-        self._failed = reason
         return UncertainError(
             f"{reason}; the visit may have been counted, and may be counted twice if it is sent again"
         )
 
     def _sync_appended(self) -> None:
         try:
-            os.fdatasync(self._descriptor)
+            os.fdatasync(self.descriptor)
         except OSError as error:
-            raise self._uncertain(f"the journal cannot be synced: {error.strerror}") from None
+            reason = f"the journal cannot be synced: {error.strerror}"
+            self.mending.doubt(Segment(self._number, self._number), reason, unsynced=True)
+            raise self._uncertain(reason) from None

@@ -12,6 +12,7 @@ from visit_counter import steps
 from visit_counter.errors import StoreError
 from visit_counter.records import Folded, encode
 from visit_counter.ring import partition_of
+from visit_counter.state import GIVEN_UP
 from visit_counter.stores.base import NO_WATERMARK, NOT_A_PARTITION, Batch, is_base, segment_of
 from visit_counter.unsound import strange_ones, take_for_confirmed, told_aside, told_of_none, told_of_strange
 
@@ -28,6 +29,8 @@ log = logging.getLogger(__name__)
 
 _PERSIST_SECONDS = 2.0
 _MOST_TOLD = 8
+# Of more missing segments than this only the first ones are remembered.
+_MOST_MISSING = 1000
 
 ByPartition = dict[int, dict[str, int]]
 
@@ -98,11 +101,14 @@ class Round:
 
     def _seal(self) -> None:
         """Read the segments that are not wholly included; seal the current one if it holds visits."""
-        number = 0
-        segments = self.journal.segments()
+        segments, doubtful = self.journal.segments(), self.journal.find_doubtful()
+        # A journal that begins with its second segment has lost its first one: it is made before anything else.
+        number = self.state.floor + 1 if self.state.floor or (segments and segments[0].first == 2) else 0
         for segment in segments:
-            if 0 < number < segment.first:
-                self._damage(f"journal segments {number} to {segment.first - 1} are missing")
+            if 0 < number < segment.first and not self._go_on_without(number, segment.first - 1):
+                number = segments[-1].last
+                break
+            self.state.missing.pop(segment.last, None)
             number = segment.last + 1
             if segment.last <= self.state.floor:
                 self.sealed[segment] = self.journal.token_of(segment)
@@ -123,8 +129,25 @@ class Round:
                     break
                 steps.step("seal")
                 number += 1
+            if segment in doubtful or not self.journal.is_whole(folded):
+                self.failures.add(f"segment {segment.last} is being written anew")
+                number = segments[-1].last
+                break
             self._keep(segment, folded)
         self.current = max(number, self.state.floor + 1)
+
+    def _go_on_without(self, first: int, last: int) -> bool:
+        """Tell whether nobody has written these missing segments anew, who may know what was in them."""
+        missing = self.state.missing
+        numbers = range(first, min(last + 1, first + _MOST_MISSING))
+        for number in numbers:
+            missing.setdefault(number, self.journal.now())
+        if not all(missing[number] == GIVEN_UP or self.journal.is_settled(missing[number]) for number in numbers):
+            self.failures.add(f"journal segments {first} to {last} are missing")
+            return False
+        missing.update(dict.fromkeys(numbers, GIVEN_UP))
+        self._damage(f"journal segments {first} to {last} are missing")
+        return True
 
     def _keep(self, segment: Segment, folded: Folded) -> None:
         if folded.unreadable:
@@ -255,8 +278,8 @@ class Round:
         if watermark in (NO_WATERMARK, self.state.confirmed.get(partition)) or partition in self._strange:
             return False
         number = segment_of(watermark)
-        if number > max(self.sealed).last:
-            return True
+        if number >= self.current:
+            return True  # nothing after the last sealed segment was ever sent; one that is in doubt now may have been
         return any(segment.last == number and token != watermark for segment, token in self.sealed.items())
 
     def _become_another_writer(self, found: dict[int, str]) -> None:
@@ -282,6 +305,8 @@ class Round:
         if self.state.writer not in ("", writer):
             self.state.confirmed = {p: f"{segment_of(token)}:" for p, token in self.state.confirmed.items()}
             self.news = True
+        if not self.state.writer:
+            self.state.forget_attempts(segment.last for segment in self.journal.segments()[:-1])
         if self.state.writer != writer:
             self.state.writer = writer
             self.state.save(self.journal.state_path)

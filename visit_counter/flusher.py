@@ -58,9 +58,9 @@ class Flusher:
         """Bring everything accepted so far into the partitions that can be reached; return how it went.
 
         `error` in the result names what could not be reached; those visits stay pending. Raises FlushBusyError when
-        `wait` is false and another process is flushing, OSError when the journal cannot be written.
+        `wait` is false and another process is flushing, OSError when the journal cannot be written, JournalError when
+        its files are gone.
         """
-        self.journal.prepare()
         with self._only_one(wait=wait):
             started = time.monotonic()
             self.journal.remove_leftovers()

@@ -7,6 +7,7 @@ One directory, shared by all processes of the host::
     journal/0000000008.log     the current segment: the first without a seal
     journal/0000000003-0000000006.log   four sealed segments merged into one
     journal/state.json         what the flush has confirmed (`visit_counter.state`)
+    journal/doubtful           segments whose sync has failed in a flush, until they are written anew
     journal/*.lock             locks; they hold nothing
 
 What is in a segment is explained in `visit_counter.records`.
@@ -14,26 +15,31 @@ What is in a segment is explained in `visit_counter.records`.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import re
 import secrets
-from contextlib import contextmanager
-from dataclasses import dataclass
+import time
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from visit_counter.errors import JournalError, StartupError
-from visit_counter.records import SEAL, Folded, Known, encode, read_line
+from visit_counter.records import FENCE, RESTORED, SEAL, Folded, Known, Restored, encode, read_line
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from visit_counter.records import KnownCounts
 
 _NAME = re.compile(r"(\d{10})(?:-(\d{10}))?\.log")
 _READ_BYTES = 4 << 20
 _GLANCE_BYTES = 1 << 14
+_BEYOND_BYTES = 4096
+# Every process looks at the journal once a second, and then says what it knows.
+_SETTLE_SECONDS = 3.0
 
 # File systems whose O_APPEND is emulated by the client: two hosts' (or even two processes') appends may overwrite.
 _UNSAFE_FILE_SYSTEMS = frozenset(("nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "fuse.sshfs", "afs", "davfs"))
@@ -47,6 +53,11 @@ class Segment:
     last: int
 
     @property
+    def range(self) -> tuple[int, int]:
+        """The first and the last number."""
+        return self.first, self.last
+
+    @property
     def name(self) -> str:
         """The file's name."""
         return f"{self.last:010}.log" if self.first == self.last else f"{self.first:010}-{self.last:010}.log"
@@ -57,11 +68,32 @@ def new_token(segment: int) -> str:
     return f"{segment}:{secrets.token_hex(6)}"
 
 
-class Journal:
-    """The directory and its files. Holds no file open; every method may be called from any process."""
+@dataclass(slots=True)
+class Content:
+    """What a sealed segment holds: `known` and `rest` are the two parts of `records.Restored`.
 
-    def __init__(self, path: Path) -> None:
+    `held`: what was left in the file when it was sealed, where a process knows more than that.
+    """
+
+    known: dict[str, int]
+    token: str
+    fenced: bool = False
+    rest: dict[str, int] = field(default_factory=dict)
+    cut_at: int | None = None  # None: the file was not cut, and `rest` is empty
+    held: dict[str, int] | None = None
+
+
+class Journal:
+    """The directory and its files. Holds no file open; every method may be called from any process.
+
+    `clock` counts seconds, the same ones for all processes of this boot.
+    """
+
+    def __init__(self, path: Path, clock: Callable[[], float] = time.monotonic) -> None:
         self.path = path
+        self._clock = clock
+        # Segments whose sync has failed in a flush: what a later sync says of them proves nothing.
+        self.doubtful: set[Segment] = set()
 
     def prepare(self) -> None:
         """Make the directory and the writer's id if they are not there; raise StartupError if that cannot be."""
@@ -74,7 +106,11 @@ class Journal:
                     "processes whole; put VISITS_DATA_DIR on a local disk"
                 )
             if not (self.path / "writer").exists():
-                self.rename_writer(secrets.token_hex(8), replace=False)
+                with self.flush_lock(wait=True):
+                    # First of all: a journal with a writer and no current segment has lost it.
+                    if not self.segments():
+                        self._make(1)
+                    self.rename_writer(secrets.token_hex(8), replace=False)
         except OSError as error:
             raise StartupError(f"the journal directory {self.path} cannot be used: {error.strerror}") from None
 
@@ -143,13 +179,19 @@ class Journal:
         """Open segment `number` for appending and reading; return the file descriptor. Raises FileNotFoundError."""
         return os.open(self.path / Segment(number, number).name, os.O_RDWR | os.O_APPEND | os.O_CLOEXEC)
 
-    def begin(self, number: int) -> None:
-        """Make segment `number` the first current one if the journal has none from there on. Raises OSError."""
-        if not any(segment.last >= number for segment in self.segments()):
-            # No flush between look and making: it might forget the segment, and a forgotten one must not return.
-            with self.flush_lock(wait=True):
-                if not any(segment.last >= number for segment in self.segments()):
-                    self._make(number)
+    def begin(self, number: int, *, after: int, locked: bool) -> bool:
+        """Make segment `number` if the journal has none from `after` on; tell whether it had none. Raises OSError.
+
+        `locked`: this process holds the flush lock.
+        """
+        if any(segment.last >= after for segment in self.segments()):
+            return False
+        # No flush between look and making: it might forget the segment, and a forgotten one must not return.
+        with nullcontext() if locked else self.flush_lock(wait=True):
+            if any(segment.last >= after for segment in self.segments()):
+                return False
+            self._make(number)
+            return True
 
     def _make(self, number: int) -> None:
         flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC
@@ -159,16 +201,25 @@ class Journal:
     @contextmanager
     def flush_lock(self, *, wait: bool) -> Iterator[None]:
         """Hold the lock of the one who flushes; raises BlockingIOError if `wait` is false and another one does."""
-        descriptor = os.open(self.path / "flush.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-            yield
-        finally:
-            os.close(descriptor)
+        path = self.path / "flush.lock"
+        while True:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+                if not is_file_at(descriptor, path):
+                    continue  # it was removed meanwhile, and others lock another file
+                yield
+                return
+            finally:
+                os.close(descriptor)
 
     def is_followed(self, segment: Segment) -> bool:
         """Tell whether a later segment holds anything. If this one has no seal, a power loss took it."""
         return any(later.first > segment.last and (self.path / later.name).stat().st_size for later in self.segments())
+
+    def has(self, segment: Segment) -> bool:
+        """Tell whether a segment file is there."""
+        return os.path.exists(self.path / segment.name)  # noqa: PTH110 - of the simulated `os` in tests
 
     def read(self, segment: Segment) -> Folded:
         """Fold a whole segment file. Raises OSError."""
@@ -193,13 +244,28 @@ class Journal:
         descriptor = self.open(segment.last)
         try:
             os.write(descriptor, encode(SEAL, new_token(segment.last).encode("ascii")))
-            os.fdatasync(descriptor)
+            self._sync(descriptor, segment)
         finally:
             os.close(descriptor)
         folded = self.read(segment)
         if not folded.sealed_as:
             raise OSError(f"segment {segment.last} could not be sealed")
         return folded
+
+    def fence(self, number: int, descriptors: Sequence[int], offset: int) -> None:
+        """Seal segment `number`, that is in doubt, in each of these files. Raises OSError.
+
+        Whoever follows one of them goes on in the next segment. The caller holds the flush lock, and writes the
+        segment anew. He has read up to `offset`: the files become longer than that, so that nobody who had read as far
+        before a file was cut finds its end where he left it.
+        """
+        self._make(number + 1)
+        line = encode(SEAL, new_token(number).encode("ascii") + FENCE)
+        for descriptor in descriptors:
+            if os.write(descriptor, line) < len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            if os.fstat(descriptor).st_size < offset + _BEYOND_BYTES:
+                os.ftruncate(descriptor, offset + _BEYOND_BYTES)
 
     def token_of(self, segment: Segment) -> str:
         """Return the token a sealed segment ends with, without reading the whole of a large one."""
@@ -214,10 +280,17 @@ class Journal:
 
         `known`: what was read of pages; it stays for processes that start while a shard is away.
         """
+        reads = (read_line(page, Known(losses, at, stored)) for (page, losses, at), stored in known.items())
+        self._replace(segment, [*_lines(visits), *reads, encode(SEAL, token.encode("ascii"))])
+
+    def restore(self, segment: Segment, content: Content) -> None:
+        """Write a segment anew, durably. Raises OSError."""
+        mark = Restored(-1 if content.cut_at is None else content.cut_at, self._clock())
+        seal = encode(SEAL, content.token.encode("ascii"))
+        self._replace(segment, [*_lines(content.known), mark.encode(), *_lines(content.rest), seal])
+
+    def _replace(self, segment: Segment, lines: list[bytes]) -> None:
         temporary = self.path / f"{segment.name}.tmp"
-        lines = [encode(b"%d" % count, page.encode()) for page, count in visits.items()]
-        lines += [read_line(page, Known(losses, at, stored)) for (page, losses, at), stored in known.items()]
-        lines.append(encode(SEAL, token.encode("ascii")))
         try:
             write_durably(temporary, b"".join(lines))
         except OSError:
@@ -225,6 +298,34 @@ class Journal:
             raise
         temporary.replace(self.path / segment.name)
         self.sync_directory()
+
+    def content_of(self, segment: Segment) -> Content:
+        """Read a segment file whole. Raises OSError."""
+        data = (self.path / segment.name).read_bytes()
+        head, tail = Folded(), Folded()
+        head.add(data)
+        marks = [Restored.of(event) for event in head.events if event.kind == RESTORED]
+        if not marks:
+            return Content(head.visits, head.sealed_as, head.fenced)
+        before, _, behind = data.partition(marks[0].encode())
+        known = Folded()
+        known.add(before)
+        tail.add(behind)
+        cut_at = None if marks[0].cut_at < 0 else marks[0].cut_at
+        return Content(known.visits, tail.sealed_as, tail.fenced, tail.visits, cut_at)
+
+    def now(self) -> float:
+        """Return the seconds of this boot."""
+        return self._clock()
+
+    def is_settled(self, at: float) -> bool:
+        """Tell whether every process has had the time to say what it knows of what was found at `at`, see `now`."""
+        return not 0 <= self._clock() - at < _SETTLE_SECONDS
+
+    def is_whole(self, folded: Folded) -> bool:
+        """Tell whether a segment is not in doubt, and nobody has still to say what it lacks."""
+        marks = [Restored.of(event).at for event in folded.events if event.kind == RESTORED]
+        return not folded.fenced and all(map(self.is_settled, marks))
 
     def forget(self, segment: Segment) -> None:
         """Remove a segment file; of a merged one first the parts that a crash left, or they would come back."""
@@ -238,9 +339,36 @@ class Journal:
         """Put a segment's bytes on the disk."""
         descriptor = os.open(self.path / segment.name, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            os.fdatasync(descriptor)
+            self._sync(descriptor, segment)
         finally:
             os.close(descriptor)
+
+    def _sync(self, descriptor: int, segment: Segment) -> None:
+        try:
+            os.fdatasync(descriptor)
+        except OSError:
+            self.doubtful.add(segment)
+            # The next flush may be another process's.
+            with suppress(OSError), (self.path / "doubtful").open("a", encoding="ascii") as file:
+                file.write(f"{segment.name}\n")
+            raise
+
+    def find_doubtful(self) -> set[Segment]:
+        """Return the segments whose sync has failed in a flush of any process, and that were not written anew since."""
+        with suppress(FileNotFoundError):
+            names = map(_NAME.fullmatch, (self.path / "doubtful").read_text(encoding="ascii").split())
+            return self.doubtful | {Segment(int(name[1]), int(name[2] or name[1])) for name in names if name}
+        return set(self.doubtful)
+
+    def forget_doubt(self, segment: Segment) -> None:
+        """Take a segment off those in doubt: it was written anew. The caller holds the flush lock."""
+        self.doubtful.discard(segment)
+        left = self.find_doubtful() - {segment}
+        path = self.path / "doubtful"
+        if not left:
+            path.unlink(missing_ok=True)
+        elif path.exists():
+            path.write_text("".join(f"{other.name}\n" for other in left), encoding="ascii")
 
     def sync_directory(self) -> None:
         """Put the directory's names on the disk: a file is not durable before its name is."""
@@ -295,6 +423,18 @@ def _whole_lines(path: Path, chunk_bytes: int | None = None) -> Iterator[bytes]:
                 rest = chunk[end:]
             else:
                 rest += chunk
+
+
+def _lines(visits: dict[str, int]) -> Iterator[bytes]:
+    return (encode(b"%d" % count, page.encode()) for page, count in visits.items())
+
+
+def is_file_at(descriptor: int, path: Path) -> bool:
+    """Tell whether an open file is the one that has this name."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.stat(path))  # noqa: PTH116 - of the simulated `os` in tests
+    except (FileNotFoundError, NotADirectoryError):
+        return False
 
 
 def write_durably(path: Path, data: bytes) -> None:

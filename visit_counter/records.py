@@ -9,9 +9,12 @@ A segment is text, three fields to a line, with tabs between::
     58ff32bc<TAB>seal<TAB>8:6f1d2c3b9a04
 
 1. the CRC-32 of the rest of the line, eight hexadecimal digits;
-2. a number of visits, or what happened: `seal` (nothing behind this line counts; the segment's token follows),
-   `flushed` (every partition includes the segments up to this number), `merged` (`first-last` are one file now),
-   `read` (what a process has read of a page's stored count: see `Known`);
+2. a number of visits, or what happened: `seal` (nothing behind this line counts; the segment's token follows, and
+   ` fence` if the file is in doubt and is to be written anew), `flushed` (every partition includes the segments up to
+   this number), `merged` (`first-last` are one file now), `read` (what a process has read of a page's stored count: see
+   `Known`), `restored` (this file was written anew; `Restored`), `reread` (this older segment was written anew),
+   `again` (the lines behind it are visits that this older segment, already sent, lacked; or all of its visits, with
+   ` whole`), `probe` (nothing);
 3. the page, or the argument. No page holds a control character, so tabs and newlines delimit without escapes.
 
 Every append is one `write()` to a file opened with O_APPEND, so the appends of several processes stay whole and
@@ -32,7 +35,13 @@ SEAL = b"seal"
 FLUSHED = b"flushed"
 MERGED = b"merged"
 READ = b"read"
-_EVENTS = frozenset((SEAL, FLUSHED, MERGED, READ))
+RESTORED = b"restored"
+REREAD = b"reread"
+AGAIN = b"again"
+PROBE = b"probe"
+FENCE = b" fence"
+WHOLE = b"whole"
+_EVENTS = frozenset((SEAL, FLUSHED, MERGED, READ, RESTORED, REREAD, AGAIN, PROBE))
 _READ_MARK = READ + b"\t"
 _SEAL_MARK = b"\tseal\t"
 # What `read_visits` takes on: some hundred lines.
@@ -125,6 +134,27 @@ def read_visits(data: bytes) -> list[tuple[str, int]] | None:
     return cast("list[tuple[str, int]]", visits) if all(visits) else None
 
 
+class Restored(NamedTuple):
+    """What the line `restored` of a file that was written anew says.
+
+    The lines before it are what a process knew that had followed the segment; those behind it are what was appended
+    after the file had been cut at byte `cut_at`. `at` is when, by the clock of this boot, in seconds.
+    """
+
+    cut_at: int
+    at: float
+
+    def encode(self) -> bytes:
+        """Return the line."""
+        return encode(RESTORED, b"%d %.1f" % self)
+
+    @classmethod
+    def of(cls, record: Record) -> Restored:
+        """Return what a record of this kind says."""
+        cut_at, at = record.argument.split(b" ")
+        return cls(int(cut_at), float(at))
+
+
 @dataclass(slots=True)
 class Folded:
     """What a piece of a segment adds up to."""
@@ -132,6 +162,7 @@ class Folded:
     visits: dict[str, int] = field(default_factory=dict)
     known: KnownCounts = field(default_factory=dict)
     sealed_as: str = ""  # the token, once a seal was met: nothing behind it was folded
+    fenced: bool = False  # that seal says that the file is in doubt
     events: list[Record] = field(default_factory=list)
     lines: int = 0
     unreadable: int = 0
@@ -160,7 +191,8 @@ class Folded:
             self._add_lines(data[:start])
             self.lines += 1
             self.consumed += end + 1
-            self.sealed_as = record.argument.decode("ascii", "replace")
+            self.fenced = record.argument.endswith(FENCE)
+            self.sealed_as = record.argument.removesuffix(FENCE).decode("ascii", "replace")
 
     def _add_lines(self, data: bytes) -> None:
         lines = data.split(b"\n")

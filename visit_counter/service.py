@@ -13,7 +13,7 @@ from visit_counter.buffer import WriteBuffer
 from visit_counter.counter import BufferedCounter, VisitCounter
 from visit_counter.direct import DirectCounter
 from visit_counter.embedded.shards import EmbeddedShards
-from visit_counter.errors import StoreError
+from visit_counter.errors import JournalError, StoreError
 from visit_counter.flush_launcher import FlushProcess
 from visit_counter.flusher import FlushBusyError, Flusher
 from visit_counter.health_report import FlushWatch, Health, Journaled, flush_complaints
@@ -184,8 +184,11 @@ class Service:
         self._refresh_topology()
         if not self._leader.acquire() or self.buffer is None:
             return
+        # A segment that was cut or removed is mended before it is sent, not after.
+        self.follow()
+        if self.buffer.halted:
+            return
         with self.buffer.lock:
-            self.buffer.catch_up()
             _, pages = self.buffer.pending_totals()
         try:
             if pages > _FLUSH_HERE_PAGES:
@@ -208,8 +211,9 @@ class Service:
 
     def _last_flush(self) -> None:
         try:
+            self.follow()
             self.flush()
-        except (FlushBusyError, OSError) as error:
+        except (FlushBusyError, JournalError, OSError) as error:
             log.error("the last flush failed, its visits stay pending: %s", error)
 
     # -- what /health says ------------------------------------------------------------------------------------------

@@ -16,10 +16,12 @@ from visit_counter.journal import sync_directory, write_durably
 from visit_counter.stores.replicas import Replica
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from pathlib import Path
 
 FORMAT = 1
 MAX_DAMAGE_NOTES = 50
+GIVEN_UP = -1.0
 # Beside the state and not in it: a person need not wait for a flush that hangs, and a lost state loses no signature.
 _ACKNOWLEDGED = "acknowledged.json"
 
@@ -72,6 +74,8 @@ class State:
     lost: dict[int, int] = field(default_factory=dict)
     # The partitions whose readers, on all hosts, have still to be told so.
     untold: list[int] = field(default_factory=list)
+    # Segment numbers that have no file, and when that was found, by `Journal.now`; or that flushes go on without them.
+    missing: dict[int, float] = field(default_factory=dict)
 
     def replicas_away(self) -> list[tuple[str, str, float]]:
         """Return the shard, the address and since when of each replica that flushed visits are kept for."""
@@ -81,6 +85,10 @@ class State:
             for name, replica in known.items()
             if replica.away_since and not replica.given_up
         ]
+
+    def forget_attempts(self, segments: Iterable[int]) -> None:
+        """Take any of these segments for one that was sent: this state is older than what was there, or empty."""
+        self.attempted["unknown"] = sorted(segments)
 
     def note_damage(self, text: str) -> bool:
         """Remember one finding, with the time it was found at; return False if it is known already."""
@@ -109,6 +117,7 @@ class State:
             last = raw.pop("last_flush")
             confirmed = {int(partition): str(token) for partition, token in raw.pop("confirmed").items()}
             unpersisted = {int(partition): tuple(numbers) for partition, numbers in raw.pop("unpersisted", {}).items()}
+            missing = {int(number): float(at) for number, at in raw.pop("missing", {}).items()}
             forgotten = {int(partition): int(number) for partition, number in raw.pop("forgotten", {}).items()}
             strange = {int(partition): tuple(found) for partition, found in raw.pop("strange", {}).items()}
             replicas = {
@@ -126,6 +135,7 @@ class State:
                 forgotten=forgotten,
                 strange=strange,
                 replicas=replicas,
+                missing=missing,
                 last_flush=LastFlush(**last) if last else None,
             )
         except FileNotFoundError:

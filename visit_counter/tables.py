@@ -137,6 +137,19 @@ class Tables:
         self.version += 1
         self._count()
 
+    def insert(self, table: Table) -> None:
+        """Take up a sealed segment that was not known, unless a table has a part of it."""
+        if all(other.last < table.first or table.last < other.first for other in (*self.sealed, self.current)):
+            self.sealed = sorted([*self.sealed, table], key=lambda one: one.last)
+            self.version += 1
+            self._count()
+
+    def remove(self, numbers: tuple[int, int]) -> None:
+        """Forget the table of the segments from the first to the last number: its visits are in another one."""
+        self.sealed = [table for table in self.sealed if (table.first, table.last) != numbers]
+        self.version += 1
+        self._count()
+
     def drop(self, done: Sequence[Table]) -> None:
         """Forget tables that every partition includes.
 

@@ -8,6 +8,7 @@ A visit is uncertain from the moment it is sent until its answer arrives; one th
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 
 
 class BrokenError(AssertionError):
@@ -73,11 +74,15 @@ class Oracle:
         """Nothing is under way any more: what is stored is the truth, and must stay it."""
         self._acknowledged[page], self._uncertain[page] = visits, 0
 
+    def synced(self, visits: Mapping[str, int]) -> None:
+        """Acknowledged visits are on the disk: they outlive a power loss."""
+        self._safe.update(visits)
+
     def power_lost(self) -> None:
         """What was not durable may be gone; readers start anew."""
         self.lost_power = True
         self.seen.clear()
         if not self._durable:
             for page, visits in self._acknowledged.items():
-                self._uncertain[page] += visits
-            self._acknowledged.clear()
+                self._uncertain[page] += visits - self._safe[page]
+            self._acknowledged = Counter(self._safe)

@@ -22,6 +22,10 @@ class Disk:
         self.random = random
         self.point = point
         self.full = 0.0  # how likely a write is refused or cut
+        self.sick = 0.0  # how likely a sync fails
+        self._failures: dict[int, int] = {}  # inode -> how many of its syncs failed
+        self._met: dict[int, list[int]] = {}  # descriptor -> how many of them its open file was told of
+        self._dropped: dict[int, list[tuple[int, int]]] = {}  # inode -> from where to where bytes are not on the disk
         self.open_files: set[int] = set()  # those of the process that runs
         self.pid = 0  # of the process that runs
         self._synced: dict[int, int] = {}  # inode -> bytes on the disk
@@ -50,9 +54,36 @@ class Disk:
         self._links.clear()
 
     def synced(self, descriptor: int) -> None:
-        """A file's bytes are on the disk."""
+        """A file's bytes are on the disk, unless the disk fails: then none of them is, and no later sync says so.
+
+        As Linux does it: the pages are taken for clean, and each file that was open is told once.
+        """
         status = os.fstat(descriptor)
-        self._synced[status.st_ino] = status.st_size
+        inode = status.st_ino
+        synced = self._synced.get(inode, 0)
+        self._synced[inode] = max(synced, status.st_size)
+        if self.sick and self.random.random() < self.sick:
+            self._failures[inode] = self._failures.get(inode, 0) + 1
+            if synced < status.st_size:
+                self._dropped.setdefault(inode, []).append((synced, status.st_size))
+        if self._met[descriptor][0] < self._failures.get(inode, 0):
+            self._met[descriptor][0] = self._failures[inode]
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    def opened(self, descriptor: int, like: int | None = None) -> None:
+        """A file was opened, or is another descriptor's: what failed before is old news to it."""
+        failures = self._failures.get(os.fstat(descriptor).st_ino, 0)
+        self._met[descriptor] = [failures] if like is None else self._met[like]
+
+    def _drop_pages(self, directory: str) -> None:
+        """Put zeros in the place of what was written and never came to the disk."""
+        for name in os.listdir(directory):  # noqa: PTH208 - called often
+            path = f"{directory}/{name}"
+            status = os.stat(path)  # noqa: PTH116
+            for start, end in self._dropped.pop(status.st_ino, []):
+                with open(path, "r+b") as file:  # noqa: PTH123 - called often
+                    file.seek(start)
+                    file.write(b"\0" * max(0, min(end, status.st_size) - start))
 
     def lose_power(self, directory: str) -> None:
         """Take back a part of what was not synced: names, newest first, and the tails of files."""
@@ -60,6 +91,7 @@ class Disk:
         while len(self._undo) > kept_names:
             self._undo.pop()()
         self.directory_synced()
+        self._drop_pages(directory)
         for name in os.listdir(directory):  # noqa: PTH208 - called often
             path = f"{directory}/{name}"
             status = os.stat(path)  # noqa: PTH116
@@ -93,6 +125,7 @@ class SimulatedOs:
         else:
             descriptor = os.open(path, flags, mode)
         disk.open_files.add(descriptor)
+        disk.opened(descriptor)
         return descriptor
 
     def getpid(self) -> int:
@@ -103,6 +136,7 @@ class SimulatedOs:
         """Duplicate a descriptor."""
         again = os.dup(descriptor)
         self._disk.open_files.add(again)
+        self._disk.opened(again, descriptor)
         return again
 
     def close(self, descriptor: int) -> None:

@@ -18,8 +18,9 @@ import sys
 import tempfile
 import time
 import traceback
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from random import Random
 from types import SimpleNamespace
@@ -32,6 +33,7 @@ from visit_counter import buffer as buffer_module
 from visit_counter import flush_round as flush_round_module
 from visit_counter import flusher as flusher_module
 from visit_counter import journal as journal_module
+from visit_counter import mending as mending_module
 from visit_counter import merging as merging_module
 from visit_counter import steps
 from visit_counter.answers import Accepted, Answer, Ask
@@ -47,7 +49,7 @@ from visit_counter.errors import (
     VisitCounterError,
 )
 from visit_counter.flusher import FlushBusyError, Flusher
-from visit_counter.journal import Journal
+from visit_counter.journal import Journal, Segment
 from visit_counter.ring import Ring, partition_of
 from visit_counter.state import State
 from visit_counter.stores import ownership as ownership_module
@@ -55,6 +57,12 @@ from visit_counter.stores import sharded as sharded_module
 from visit_counter.stores.sharded import ShardedStore
 
 OPERATIONS = 40
+# What happens to a machine or a shard, rather than what a process does.
+HAPPENINGS = frozenset(
+    ("pass_time", "lose_power", "fill_disk", "shard_away", "roll_back", "late", "write_into", "sicken", "harm")
+)
+# From this one on, seeds have failing syncs, and files that are removed or cut.
+HARMFUL_SEEDS = 1_000_000
 NAMES = ("redis_1", "redis_2")
 
 
@@ -103,6 +111,8 @@ class Host:
         self.retain = random.choice((0, 1, 3))
         self.cache_pages = random.choice((1, 2, 100))
         self.oracle = Oracle(self.fsync == "always")
+        self.harmed = False  # somebody removed or cut files, or a sync failed
+        self.unmended = False  # and not every process has mended that yet
         self.processes: list[Process | None] = [None] * random.choice((1, 2, 3))
 
 
@@ -113,7 +123,8 @@ class Process:
         self.host = host
         self.files: set[int] = set()
         self.pid = world.next_pid = world.next_pid + 1
-        self.journal = SimulatedJournal(SimulatedPath(host.path))
+        self.unsynced: Counter[str] = Counter()  # acknowledged visits that may not be on the disk
+        self.journal = SimulatedJournal(SimulatedPath(host.path), clock=lambda: world.now)
         self.store = ShardedStore([ShardClient(name, shard, world.point) for name, shard in world.shards.items()])
         self.cache = LocalCache(threshold=host.cache_pages, ttl_seconds=5.0, clock=lambda: world.now)
         self.buffer = WriteBuffer(self.journal, fsync=host.fsync)
@@ -150,6 +161,9 @@ class World:
             "shard_away": random.choice((0, 1)), "roll_back": random.choice((0, 0.7)), "late": 1, "stop": 0.3,
             "write_into": random.choice((0, 0, 0.7)),
         }  # fmt: skip
+        if seed >= HARMFUL_SEEDS:
+            # Only there: a seed that once broke a promise must go on to mean what it meant.
+            weights |= {"sicken": random.choice((0, 0.7)), "harm": random.choice((0, 1))}
         self.operations, self.weights = list(weights), list(weights.values())
 
     # -- what may happen at every step -----------------------------------------------------------------------------
@@ -224,12 +238,14 @@ class World:
 
     def do(self, operation: str, host: Host, index: int) -> None:
         """Do one operation on one process, which may die of it."""
-        if operation in ("pass_time", "lose_power", "fill_disk", "shard_away", "roll_back", "late", "write_into"):
+        if operation in HAPPENINGS:
             getattr(self, f"_{operation}")(host)
             return
         process = host.processes[index]
         try:
             if process is None:
+                if host.unmended:
+                    return  # it might make anew what the others still know
                 process = Process(self, host)
                 with self.running(process):
                     process.buffer.open()
@@ -239,7 +255,7 @@ class World:
         except Died:
             self._bury(host, process)
         except (OSError, StartupError) as error:
-            if not host.disk.full:
+            if not (host.disk.full or host.disk.sick or host.unmended):
                 raise
             self.note(f"refused: {error}")
             if host.processes[index] is not process:
@@ -257,7 +273,7 @@ class World:
         for descriptor in process.files:
             os.close(descriptor)
         process.files.clear()
-        process.buffer._descriptor = -1
+        process.buffer.descriptor = -1
 
     def _record(self, process: Process) -> None:
         page, visits = self.random.choice(PAGES), self.random.choice((1, 1, 3))
@@ -270,6 +286,7 @@ class World:
             self._refuse(oracle, page, visits, error)
             return
         oracle.acknowledge(page, visits)
+        process.unsynced[page] += visits
         self.note(f"   record {page} {answer}")
         if isinstance(answer, Accepted):
             oracle.check_at_most(page, answer.pending)
@@ -310,6 +327,7 @@ class World:
             if ask.is_visit:
                 if isinstance(outcome, Answer | Accepted):
                     oracle.acknowledge(ask.page, 1)
+                    process.unsynced[ask.page] += 1
                     lowest[ask.page] += 1
                 else:
                     self._refuse(oracle, ask.page, 1, outcome or VisitCounterError("not recorded"))
@@ -336,6 +354,8 @@ class World:
         return host.cache_pages > len(PAGES) and not self.has_lost
 
     def _see(self, process: Process, page: str, answer: Answer, lowest: int) -> None:
+        if process.host.unmended:
+            lowest = 0  # the others' latest visits may be nowhere but in their memory
         process.host.oracle.saw(page, answer.visits, lowest, strict=len(self.hosts) == 1)
         total = sum(one.oracle.highest(page) for one in self.hosts)
         if answer.visits > total:
@@ -343,16 +363,23 @@ class World:
 
     def _tick(self, process: Process) -> None:
         process.counter.tick()
+        if process.host.fsync == "everysec" and not process.buffer.halted:
+            process.host.oracle.synced(process.unsynced)
+            process.unsynced.clear()
 
     def _flush(self, process: Process) -> None:
+        if process.host.unmended:
+            process.counter.tick()  # as a worker does before it flushes
+            if process.buffer.halted:
+                return
         try:
             result = process.flusher.flush(wait=False)
             self.note(f"   flushed {result.visits} {result.error}")
             self.has_lost |= bool(State.load(process.journal.state_path).losses)
             if result.error:
                 self.note(f"   {result.error}")
-        except FlushBusyError:
-            pass
+        except (FlushBusyError, JournalError) as error:
+            self.note(f"   {error}")
 
     def _stop(self, process: Process) -> None:
         process.flusher.flush(wait=False) if len(self._running) < 2 else None
@@ -371,6 +398,70 @@ class World:
         name = self.random.choice(NAMES)
         self.shards[name].away = not self.shards[name].away
         self.note(f"   {name} away: {self.shards[name].away}")
+
+    def _sicken(self, host: Host) -> None:
+        host.disk.sick = 0.0 if host.disk.sick else self.random.choice((0.1, 0.5, 1.0))
+        host.harmed = True
+        self.note(f"   disk sick: {host.disk.sick}")
+
+    def _harm(self, host: Host) -> None:
+        """Remove or cut files under processes that know them; at least one lives until all is mended."""
+        living = [index for index, process in enumerate(host.processes) if process]
+        if self._running or not living:
+            return
+        self._steps_to_live = self._steps_to_others = 0
+        host.disk.full = host.disk.sick = 0.0
+        for index in living:
+            self.do("tick", host, index)
+        survivor = self.random.choice(living)
+        for _ in range(self.random.choice((0, 0, 1, 2))):
+            self.do("record", host, survivor)
+        kind = self._do_harm(host, survivor)
+        host.harmed = host.unmended = True
+        for _ in range(self.random.choice((0, 0, 1, 3, 5))):
+            index = self.random.choice(living)
+            operation = self.random.choice(("record", "count", "answer", "tick", "flush", "pass_time"))
+            if operation == "pass_time" and kind == "waiting":
+                continue  # a flush would give it up, of which some shard may have got its part
+            self.note(f"   .{index} {operation}")
+            is_deadly = index != survivor and self.random.random() < self.deadly
+            self._steps_to_live = self.random.randint(1, 40) if is_deadly else 0
+            self._steps_to_others = self.random.randint(1, 30) if self.random.random() < self.others else 0
+            self.do(operation, host, index)
+        self._steps_to_live = self._steps_to_others = 0
+        self.random.shuffle(living)
+        for index in living:
+            self.note(f"   .{index} mends")
+            self.do("tick", host, index)
+            process = host.processes[index]
+            if process and process.buffer.halted:
+                raise BrokenError(f"visits stay refused: {process.buffer.halted}")
+        host.unmended = False
+
+    def _do_harm(self, host: Host, survivor: int) -> str:
+        process = host.processes[survivor]
+        assert process is not None
+        host.disk.directory_synced()
+        buffer, path = process.buffer, host.path
+        current = f"{path}/{buffer.tables.current.last:010}.log"
+        waiting = [table for table in buffer.tables.sealed if table.last > buffer.included_to]
+        kind = self.random.choice(("current", "everything", "waiting", "writer", "state", "cut", "cut"))
+        if kind == "waiting" and waiting:
+            table = self.random.choice(waiting)
+            os.unlink(f"{path}/{Segment(table.first, table.last).name}")  # noqa: PTH108 - called often
+        elif kind == "everything":
+            shutil.rmtree(path)
+        elif kind == "cut":
+            # Below what each of them has read: who has read less takes what follows the cut for what was there.
+            if size := min(one.buffer.offset for one in host.processes if one):
+                os.truncate(current, self.random.choice((0, self.random.randrange(size))))
+        else:
+            name = {"writer": "writer", "state": "state.json"}.get(kind, os.path.basename(current))  # noqa: PTH119
+            with suppress(FileNotFoundError):
+                os.unlink(f"{path}/{name}")  # noqa: PTH108 - as above
+        host.disk.directory_synced()
+        self.note(f"   harm: {kind}")
+        return kind
 
     def _roll_back(self, host: Host) -> None:
         del host
@@ -396,7 +487,7 @@ class World:
         self.note(f"   {name}: {write_into(self.shards[name], state.writer, confirmed, mine)}")
 
     def _lose_power(self, host: Host) -> None:
-        if self._running or not os.path.isdir(host.path):  # noqa: PTH112 - called often
+        if self._running or host.unmended or not os.path.isdir(host.path):  # noqa: PTH112 - called often
             return
         for process in host.processes:
             self._bury(host, process)
@@ -412,7 +503,10 @@ class World:
             shard.away, shard.loss = False, 0.0
             shard.mend()
         for host in self.hosts:
-            host.disk.full = 0.0
+            host.disk.full = host.disk.sick = 0.0
+            for index, process in enumerate(host.processes):
+                if process and host.harmed:
+                    self.do("tick", host, index)
             # A flush with nothing at all to look at leaves what was written into a shard as it is.
             self.do("record", host, 0)
         for _ in range(3):
@@ -430,7 +524,7 @@ class World:
                     if process.buffer.pending_totals()[0]:
                         raise BrokenError(f"{process.buffer.pending_totals()} pending after the last flush")
                 damage = [note for note in process.buffer.state.damage if not _is_written_by_somebody(note)]
-                if damage and not host.oracle.lost_power:
+                if damage and not (host.oracle.lost_power or host.harmed):
                     raise BrokenError(f"damage without a cause: {damage}")
                 self._compare_answers(host, process)
 
@@ -438,6 +532,8 @@ class World:
         process = Process(self, host)
         with self.running(process):
             process.buffer.open()
+            process.counter.tick()
+            self.now += 10  # after this the flush goes on with what was mended
             for _ in range(3):
                 result = process.flusher.flush(wait=False)
             if result.error:
@@ -483,7 +579,7 @@ def _ring(names: Sequence[str]) -> Ring:
 
 
 def _use(simulated: Any, disk: Any) -> None:
-    for module in (journal_module, buffer_module, flusher_module, flush_round_module):
+    for module in (journal_module, buffer_module, mending_module, flusher_module, flush_round_module):
         module.os = simulated  # type: ignore[attr-defined]
     SimulatedPath.disk = disk
 
