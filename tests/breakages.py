@@ -104,8 +104,8 @@ BREAKAGES = (
     Breakage(
         "count a visit that lies behind a seal",
         "buffer.py",
-        "if end - written == self._offset or not self._fold_others(end - written):\n",
-        "if end - written == self._offset or self._fold_others(end - written) in (True, False):\n",
+        "if end - written == self.offset or not self._fold_others(end - written):\n",
+        "if end - written == self.offset or self._fold_others(end - written) in (True, False):\n",
         SIMULATION,
     ),
     Breakage(
