@@ -12,7 +12,7 @@ from visit_counter.settings import Shard
 from visit_counter.stores.topology import SLOT_OF
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
     from pathlib import Path
 
 SLOTS = 16384
@@ -77,14 +77,21 @@ class Cluster:
 
     # -- what happens to it ------------------------------------------------------------------------------------------
 
-    def move_slot(self, slot: int, source: Server, target: Server) -> None:
-        """Move a slot with its keys, step by step as redis-cli does, while everybody goes on."""
+    def move_slot(
+        self, slot: int, source: Server, target: Server, meanwhile: Callable[[], None] = lambda: None
+    ) -> None:
+        """Move a slot with its keys, step by step as redis-cli does, while everybody goes on.
+
+        `meanwhile` is called before the keys move, and after they have while the slot has not.
+        """
         source_id, target_id = source.call("CLUSTER", "MYID"), target.call("CLUSTER", "MYID")
         _must(target.call("CLUSTER", "SETSLOT", slot, "IMPORTING", str(source_id)))
         _must(source.call("CLUSTER", "SETSLOT", slot, "MIGRATING", str(target_id)))
+        meanwhile()
         while keys := source.call("CLUSTER", "GETKEYSINSLOT", slot, 10):
             assert isinstance(keys, list), keys
             _must(source.call("MIGRATE", "127.0.0.1", target.port, "", 0, 5000, "KEYS", *keys))
+        meanwhile()
         # The new owner first, so that the slot is never without one.
         for server in [target, source]:
             _must(server.call("CLUSTER", "SETSLOT", slot, "NODE", str(target_id)))

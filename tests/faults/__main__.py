@@ -23,6 +23,7 @@ from tests.faults import (
     local_rows,
     rebalancing,
     rows,
+    shard_rows,
     shards,
 )
 
@@ -68,6 +69,10 @@ ROWS = (
     Row("cluster-primary-kill", 50, failover_rows.kill_cluster_primary),
     Row("cluster-slots-move", 50, failover_rows.move_cluster_slots),
     Row("sentinel-failover", 20, failover_rows.kill_watched_primary),
+    Row("cluster-slots-watched", 50, shard_rows.watch_cluster_slots),
+    Row("shard-garbage", 200, shard_rows.answer_garbage),
+    Row("shard-swapped", 100, shard_rows.swap_addresses),
+    Row("name-server-hangs", 100, shard_rows.hang_name_server),
     Row("rebalance", 50, rebalancing.row(rebalancing.under_load)),
     Row("rebalance-kill", 50, rebalancing.row(rebalancing.killed)),
     Row("supervisor-kill", 100, embedded_rows.kill_supervisor),

@@ -75,18 +75,11 @@ class Proxy:
                     if what == "lose":
                         continue
                     if what == "garbage":
-                        client.sendall(self._garbage(data))
+                        client.sendall(self._random.choice(list(GARBAGE.values())))
                         continue
                     time.sleep(self._random.uniform(0.02, 0.2))
                 client.sendall(data)
         _end(client, server)
-
-    def _garbage(self, data: bytes) -> bytes:
-        """Return something in the place of a reply: another one that can be read, or nothing that can."""
-        spoiled = bytearray(data)
-        for _ in range(self._random.randint(1, 4)):
-            spoiled[self._random.randrange(len(spoiled))] = self._random.randrange(256)
-        return self._random.choice((*GARBAGE.values(), bytes(spoiled), data[::-1]))
 
 
 def _end(*sockets: socket.socket) -> None:

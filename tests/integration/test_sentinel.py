@@ -2,14 +2,16 @@
 
 import logging
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import pytest
 
+from tests.fake_shards import FakeShard
 from tests.least_acl import LEAST_USER, PASSWORD
-from tests.redis_servers import free_port, wait_until
+from tests.redis_servers import Server, free_port, wait_until
 from tests.sentinels import SERVICE, Sentinels
+from tests.tls import Authority, TlsFront
 from tests.under_load import load
 from visit_counter.errors import StoreRefusedError, StoreUnavailableError
 from visit_counter.ring import PARTITIONS, partition_of
@@ -119,3 +121,55 @@ def test_one_sentinel_that_answers_is_enough(sentinels: Sentinels) -> None:
     url = f"redis+sentinel://{LEAST_USER}:{PASSWORD}@127.0.0.1:{free_port()},127.0.0.1:{sentinels.ports[2]}/{SERVICE}"
     with closing(patient(Shard("watched", url))) as store:
         assert store.add("home", 1) == 1
+
+
+# What a sentinel may say
+
+
+def sentinel(port: int, epoch: int) -> bytes:
+    """Return what a sentinel says of the service `main`: its primary is at this port, since this epoch."""
+    said = {"name": "main", "ip": "127.0.0.1", "port": port, "flags": "master", "config-epoch": epoch}
+    words = [str(word).encode() for pair in said.items() for word in pair]
+    return b"*1\r\n*%d\r\n" % len(words) + b"".join(b"$%d\r\n%b\r\n" % (len(word), word) for word in words)
+
+
+@pytest.mark.parametrize("stale_first", [True, False])
+def test_of_several_sentinels_the_one_with_the_latest_word_counts(tmp_path: Path, stale_first: bool) -> None:
+    with ExitStack() as stack:
+        primary, demoted = (stack.enter_context(closing(Server(tmp_path / name))) for name in ("primary", "demoted"))
+        demoted.call("REPLICAOF", "127.0.0.1", primary.port)
+        words = [sentinel(primary.port, 12), sentinel(demoted.port, 9)]
+        if stale_first:
+            words.reverse()
+        fakes = [
+            stack.enter_context(closing(FakeShard(lambda _, word=word: word)))  # type: ignore[misc]
+            for word in [*words, b"+garbage\r\n"]
+        ]
+        hosts = ",".join(f"127.0.0.1:{fake.port}" for fake in fakes)
+        store = RedisStore(Shard("main", f"redis+sentinel://{hosts}/main"), connect_seconds=5, read_seconds=5)
+        with closing(store):
+            assert store.apply("w", [Batch(HOME, "", "1:a", {"home": 1})]) == [Applied(HOME, "1:a")]
+            assert store.read("w", ["home"]) == [Stored(1, "1:a")]
+        assert primary.call("HGET", f"visits:{{{HOME}}}", "home") == "1"
+
+
+def test_sentinels_and_their_servers_are_spoken_to_with_tls(tmp_path: Path) -> None:
+    authority = Authority(tmp_path / "ca")
+    certificate = authority.certificate("server", "IP:127.0.0.1")
+    with ExitStack() as stack:
+        server = stack.enter_context(closing(Server(tmp_path / "server")))
+        front = stack.enter_context(closing(TlsFront(server.port, *certificate)))
+        fake = stack.enter_context(closing(FakeShard(lambda _: sentinel(front.port, 1))))
+        watched = stack.enter_context(closing(TlsFront(fake.port, *certificate)))
+        url = f"redis+sentinel://127.0.0.1:{watched.port}/main?ssl=true"
+        trusted = Shard("main", f"{url}&ssl_ca_certs={authority.ca}")
+        with closing(RedisStore(trusted, connect_seconds=5, read_seconds=5)) as store:
+            assert store.add("home", 1) == 1
+            assert store.read("w", ["home"]) == [Stored(1, "")]
+        stranger = Authority(tmp_path / "other", "another authority")
+        for wrong in (url, f"{url}&ssl_ca_certs={stranger.ca}", url.partition("?")[0]):
+            with (
+                closing(RedisStore(Shard("main", wrong), connect_seconds=5, read_seconds=1)) as store,
+                pytest.raises(StoreUnavailableError, match="sentinels do not answer"),
+            ):
+                store.read("w", ["home"])

@@ -2,13 +2,18 @@
 
 The first process that reaches a step for which a file lies in the folder FAULTS_DIR takes the file and does what its
 name says: `kill.send` ends the process, `stop.send` freezes it, `tell.send` only tells that the step was reached.
+
+Names that end with `.shard.test` are this machine; while the file FAULTS_DIR.names is there, the look-up of any name
+hangs.
 """
 
 from __future__ import annotations
 
 import os
 import signal
+import socket
 import sys
+import time
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
@@ -50,5 +55,17 @@ class _Finder(MetaPathFinder):
         return spec
 
 
+_ask_system = socket.getaddrinfo
+
+
+def _look_up(host: Any, *arguments: Any, **options: Any) -> Any:
+    if isinstance(host, str) and host.endswith((".test", "host")):
+        while os.path.exists(f"{os.environ['FAULTS_DIR']}.names"):  # noqa: PTH110 - no more imports in every process
+            time.sleep(0.02)
+    named = isinstance(host, str) and host.endswith(".shard.test")
+    return _ask_system("127.0.0.1" if named else host, *arguments, **options)
+
+
 if "FAULTS_DIR" in os.environ:
+    socket.getaddrinfo = _look_up
     sys.meta_path.insert(0, _Finder())

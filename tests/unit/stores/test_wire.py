@@ -6,7 +6,7 @@ from redis.connection import Connection
 
 from visit_counter.errors import StoreRefusedError, StoreUnavailableError
 from visit_counter.stores.exchange import pack
-from visit_counter.stores.wire import explain
+from visit_counter.stores.wire import explain, is_away
 
 
 def test_packed_bytes_are_those_of_redis_py() -> None:
@@ -54,3 +54,24 @@ def test_an_answer_that_says_no_is_a_refusal(error: exceptions.RedisError) -> No
 def test_the_text_names_the_shard_and_the_code() -> None:
     error = exceptions.OutOfMemoryError("command not allowed when used memory > 'maxmemory'.", status_code="OOM")
     assert str(explain("redis_7070", error)) == "redis_7070: OOM command not allowed when used memory > 'maxmemory'."
+
+
+@pytest.mark.parametrize(
+    ("error", "away"),
+    [
+        (exceptions.ClusterDownError("Hash slot not served", status_code="CLUSTERDOWN"), False),
+        (exceptions.ClusterDownError("The cluster is down", status_code="CLUSTERDOWN"), True),
+        (exceptions.TryAgainError("Multiple keys request during rehashing of slot", status_code="TRYAGAIN"), False),
+        (exceptions.MovedError("5 127.0.0.1:7000"), False),
+    ],
+    ids=str,
+)
+def test_a_slot_that_nobody_has_is_not_the_absence_of_the_server_that_says_so(
+    error: exceptions.RedisError, away: bool
+) -> None:
+    assert is_away(error) is away
+    assert type(explain("redis_7070", error)) is StoreUnavailableError
+
+
+def test_a_text_without_end_is_cut_off() -> None:
+    assert len(str(explain("redis_7070", exceptions.ResponseError("x" * 5000)))) < 300

@@ -1,0 +1,155 @@
+"""The rows of the campaign about shards that are not what they seem: garbage, wrong addresses, names, moving slots."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import time
+from contextlib import closing
+from functools import partial
+from typing import TYPE_CHECKING, Self
+
+from tests.cluster import Cluster
+from tests.faults.oracle import BrokenError
+from tests.faults.proxy import Proxy
+from tests.faults.rows import repeat
+from tests.faults.service import FaultyService
+from tests.servers import ValkeyServer, wait_until
+from tests.under_load import PAGES, load
+from visit_counter.ring import PARTITIONS, partition_of
+from visit_counter.stores.cluster import ClusterStore
+from visit_counter.stores.factory import make_store
+from visit_counter.stores.topology import SLOT_OF
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+
+class _Proxied(FaultyService):
+    """The service under load, with a proxy in front of each shard."""
+
+    def __enter__(self) -> Self:
+        self.proxies: list[Proxy] = []
+        return super().__enter__()
+
+    def _start_shards(self) -> dict[str, str]:
+        super()._start_shards()
+        self.proxies = [Proxy(shard.port, self.random) for shard in self.shards]
+        urls = [f"s{number}=redis://127.0.0.1:{proxy.port}" for number, proxy in enumerate(self.proxies)]
+        return {"VISITS_SHARDS": ",".join(urls)}
+
+    def __exit__(self, *error: object) -> None:
+        super().__exit__(*error)
+        for proxy in self.proxies:
+            proxy.close()
+
+
+def answer_garbage(directory: Path, trials: int, seed: int, progress: Callable[[int], None]) -> str:
+    """A shard answers what no shard may answer, in the middle of the load."""
+    with _Proxied(directory, seed=seed) as service:
+
+        def fault(_: int) -> None:
+            proxy = service.random.choice(service.proxies)
+            proxy.whats = ("garbage",)
+            proxy.share = service.random.uniform(0.1, 1.0)
+            time.sleep(service.random.uniform(0.05, 0.5))
+            proxy.share = 0.0
+
+        repeat(service, trials, progress, fault)
+        _no_traceback(service)
+        return f"{sum(proxy.faults for proxy in service.proxies)} replies, {service.visitors.answers} answers"
+
+
+def swap_addresses(directory: Path, trials: int, seed: int, progress: Callable[[int], None]) -> str:
+    """The addresses of two shards are swapped under the running service, and swapped back."""
+    with _Proxied(directory, seed=seed) as service:
+        wait_until(lambda: all(map(_has_name, service.shards)), "the shards to have their names")
+
+        def fault(_: int) -> None:
+            ports = [shard.port for shard in service.shards]
+            for proxy, port in zip(service.proxies, reversed(ports), strict=True):
+                proxy.lead_to(port)
+            time.sleep(service.random.uniform(0.05, 1.0))
+            for proxy, port in zip(service.proxies, ports, strict=True):
+                proxy.lead_to(port)
+
+        repeat(service, trials, progress, fault)
+        _no_traceback(service)
+        return f"{service.visitors.answers} answers"
+
+
+class _Named(FaultyService):
+    """The service under load, whose shards have names that the hook in `inside` looks up."""
+
+    def _start_shards(self) -> dict[str, str]:
+        super()._start_shards()
+        urls = [f"s{number}=redis://s{number}.shard.test:{shard.port}" for number, shard in enumerate(self.shards)]
+        return {"VISITS_SHARDS": ",".join(urls)}
+
+
+def hang_name_server(directory: Path, trials: int, seed: int, progress: Callable[[int], None]) -> str:
+    """The name server hangs while all connections to the shards are lost, and a worker at times."""
+    with _Named(directory, seed=seed) as service:
+        hangs = directory / "faults.names"
+
+        def fault(_: int) -> None:
+            hangs.touch()
+            try:
+                for shard in service.shards:
+                    with shard.client() as client:
+                        client.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+                if service.random.random() < 0.3:
+                    os.kill(service.random.choice(service.worker_pids()), signal.SIGKILL)
+                    service.wait_for_workers()
+                before = service.visitors.answers
+                wait_until(lambda: service.visitors.answers > before + 100, "answers while the name server hangs")
+                wait_until(lambda: service.pending() >= 0, "an answer of /health")
+            finally:
+                hangs.unlink()
+
+        repeat(service, trials, progress, fault)
+        return f"{service.visitors.answers} answers"
+
+
+def watch_cluster_slots(directory: Path, trials: int, seed: int, progress: Callable[[int], None]) -> str:
+    """Slots of a Redis Cluster move under load; status, ping and what is on disk are watched meanwhile."""
+    dice = random.Random(seed)
+    looks = visits = 0
+    with (
+        Cluster(directory / "cluster") as cluster,
+        closing(ClusterStore(cluster.shard, connect_seconds=5, read_seconds=5, apply_seconds=10)) as watch,
+    ):
+        for trial in range(trials):
+            for server in cluster.primaries():
+                server.call("FLUSHALL")
+            with load(directory / f"host_{trial}", [make_store(cluster.shard)], seed=trial) as oracle:
+                for page in dice.sample(PAGES, 5):
+                    slot = SLOT_OF[partition_of(page)]
+                    source = cluster.owner_of(slot)
+                    target = dice.choice([each for each in cluster.servers[:3] if each is not source])
+                    cluster.move_slot(slot, source, target, meanwhile=partial(_look, watch))
+                    looks += 1
+                wait_until(lambda: watch.persist(1) is not False, "the disks to have everything")
+            if oracle.mistakes:
+                raise BrokenError(f"trial {trial}: {len(oracle.mistakes)} mistakes, the first: {oracle.mistakes[0]}")
+            visits += oracle.acknowledged.total()
+            progress(trial + 1)
+    return f"{visits} visits, {looks} moves watched"
+
+
+def _has_name(shard: ValkeyServer) -> bool:
+    with shard.client() as client:
+        return bool(client.exists("visits:{0}:shard"))
+
+
+def _look(watch: ClusterStore) -> None:
+    down = [row for row in watch.look("", range(PARTITIONS)) if not row.up or row.error]
+    if down or not watch.ping() or watch.reason():
+        raise BrokenError(f"a healthy cluster is told as {down}, {watch.reason()}")
+
+
+def _no_traceback(service: FaultyService) -> None:
+    if "Traceback" in service.server.log:
+        raise BrokenError(f"a traceback: {service.server.log.partition('Traceback')[2][:1000]}")
