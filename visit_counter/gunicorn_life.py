@@ -127,16 +127,27 @@ def end_while_booting() -> None:
     Call it in the master, before the first fork.
     """
     master = os.getpid()
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
 
     def end_at_once(_signal: int, _frame: object) -> None:
         os._exit(0)
 
-    def after_fork() -> None:
-        if os.getppid() == master:
-            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
-                signal.signal(number, end_at_once)
+    def before() -> None:
+        # A signal that comes before Python is ready in the child would be forgotten; so it waits.
+        if os.getpid() == master:
+            signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
 
-    os.register_at_fork(after_in_child=after_fork)
+    def in_master() -> None:
+        if os.getpid() == master:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, numbers)
+
+    def in_child() -> None:
+        if os.getppid() == master:
+            for number in numbers:
+                signal.signal(number, end_at_once)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, numbers)
+
+    os.register_at_fork(before=before, after_in_parent=in_master, after_in_child=in_child)
 
 
 def bound_gthread(worker: Any) -> None:
@@ -158,6 +169,8 @@ def bound_gthread(worker: Any) -> None:
                 listener.close()
 
     worker.set_accept_enabled = and_close
+    # A thread that ends later writes to it, and its number might be that of another file by then.
+    worker.method_queue.close = lambda: None
 
     def quit_soon(number: int, frame: object) -> None:
         # gunicorn's own ends the pool of threads here, and waits for ever where the loop was just about to use it.

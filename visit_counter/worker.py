@@ -17,7 +17,6 @@ loop does not read from it, so that pipelined requests are answered in order.
 
 from __future__ import annotations
 
-import math
 import os
 import select
 import sys
@@ -44,8 +43,8 @@ from visit_counter.http1 import (
     status_line,
 )
 from visit_counter.problems import problem_of
-from visit_counter.worker_connections import Connection, ConnectionWorker
-from visit_counter.worker_thread import HandedConnection
+from visit_counter.worker_connections import RETRY_SECONDS
+from visit_counter.worker_thread import HandingWorker
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -53,20 +52,14 @@ if TYPE_CHECKING:
 
     from visit_counter.answers import Ask, Outcome
     from visit_counter.counter import VisitCounter
+    from visit_counter.worker_connections import Connection
 
 # Each answers what waits for one shard in a turn; several, because one that hangs keeps its thread for a while.
 LOAD_THREADS = 4
 
-# How long clients have when the worker is told to stop, and to stop quickly (SIGINT, SIGQUIT).
-STOP_SECONDS = 1.0
-LAST_SECONDS = 0.2
-QUICK_SECONDS = 0.2
 
-
-class VisitWorker(ConnectionWorker):
+class VisitWorker(HandingWorker):
     """`worker_class = "visit_counter.worker.VisitWorker"`."""
-
-    _quit_at = math.inf  # when the worker was told to stop quickly (monotonic seconds)
 
     @classmethod
     def check_config(cls, cfg: Any, log: Any) -> None:
@@ -94,45 +87,15 @@ class VisitWorker(ConnectionWorker):
         self._prepare()
         self.set_accept_enabled(True)
         while self.alive:
-            self._turn(1.0)
+            self._turn(1.0 if self._accepting else RETRY_SECONDS)
         self._finish()
         self.tpool.shutdown(wait=False)
         self._load_pool.shutdown(wait=False, cancel_futures=True)
+        # Not method_queue: a thread that ends later writes to it, and its number might be that of another file by then.
         self.poller.close()
-        self.method_queue.close()
-
-    def _finish(self) -> None:
-        """Answer what has come, and close every connection.
-
-        A client has STOP_SECONDS for the rest of a request, and LAST_SECONDS more to read that it came too late. What a
-        thread works on has gunicorn's graceful time-out. Told to stop quickly, nobody has more than QUICK_SECONDS.
-        """
-        self._stop_listening()
-        start = time.monotonic()
-        while self.nr_conns:
-            now, quick = time.monotonic(), self._quit_at + QUICK_SECONDS
-            if now < start + STOP_SECONDS:
-                self._close_by(start + STOP_SECONDS)
-            if now >= min(start + STOP_SECONDS + LAST_SECONDS, quick):
-                for connection in list(self._connections.values()):
-                    self._drop(connection)
-                for handed in self._handed:
-                    handed.wire.give_up()
-            if now >= min(start + self.cfg.graceful_timeout, quick):
-                break
-            self._turn(0.05)
-
-    def handle_quit(self, sig: int, frame: Any) -> None:
-        """Stop quickly, between two turns: gunicorn's own leaves the loop wherever it is, also within an append."""
-        self._quit_at = time.monotonic()
-        self.cfg.worker_int(self)
-        self.handle_exit(sig, frame)
 
     def _prepare(self) -> None:
         super()._prepare()
-        self._next_check = 0.0
-        self._resumed: list[Connection] = []
-        self._handed: set[HandedConnection] = set()  # those that threads have
         # They wait in threads of their own: neither Flask's requests nor a slow client keep a page from being read.
         self._load_pool = ThreadPoolExecutor(LOAD_THREADS, "load")
         counter = self._find_counter()
@@ -309,6 +272,10 @@ class VisitWorker(ConnectionWorker):
 
     def _wait_or_hand(self, connection: Connection, verdict: Verdict, now: float) -> None:
         if verdict is Verdict.UNUSUAL:
+            if b"\r\n\r\n" not in connection.buffer:
+                # It can only be refused, and gunicorn refuses a head once it has its end.
+                connection.buffer += b"\r\n\r\n"
+                connection.is_cut = True
             self._hand(connection)
             return
         if not connection.partial:
@@ -331,54 +298,6 @@ class VisitWorker(ConnectionWorker):
         for connection in list(self._connections.values()):
             if connection.deadline <= now:
                 self._expire(connection, now)
-
-    # -- requests for gunicorn and Flask -------------------------------------------------------------------------
-
-    def _hand(self, connection: Connection) -> None:
-        """Give the connection to a thread, once what is to be sent before is sent."""
-        if connection.out:
-            connection.handing = True
-            return
-        connection.handing = connection.partial = False
-        connection.awaits = None
-        self._release(connection)
-        handed = HandedConnection(self.cfg, connection, self.request_seconds)
-        self._handed.add(handed)
-        connection.buffer = b""
-        connection.was_continued = False
-        future = self.tpool.submit(self.handle, handed)
-        future.add_done_callback(lambda done: self.method_queue.defer(self._take_back, connection, handed, done))
-
-    def _take_back(self, connection: Connection, handed: HandedConnection, done: Future[bool]) -> None:
-        """Go on with a connection that a thread has finished with."""
-        now = time.monotonic()
-        self._handed.remove(handed)
-        keep = not done.cancelled() and done.exception() is None and done.result()
-        self._adopt(connection)
-        connection.closing = not keep
-        connection.deadline = now + self._keepalive
-        connection.buffer = handed.parser.unreader.take_buffered() if keep else b""
-        connection.out = handed.wire.unsent
-        if connection.out:
-            if self._send(connection, now) and connection.buffer:
-                self._resumed.append(connection)
-        elif not keep:
-            self._linger(connection, now)
-        elif connection.buffer:
-            self._resumed.append(connection)
-
-    def handle_request(self, req: Any, conn: Any) -> Any:
-        """Do as gthread does, but let a client that does not take a large answer go quietly."""
-        if conn.was_continued:
-            req._expected_100_continue = False  # noqa: SLF001  # gunicorn would say it a second time
-        try:
-            return super().handle_request(req, conn)
-        except TimeoutError as error:
-            raise StopIteration from error
-
-    def _keepalive_after(self, conn: Any, keepalive: Any) -> bool:
-        """Do as gthread does, and close a connection of whose body not all was waited for."""
-        return super()._keepalive_after(conn, keepalive) and not conn.wire.ran_out
 
     def _log_access(
         self, connection: Connection, end: int, status: str, fields: Sequence[tuple[str, str]], now: float

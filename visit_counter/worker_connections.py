@@ -10,6 +10,7 @@ A connection is in one of these states; only the loop's thread moves it from one
 
 from __future__ import annotations
 
+import math
 import select
 import socket
 import time
@@ -26,6 +27,13 @@ _LISTEN = select.EPOLLIN | getattr(select, "EPOLLEXCLUSIVE", 0)  # Linux 4.5
 LINGER_SECONDS = 2.0
 LINGER_BYTES = 64 * 1024
 
+# How soon a worker that could not accept a connection tries again.
+RETRY_SECONDS = 0.05
+# How long clients have when the worker is told to stop, and to stop quickly (SIGINT, SIGQUIT).
+STOP_SECONDS = 1.0
+LAST_SECONDS = 0.2
+QUICK_SECONDS = 0.2
+
 
 class Connection:
     """One client's connection, as the loop sees it. Times are `time.monotonic()` seconds."""
@@ -40,6 +48,7 @@ class Connection:
         "fd",
         "handing",
         "held",
+        "is_cut",
         "lingered",
         "out",
         "partial",
@@ -58,6 +67,7 @@ class Connection:
         self.out = b""  # to be sent before anything else happens
         self.deadline = deadline
         self.awaits: Awaited | None = None  # what a part of a request lacks
+        self.is_cut = False  # the head in the buffer was given an end: no other request may follow
         self.was_continued = False  # the client was told to send the body of its request
         self.partial = False  # the buffer holds a part of a request, for which `deadline` was set
         self.closing = False  # close once `out` is sent
@@ -74,6 +84,8 @@ class ConnectionWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no t
     # How long a client may take to send one request or to take its answer; gunicorn has no setting for it.
     request_seconds = 30.0
 
+    _quit_at = math.inf  # when the worker was told to stop quickly (monotonic seconds)
+
     alive: bool
     _accepting: bool
 
@@ -86,10 +98,15 @@ class ConnectionWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no t
         # gthread's `handle_request` compares the length of this with `max_keepalived`.
         self.keepalived_conns = self._connections
         self._keepalive = float(self.cfg.keepalive)
+        self._next_check = 0.0
         self._listeners = {listener.fileno(): listener for listener in self.sockets}
 
     def _hand(self, connection: Connection) -> None:
         """Give the connection to a thread, once what is to be sent before is sent."""
+        raise NotImplementedError
+
+    def _turn(self, timeout_seconds: float) -> None:
+        """Wait for events, and do all that they allow without waiting."""
         raise NotImplementedError
 
     def set_accept_enabled(self, enabled: bool) -> None:
@@ -134,9 +151,10 @@ class ConnectionWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no t
         except (BlockingIOError, ConnectionAbortedError):
             return False
         except OSError as error:
-            # Out of file descriptors or memory: the next check listens again.
+            # Out of file descriptors or memory: the next check listens again. The kernel has woken nobody else for it.
             self.log.error("Cannot accept a connection: %s", error)
             self.set_accept_enabled(False)
+            self._next_check = now + RETRY_SECONDS
             return False
         self.nr_conns += 1
         deadline = now + DEFAULT_WORKER_DATA_TIMEOUT + self._keepalive
@@ -251,3 +269,34 @@ class ConnectionWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no t
         """Let the time of every connection be up by then, also of one with half a request or an untaken answer."""
         for connection in self._connections.values():
             connection.deadline = min(connection.deadline, deadline)
+
+    # -- the end -------------------------------------------------------------------------------------------------
+
+    def _finish(self) -> None:
+        """Answer what has come, and close every connection.
+
+        A client has STOP_SECONDS for the rest of a request, and LAST_SECONDS more to read that it came too late. What a
+        thread works on has gunicorn's graceful time-out. Told to stop quickly, nobody has more than QUICK_SECONDS.
+        """
+        self._stop_listening()
+        start = time.monotonic()
+        while self.nr_conns:
+            now, quick = time.monotonic(), self._quit_at + QUICK_SECONDS
+            if now < start + STOP_SECONDS:
+                self._close_by(start + STOP_SECONDS)
+            if now >= min(start + STOP_SECONDS + LAST_SECONDS, quick):
+                self._give_up()
+            if now >= min(start + self.cfg.graceful_timeout, quick):
+                break
+            self._turn(0.05)
+
+    def handle_quit(self, sig: int, frame: Any) -> None:
+        """Stop quickly, between two turns: gunicorn's own leaves the loop wherever it is, also within an append."""
+        self._quit_at = time.monotonic()
+        self.cfg.worker_int(self)
+        self.handle_exit(sig, frame)
+
+    def _give_up(self) -> None:
+        """Close every connection that the loop has."""
+        for connection in list(self._connections.values()):
+            self._drop(connection)

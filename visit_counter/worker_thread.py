@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 from gunicorn.workers.gthread import TConn
 
+from visit_counter.worker_connections import Connection, ConnectionWorker
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-    from visit_counter.worker_connections import Connection
+    from concurrent.futures import Future
 
 # What the loop sends for a thread. For more than this the thread waits until the client takes some of it.
 KEPT_BYTES = 256 * 1024
@@ -107,6 +108,67 @@ class HandedConnection(TConn):  # type: ignore[misc]  # gunicorn has no types
 
     def __init__(self, cfg: Any, connection: Connection, wait_seconds: float) -> None:
         self.wire = Wire(connection.sock, connection.buffer, wait_seconds)
+        self.wire.ran_out = connection.is_cut
         super().__init__(cfg, self.wire, connection.client, connection.server)
         self.data_ready = True
         self.was_continued = connection.was_continued
+
+
+class HandingWorker(ConnectionWorker):
+    """Hands requests for gunicorn and Flask to threads, and takes their connections back."""
+
+    def _prepare(self) -> None:
+        super()._prepare()
+        self._handed: set[HandedConnection] = set()  # those that threads have
+        self._resumed: list[Connection] = []  # back from a thread, with another request in the buffer
+
+    def _hand(self, connection: Connection) -> None:
+        """Give the connection to a thread, once what is to be sent before is sent."""
+        if connection.out:
+            connection.handing = True
+            return
+        connection.handing = connection.partial = False
+        connection.awaits = None
+        self._release(connection)
+        handed = HandedConnection(self.cfg, connection, self.request_seconds)
+        self._handed.add(handed)
+        connection.buffer = b""
+        connection.was_continued = False
+        future = self.tpool.submit(self.handle, handed)
+        future.add_done_callback(lambda done: self.method_queue.defer(self._take_back, connection, handed, done))
+
+    def _take_back(self, connection: Connection, handed: HandedConnection, done: Future[bool]) -> None:
+        """Go on with a connection that a thread has finished with."""
+        now = time.monotonic()
+        self._handed.remove(handed)
+        keep = not done.cancelled() and done.exception() is None and done.result()
+        self._adopt(connection)
+        connection.closing = not keep
+        connection.deadline = now + self._keepalive
+        connection.buffer = handed.parser.unreader.take_buffered() if keep else b""
+        connection.out = handed.wire.unsent
+        if connection.out:
+            if self._send(connection, now) and connection.buffer:
+                self._resumed.append(connection)
+        elif not keep:
+            self._linger(connection, now)
+        elif connection.buffer:
+            self._resumed.append(connection)
+
+    def handle_request(self, req: Any, conn: Any) -> Any:
+        """Do as gthread does, but let a client that does not take a large answer go quietly."""
+        if conn.was_continued:
+            req._expected_100_continue = False  # noqa: SLF001  # gunicorn would say it a second time
+        try:
+            return super().handle_request(req, conn)
+        except TimeoutError as error:
+            raise StopIteration from error
+
+    def _keepalive_after(self, conn: Any, keepalive: Any) -> bool:
+        """Do as gthread does, and close a connection of whose body not all was waited for."""
+        return super()._keepalive_after(conn, keepalive) and not conn.wire.ran_out
+
+    def _give_up(self) -> None:
+        super()._give_up()
+        for handed in self._handed:
+            handed.wire.give_up()

@@ -178,6 +178,8 @@ def test_nothing_smuggled_was_counted(client: Client) -> None:
         (b"GET /visits/x HTTP/1.1\r\n" + HOST + b"X: " + b"y" * 9000 + b"\r\n\r\n", 431),
         (b"GET /visits/x HTTP/1.1\r\n" + HOST + b"X: y\r\n" * 101 + b"\r\n", 431),
         (b"nonsense\r\n\r\n", 400),
+        (b"GET /visits/" + b"x" * 20_000, 414),
+        (b"GET /visits/x HTTP/1.1\r\n" + HOST + b"X: y\n", 400),
     ],
 )
 def test_gunicorns_limits_hold(client: Client, request_bytes: bytes, status: int) -> None:

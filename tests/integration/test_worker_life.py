@@ -247,6 +247,25 @@ def test_thousands_of_idle_connections_are_kept_and_served(tmp_path: Path) -> No
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
+NO_FILES = """
+import os, resource
+keepalive = 1000
+def post_worker_init(worker):
+    used = max(int(number) for number in os.listdir("/proc/self/fd"))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (used + 4, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+"""
+
+
+def test_a_worker_that_is_out_of_files_takes_the_next_connection_once_it_has_one(tmp_path: Path) -> None:
+    with Server(tmp_path, NO_FILES) as server:
+        wait_until(lambda: "Booting worker" in server.text(), "a worker boots")
+        clients = [server.client().ask("GET", "/visits/a") for _ in range(20)]
+        wait_until(lambda: "Cannot accept a connection" in server.text(), "there is no room")
+        for client in clients:
+            assert client.answer().status == 200
+            client.close()
+
+
 LOG_FORMAT = (
     'access_log_format = \'%(h)s "%(r)s" %(s)s %(b)s "%(f)s" "%(a)s" %({host}i)s %({content-type}o)s %(m)s %(U)s\'\n'
 )
