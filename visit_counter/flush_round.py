@@ -186,16 +186,20 @@ class Round:
 
     def _sort_out(self, found: dict[int, str]) -> None:
         """Tell of watermarks that no flush wrote, and leave out what is no partition."""
+        blocked = [partition for partition in self.state.blocked if partition not in found]
         for partition, watermark in strange_ones(found).items():
             shard = self.store.shard_of(partition)
             if watermark == NOT_A_PARTITION:
                 del found[partition]
                 text = told_of_none(partition, shard)
                 self.failures.add(text)
+                blocked.append(partition)
+                if partition not in self.state.blocked:
+                    self._damage(text, again=True)
             else:
                 number = self._strange[partition] = take_for_confirmed(self.state, partition, watermark)
-                text = told_of_strange(partition, shard, watermark, number)
-            self._damage(text)
+                self._damage(told_of_strange(partition, shard, watermark, number))
+        self.state.blocked = blocked
 
     def _batch(self, partition: int, watermark: str, target: str) -> Batch:
         """Return what a partition lacks; note what it has lost."""
@@ -352,8 +356,11 @@ class Round:
         self._confirm(batch.partition, batch.watermark)
         self.visits += sum(batch.visits.values())
         self.pages += len(batch.visits)
-        if answer.aside:
-            self._damage(told_aside(batch.partition, self.store.shard_of(batch.partition), answer.aside))
+        if answer.aside or self.state.uncounted:
+            before = set(self.state.uncounted)
+            self.state.uncounted = sorted((before - batch.visits.keys()) | set(answer.aside))
+            if new := [page for page in answer.aside if page not in before]:
+                self._damage(told_aside(batch.partition, self.store.shard_of(batch.partition), new), again=True)
 
     def _tell_losses(self, batches: list[Batch]) -> None:
         """Let the readers of all hosts know which partitions have lost visits, once they have what is left of them."""
@@ -423,7 +430,7 @@ class Round:
             finally:
                 os.close(descriptor)
 
-    def _damage(self, text: str) -> None:
-        if self.state.note_damage(text):
+    def _damage(self, text: str, *, again: bool = False) -> None:
+        if self.state.note_damage(text, again=again):
             log.error("%s", text)
             self.news = True

@@ -66,6 +66,10 @@ class State:
     trouble: dict[str, str] = field(default_factory=dict)
     # By partition with a watermark that no flush wrote: that text, and the segment that it is taken for.
     strange: dict[int, tuple[str, int]] = field(default_factory=dict)
+    # Partitions in whose place the last flush found something else.
+    blocked: list[int] = field(default_factory=list)
+    # Pages whose last visits were set aside, since what is stored for them is no count.
+    uncounted: list[str] = field(default_factory=list)
     # By shard: its replicas, by address, as they were last seen.
     replicas: dict[str, dict[str, Replica]] = field(default_factory=dict)
     # When a flush last brought everything to every shard, in seconds since the epoch, for people; 0 for never.
@@ -90,9 +94,12 @@ class State:
         """Take any of these segments for one that was sent: this state is older than what was there, or empty."""
         self.attempted["unknown"] = sorted(segments)
 
-    def note_damage(self, text: str) -> bool:
-        """Remember one finding, with the time it was found at; return False if it is known already."""
-        if any(note.endswith(f" {text}") for note in self.damage):
+    def note_damage(self, text: str, *, again: bool = False) -> bool:
+        """Remember one finding, with the time it was found at; return False if it is known already.
+
+        With `again` it is another one, though it has the same text.
+        """
+        if not again and any(note.endswith(f" {text}") for note in self.damage):
             return False
         stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         self.damage = [*self.damage, f"{stamp} {text}"][-MAX_DAMAGE_NOTES:]

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING
 from visit_counter.stores.base import NO_WATERMARK, is_token, segment_of
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from visit_counter.state import State
 
 _SHOWN = 40
@@ -48,7 +50,7 @@ def told_of_strange(partition: int, shard: str, watermark: str, number: int) -> 
     )
 
 
-def told_aside(partition: int, shard: str, pages: tuple[str, ...]) -> str:
+def told_aside(partition: int, shard: str, pages: Sequence[str]) -> str:
     """Return what is told of pages whose counts are no numbers."""
     shown = ", ".join(f"{page!r}" for page in pages[:5]) + (f" and {len(pages) - 5} more" if len(pages) > 5 else "")
     return (

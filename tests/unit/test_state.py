@@ -26,6 +26,8 @@ def test_a_state_comes_back_as_it_was_saved(tmp_path: Path) -> None:
         {3: 5},
         strange={7: ("nonsense \udcff", 4)},
         replicas={"redis_7070": {"10.0.0.2:7070": Replica("", 50.0, given_up=True)}},
+        blocked=[9],
+        uncounted=["a"],
         trouble={"redis_7070": "full"},
         complete_at=3.5,
     )

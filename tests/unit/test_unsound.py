@@ -98,6 +98,10 @@ def test_something_else_in_the_place_of_a_partition_holds_up_no_other_and_no_seg
     shards[0].mend()
     assert flush(host) == ""
     assert counts(shards, PAGES) == {62}
+    # Again later is another finding, which nobody has acknowledged.
+    shards[0].blocked.add(partition_of(BAD))
+    flush(host)
+    assert len(damage(host)) == 2
 
 
 def test_a_shard_that_refuses_for_long_makes_the_journal_grow_with_pages_and_not_with_flushes(
@@ -135,6 +139,12 @@ def test_a_page_whose_count_is_no_number_is_told_and_the_rest_is_flushed_and_for
     assert f"{NAMES[0]}: partition {partition_of(BAD)} holds no count for '{BAD}'" in note
     # Whoever knows the page goes on from what is known.
     assert host.counters[0].count(BAD).visits == 11
+    # Mended and broken again is another finding.
+    shards[0].mend()
+    flush(host)
+    shards[0].unsound.add(BAD)
+    flush(host)
+    assert len(damage(host)) == 2
 
 
 def test_a_page_that_holds_no_count_keeps_no_other_from_being_read(host: Host, shards: list[Shard]) -> None:
