@@ -221,7 +221,10 @@ class Service:
     def health(self) -> Health:
         """Return what happened; asks the shards, and waits 0.15 s at most for one that does not answer."""
         shards = self.store.ping_each() if self.store else {}
-        complaints = [f"{name} does not answer" for name, up in shards.items() if not up]
+        why = self.store.reasons() if self.store else {}
+        complaints = [
+            f"{name} does not answer{f': {why[name]}' if name in why else ''}" for name, up in shards.items() if not up
+        ]
         refusal, journaled = self._refusal(shards), None
         if self.buffer is not None:
             with self.buffer.lock:

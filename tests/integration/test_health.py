@@ -234,3 +234,19 @@ def test_without_a_journal_a_shard_that_refuses_the_last_visit_is_unhealthy_unti
     assert (health(client)["api_status"], client.get("/ready").status_code) == ("healthy", 200)
     assert client.get("/visits/a").get_json()["visits"] == 1
     application.extensions["visit_counter"].stop()
+
+
+def test_a_server_that_is_another_shard_degrades_and_says_so(
+    client: FlaskClient, service: Service, shards: list[ValkeyServer]
+) -> None:
+    assert client.post(f"/visits/{PAGES['one'][0]}").status_code == 200
+    assert service.store is not None
+    service.store.refresh()
+    assert health(client)["api_status"] == "healthy"
+    with shards[0].client() as one, shards[1].client() as two:
+        one.set("visits:{0}:shard", two.get("visits:{0}:shard"))
+    service.store.refresh()
+    found = health(client)
+    assert found["api_status"] == "degraded"
+    assert found["redis_status"] == {"one": False, "two": True}
+    assert "is not this shard: it says it is the shard two" in found["reason"]
