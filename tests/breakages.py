@@ -172,6 +172,27 @@ BREAKAGES = (
         SIMULATION,
     ),
     Breakage(
+        "accept visits while the journal is in doubt",
+        "buffer.py",
+        "        self.halted, self._bound = reason, -1\n",
+        "        self.halted = reason\n",
+        "tests/unit/test_mending.py",
+    ),
+    Breakage(
+        "go on appending to a segment that was removed",
+        "mending.py",
+        "        elif not is_file_at(buffer.descriptor, self._journal.path / segment.name):\n",
+        "        elif False:\n",
+        "tests/unit/test_mending.py",
+    ),
+    Breakage(
+        "send a segment whose sync has failed before it is written anew",
+        "flush_round.py",
+        "if segment in doubtful or not self.journal.is_whole(folded):",
+        "if False:",
+        "tests/unit/test_mending.py",
+    ),
+    Breakage(
         "read lines without their checksum",
         "records.py",
         'claimed != crc32(b"%b\\t%b" % (kind, argument))',

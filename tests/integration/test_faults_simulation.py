@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.faults.simulation import run_seeds
+from tests.faults.simulation import HARMFUL_SEEDS, run_seeds
 
 # Each of these once broke a promise.
 ONCE_BROKEN = (1, 5, 16, 48, 148, 195, 525, 1453, 1535, 2432, 3141, 8748, 20987, 24389)
@@ -20,3 +20,17 @@ def test_no_seed_loses_or_doubles_a_visit() -> None:
     found = run_seeds(range(200_000, 200_300))
     assert found.seed is None, (found.seed, found.error.args)
     assert found.died > 0
+
+
+def test_no_failing_sync_and_no_file_that_is_removed_or_cut_loses_or_doubles_a_visit() -> None:
+    found = run_seeds(HARMFUL_SEEDS[:200])
+    assert found.seed is None, (found.seed, found.error.args)
+
+
+# With each of these a repair once went wrong.
+@pytest.mark.parametrize(
+    "seed", [1_000_053, 1_000_337, 1_000_434, 1_000_832, 1_000_942, 1_001_024, 1_002_658, 1_010_405]
+)
+def test_a_seed_whose_repair_once_went_wrong_keeps_its_promises(seed: int) -> None:
+    found = run_seeds(range(seed, seed + 1))
+    assert found.seed is None, found.error.args

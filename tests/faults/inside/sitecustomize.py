@@ -5,6 +5,9 @@ name says: `kill.send` ends the process, `stop.send` freezes it, `tell.send` onl
 
 Names that end with `.shard.test` are this machine; while the file FAULTS_DIR.names is there, the look-up of any name
 hangs.
+
+As long as `fail.fdatasync` or `fail.write` lies there, that call of the module `os` fails for regular files, with the
+error number that the file holds.
 """
 
 from __future__ import annotations
@@ -12,8 +15,10 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import stat
 import sys
 import time
+from contextlib import suppress
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
@@ -34,6 +39,20 @@ def _hook(name: str) -> None:
             continue
         if number is not None:
             os.kill(os.getpid(), number)
+
+
+def _failing(name: str) -> Any:
+    """Return a call of the module `os` that fails as long as the file says so."""
+    real, path = getattr(os, name), f"{os.environ['FAULTS_DIR']}/fail.{name}"
+
+    def call(descriptor: int, *arguments: Any) -> Any:
+        if os.path.exists(path) and stat.S_ISREG(os.fstat(descriptor).st_mode):  # noqa: PTH110 - at every call
+            with suppress(FileNotFoundError, ValueError), open(path, encoding="ascii") as file:  # noqa: PTH123 - as above
+                number = int(file.read())
+                raise OSError(number, os.strerror(number))
+        return real(descriptor, *arguments)
+
+    return call
 
 
 class _Finder(MetaPathFinder):
@@ -68,4 +87,5 @@ def _look_up(host: Any, *arguments: Any, **options: Any) -> Any:
 
 if "FAULTS_DIR" in os.environ:
     socket.getaddrinfo = _look_up
+    os.fdatasync, os.write = _failing("fdatasync"), _failing("write")
     sys.meta_path.insert(0, _Finder())
