@@ -192,14 +192,16 @@ class Mending:
                 self._notes.append("state.json was gone or older than what was known: it was written anew")
             damage = state.damage
             state = deepcopy(buffer.state)
-            waiting = [table.last for table in buffer.tables.sealed]
-            state.forget_attempts({*waiting, *(segment.last for segment in journal.segments()[:-1])})
+            if state.writer:
+                waiting = [table.last for table in buffer.tables.sealed]
+                state.forget_attempts({*waiting, *(segment.last for segment in journal.segments()[:-1])})
             state.damage = [*state.damage, *(note for note in damage if note not in state.damage)]
         if not os.path.exists(journal.path / "writer"):  # noqa: PTH110 - as above
             journal.rename_writer(buffer.writer, replace=False)
             self._notes.append("the writer's id was gone: it was written anew")
         if journal.writer != buffer.writer and self._wrong_with_current():
             raise JournalError(f"another journal is in the place of {journal.path}; put this one back, or restart")
+        state.writer = state.writer or journal.writer
         return state
 
     def _current_is_unsynced(self) -> bool:
@@ -223,7 +225,7 @@ class Mending:
             raise OSError(errno.EIO, "the fence cannot be read")
         rest = self._read_from(self.cut_at).visits
         self.doubtful[segment] = Content(
-            current.visits, left.sealed_as, rest=rest, cut_at=self.cut_at, held=left.visits
+            current.visits, left.sealed_as, rest=rest, cut_at=self.cut_at, held=None if left.fenced else left.visits
         )
         self.cut_at = -1
         buffer.leave(left.sealed_as)

@@ -75,6 +75,12 @@ class Disk:
         failures = self._failures.get(os.fstat(descriptor).st_ino, 0)
         self._met[descriptor] = [failures] if like is None else self._met[like]
 
+    def emptied(self, descriptor: int) -> None:
+        """A file begins anew: what its disk lacked is no longer of it."""
+        inode = os.fstat(descriptor).st_ino
+        self._dropped.pop(inode, None)
+        self._synced.pop(inode, None)
+
     def _drop_pages(self, directory: str) -> None:
         """Put zeros in the place of what was written and never came to the disk."""
         for name in os.listdir(directory):  # noqa: PTH208 - called often
@@ -126,6 +132,8 @@ class SimulatedOs:
             descriptor = os.open(path, flags, mode)
         disk.open_files.add(descriptor)
         disk.opened(descriptor)
+        if flags & os.O_TRUNC:
+            disk.emptied(descriptor)
         return descriptor
 
     def getpid(self) -> int:
