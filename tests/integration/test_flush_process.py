@@ -191,4 +191,4 @@ def test_a_flush_process_says_in_one_line_what_kept_it_from_flushing(
     given.data_dir.touch()
     FlushProcess(given, 60.0).run()
     [line] = capfd.readouterr().err.splitlines()
-    assert re.match(r"\[[^]]+\] \[\d+\] \[ERROR\] the journal directory .* cannot be used", line)
+    assert re.match(r"\[[^]]+\] \[\d+\] \[ERROR\] .*Not a directory", line)
