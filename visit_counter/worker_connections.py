@@ -5,7 +5,9 @@ A connection is in one of these states; only the loop's thread moves it from one
     accept -> reading <-> (sending) -> lingering -> closed
                  |  ^
                  v  |
-               in a thread
+               in a thread, or waiting for a shard
+
+While a request is not all here, `awaits` tells after each read whether it is worth another look; it has one deadline.
 """
 
 from __future__ import annotations
