@@ -156,7 +156,8 @@ def remove_files(directory: Path, trials: int, seed: int, progress: Callable[[in
         def fault(_: int) -> None:
             time.sleep(service.random.random() * 0.3)
             name = service.random.choice(("", *_NAMES))
-            shutil.rmtree(files.shards_dir(service.data) / name)
+            # The supervisor may put files back while others are still being removed.
+            shutil.rmtree(files.shards_dir(service.data) / name, ignore_errors=True)
             wait_until(service.files_are_whole, f"the files are there; the log: {service.server.log[-2000:]}", 60)
             service.server.stop()
             service.restart()

@@ -319,7 +319,7 @@ def info(settings: Settings, port: int) -> str:
 
 
 @pytest.mark.parametrize("found", [False, True])
-@pytest.mark.parametrize("removed", [".", "shards", "shards/redis_7070"])
+@pytest.mark.parametrize("removed", [".", "shards", "shards/redis_7070", "shards/redis_7070/appendonlydir"])
 def test_files_that_are_removed_under_the_servers_are_written_anew(
     embedded: Settings, shards: EmbeddedShards, removed: str, found: bool
 ) -> None:
@@ -334,7 +334,7 @@ def test_files_that_are_removed_under_the_servers_are_written_anew(
     worker.keep()
     assert [add(embedded, port, 3) for port in embedded.embedded_ports] == [3, 3]
     before, secret = (supervisor_pid(embedded), pids(embedded)), password(embedded)
-    shutil.rmtree(embedded.data_dir / removed)
+    shutil.rmtree(embedded.data_dir / removed, ignore_errors=True)
     wait_until(lambda: written_anew(embedded), "the files are there again")
     worker.keep()
     assert (supervisor_pid(embedded), pids(embedded), password(embedded)) == (*before, secret)

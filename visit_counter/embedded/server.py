@@ -44,6 +44,8 @@ _LOOK_SECONDS = 1.0
 # How long a server runs until the next end of it counts as the first.
 _SOUND_SECONDS = 10.0
 _LOG_FILE = "valkey.log"
+# Says which files the append-only file is made of; servers before Redis 7 have none.
+_MANIFEST = "appendonlydir/appendonly.aof.manifest"
 
 
 def server_binary() -> str:
@@ -68,7 +70,7 @@ class ShardServer:
     def __init__(self, binary: str, data_dir: Path, name: str, port: int) -> None:
         self.name, self.port = name, port
         self.dir = shard_dir(data_dir, name)
-        self.locked = False
+        self.locked = self._had_manifest = False
         self._binary = binary
         self._process: subprocess.Popen[bytes] | None = None
         self._found_pid = self._ending_pid = 0
@@ -90,6 +92,7 @@ class ShardServer:
             if try_lock(self._lock_fd, fcntl.LOCK_EX):
                 self.locked = True
                 self._found_pid = self._found_pid or server_pid(self.dir)
+                self._had_manifest = bool(self._found_pid) and (self.dir / _MANIFEST).exists()
                 # Always as long, so that nobody finds a part of it.
                 os.pwrite(self._lock_fd, b"%-5d %-10d\n" % (self.port, os.getpid()), 0)
             elif time.monotonic() >= deadline:
@@ -105,10 +108,15 @@ class ShardServer:
 
     def was_removed(self) -> bool:
         """Tell whether somebody removed the files that the server has open."""
+        there = (self.dir / _MANIFEST).exists()
+        if self._had_manifest and not there:
+            return True
+        self._had_manifest = there
         return self.locked and not is_at(self._lock_fd, self.dir / LOCK_FILE)
 
     def put_back(self) -> None:
         """Have the server write all it has in memory into the directory, which has been made again. Raises OSError."""
+        self._had_manifest = False  # until the server has written it
         removed, self._lock_fd, self.locked = self._lock_fd, self._open_lock(), False
         os.close(removed)
         if not self.lock(_LOCK_SECONDS):
@@ -156,7 +164,9 @@ class ShardServer:
         if self._process and self._process.poll() is not None:
             raise EmbeddedError(f"the server for port {self.port} ended at its start: {self._last_words()}")
         seen = self._look()
-        return seen.kind == "ours" and seen.ready
+        ready = seen.kind == "ours" and seen.ready
+        self._had_manifest = ready and (self.dir / _MANIFEST).exists()
+        return ready
 
     # -- the life ---------------------------------------------------------------------------------------------------
 
