@@ -446,6 +446,8 @@ class World:
         current = f"{path}/{buffer.tables.current.last:010}.log"
         waiting = [table for table in buffer.tables.sealed if table.last > buffer.included_to]
         kind = self.random.choice(("current", "everything", "waiting", "writer", "state", "cut", "cut"))
+        if kind == "everything" and self.weights[self.operations.index("roll_back")]:
+            kind = "current"  # what a shard lost is sent again from segments that no process keeps in its memory
         if kind == "waiting" and waiting:
             table = self.random.choice(waiting)
             os.unlink(f"{path}/{Segment(table.first, table.last).name}")  # noqa: PTH108 - called often
