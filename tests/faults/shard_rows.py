@@ -8,14 +8,14 @@ import signal
 import time
 from contextlib import closing
 from functools import partial
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Self, TypeVar
 
 from tests.cluster import Cluster
+from tests.faults.flush_rows import WORKERS
 from tests.faults.oracle import BrokenError
 from tests.faults.proxy import Proxy
-from tests.faults.rows import repeat
 from tests.faults.service import FaultyService
-from tests.servers import ValkeyServer, wait_until
+from tests.servers import wait_until
 from tests.under_load import PAGES, load
 from visit_counter.ring import PARTITIONS, partition_of
 from visit_counter.stores.cluster import ClusterStore
@@ -25,6 +25,8 @@ from visit_counter.stores.topology import SLOT_OF
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
+
+S = TypeVar("S", bound=FaultyService)
 
 
 class _Proxied(FaultyService):
@@ -46,40 +48,6 @@ class _Proxied(FaultyService):
             proxy.close()
 
 
-def answer_garbage(directory: Path, trials: int, seed: int, progress: Callable[[int], None]) -> str:
-    """A shard answers what no shard may answer, in the middle of the load."""
-    with _Proxied(directory, seed=seed) as service:
-
-        def fault(_: int) -> None:
-            proxy = service.random.choice(service.proxies)
-            proxy.whats = ("garbage",)
-            proxy.share = service.random.uniform(0.1, 1.0)
-            time.sleep(service.random.uniform(0.05, 0.5))
-            proxy.share = 0.0
-
-        repeat(service, trials, progress, fault)
-        _no_traceback(service)
-        return f"{sum(proxy.faults for proxy in service.proxies)} replies, {service.visitors.answers} answers"
-
-
-def swap_addresses(directory: Path, trials: int, seed: int, progress: Callable[[int], None]) -> str:
-    """The addresses of two shards are swapped under the running service, and swapped back."""
-    with _Proxied(directory, seed=seed) as service:
-        wait_until(lambda: all(map(_has_name, service.shards)), "the shards to have their names")
-
-        def fault(_: int) -> None:
-            ports = [shard.port for shard in service.shards]
-            for proxy, port in zip(service.proxies, reversed(ports), strict=True):
-                proxy.lead_to(port)
-            time.sleep(service.random.uniform(0.05, 1.0))
-            for proxy, port in zip(service.proxies, ports, strict=True):
-                proxy.lead_to(port)
-
-        repeat(service, trials, progress, fault)
-        _no_traceback(service)
-        return f"{service.visitors.answers} answers"
-
-
 class _Named(FaultyService):
     """The service under load, whose shards have names that the hook in `inside` looks up."""
 
@@ -89,28 +57,80 @@ class _Named(FaultyService):
         return {"VISITS_SHARDS": ",".join(urls)}
 
 
+def _on_both_workers(  # noqa: PLR0917 - one call in each row
+    kind: type[S],
+    directory: Path,
+    trials: int,
+    seed: int,
+    progress: Callable[[int], None],
+    fault: Callable[[S], None],
+) -> str:
+    """Do a fault so many times, half of them under gthread; no answer may be wrong, and nothing a traceback."""
+    answers = done = 0
+    for worker, share in zip(WORKERS, ((trials + 1) // 2, trials // 2), strict=True):
+        if not share:
+            continue
+        with kind(directory / worker, seed=seed, GUNICORN_CMD_ARGS=f"-k {worker}") as service:
+            wait_until(partial(_all_have_names, service), "the shards to have their names")
+            for trial in range(share):
+                fault(service)
+                progress(done + trial + 1)
+                service.compare()
+            if "Traceback" in service.server.log:
+                raise BrokenError(f"a traceback: {service.server.log.partition('Traceback')[2][:1000]}")
+            answers += service.visitors.answers
+        done += share
+    return f"{answers} answers"
+
+
+def answer_garbage(directory: Path, trials: int, seed: int, progress: Callable[[int], None]) -> str:
+    """A shard answers what no shard may answer, in the middle of the load."""
+
+    def fault(service: _Proxied) -> None:
+        proxy = service.random.choice(service.proxies)
+        proxy.whats = ("garbage",)
+        proxy.share = service.random.uniform(0.1, 1.0)
+        time.sleep(service.random.uniform(0.05, 0.5))
+        proxy.share = 0.0
+
+    return _on_both_workers(_Proxied, directory, trials, seed, progress, fault)
+
+
+def swap_addresses(directory: Path, trials: int, seed: int, progress: Callable[[int], None]) -> str:
+    """The addresses of two shards are swapped under the running service, and swapped back."""
+
+    def fault(service: _Proxied) -> None:
+        ports = [shard.port for shard in service.shards]
+        for proxy, port in zip(service.proxies, reversed(ports), strict=True):
+            proxy.lead_to(port)
+        time.sleep(service.random.uniform(0.05, 1.0))
+        for proxy, port in zip(service.proxies, ports, strict=True):
+            proxy.lead_to(port)
+
+    return _on_both_workers(_Proxied, directory, trials, seed, progress, fault)
+
+
 def hang_name_server(directory: Path, trials: int, seed: int, progress: Callable[[int], None]) -> str:
     """The name server hangs while all connections to the shards are lost, and a worker at times."""
-    with _Named(directory, seed=seed) as service:
-        hangs = directory / "faults.names"
 
-        def fault(_: int) -> None:
-            hangs.touch()
-            try:
-                for shard in service.shards:
-                    with shard.client() as client:
-                        client.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
-                if service.random.random() < 0.3:
-                    os.kill(service.random.choice(service.worker_pids()), signal.SIGKILL)
-                    service.wait_for_workers()
-                before = service.visitors.answers
-                wait_until(lambda: service.visitors.answers > before + 100, "answers while the name server hangs")
-                wait_until(lambda: service.pending() >= 0, "an answer of /health")
-            finally:
-                hangs.unlink()
+    def fault(service: _Named) -> None:
+        hangs = service.dir / "faults.names"
+        hangs.touch()
+        try:
+            for shard in service.shards:
+                with shard.client() as client:
+                    client.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+            if service.random.random() < 0.3:
+                service.wait_for_workers()
+                os.kill(service.random.choice(service.worker_pids()), signal.SIGKILL)
+                service.wait_for_workers()
+            before = service.visitors.answers
+            wait_until(lambda: service.visitors.answers > before + 100, "answers while the name server hangs")
+            wait_until(lambda: service.pending() >= 0, "an answer of /health")
+        finally:
+            hangs.unlink()
 
-        repeat(service, trials, progress, fault)
-        return f"{service.visitors.answers} answers"
+    return _on_both_workers(_Named, directory, trials, seed, progress, fault)
 
 
 def watch_cluster_slots(directory: Path, trials: int, seed: int, progress: Callable[[int], None]) -> str:
@@ -139,17 +159,15 @@ def watch_cluster_slots(directory: Path, trials: int, seed: int, progress: Calla
     return f"{visits} visits, {looks} moves watched"
 
 
-def _has_name(shard: ValkeyServer) -> bool:
-    with shard.client() as client:
-        return bool(client.exists("visits:{0}:shard"))
+def _all_have_names(service: FaultyService) -> bool:
+    for shard in service.shards:
+        with shard.client() as client:
+            if not client.exists("visits:{0}:shard"):
+                return False
+    return True
 
 
 def _look(watch: ClusterStore) -> None:
     down = [row for row in watch.look("", range(PARTITIONS)) if not row.up or row.error]
     if down or not watch.ping() or watch.reason():
         raise BrokenError(f"a healthy cluster is told as {down}, {watch.reason()}")
-
-
-def _no_traceback(service: FaultyService) -> None:
-    if "Traceback" in service.server.log:
-        raise BrokenError(f"a traceback: {service.server.log.partition('Traceback')[2][:1000]}")
