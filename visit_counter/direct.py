@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from visit_counter.answers import Answer, Ask, Outcome
 from visit_counter.counter import IN_MEMORY, VisitCounter
@@ -16,6 +16,13 @@ if TYPE_CHECKING:
 
     from visit_counter.cache import LocalCache
     from visit_counter.stores.base import Store
+
+
+class Said(NamedTuple):
+    """What the store said of a page last, when so many visits of the page's partition had been answered."""
+
+    visits: int
+    number: int
 
 
 class DirectCounter(VisitCounter):
@@ -56,7 +63,8 @@ class DirectCounter(VisitCounter):
         return None
 
     def _count_visit(self, ask: Ask) -> Outcome:
-        page = ask.page
+        page, at = ask.page, partition_of(ask.page)
+        began = self._answered[at]
         try:
             count = self.store.add(page, ask.visits)
         except StoreUnavailableError as error:
@@ -66,10 +74,12 @@ class DirectCounter(VisitCounter):
             return error
         with self._lock:
             self._refused_page = ""
-            self._answered[partition_of(page)] += 1
+            self._answered[at] += 1
             if self.cache is not None:
-                # Of two visits at once the one with the lower count may come here last.
-                self.cache.set(page, max(count, self.cache.peek(page) or 0))
+                said, other = Said(count, self._answered[at]), self.cache.peek(page)
+                # Of two visits at once the one with the lower count may come here last. What was said before this visit
+                # began is no measure: the shard may have lost data since.
+                self.cache.set(page, other if other and other.number > began and other.visits > count else said)
         return Answer(count, self._via)
 
     def _find(self, ask: Ask, may_ask: bool) -> Outcome:
@@ -77,7 +87,7 @@ class DirectCounter(VisitCounter):
         page = ask.page
         cached = None if self.cache is None or ask.is_visit else self.cache.get(page)
         if cached is not None:
-            return Answer(cached, IN_MEMORY)
+            return Answer(cached.visits, IN_MEMORY)
         if not may_ask:
             return None
         answered = self._answered[partition_of(page)]
@@ -87,13 +97,13 @@ class DirectCounter(VisitCounter):
             known = None if self.cache is None else self.cache.peek(page)
             if known is None:
                 return CountUnknownError(f"the count of this page cannot be read now: {error}")
-            return Answer(known, self._via)
+            return Answer(known.visits, self._via)
 
     def _read(self, page: str, answered: int) -> int:
         if self.cache is not None and (cached := self.cache.get(page)) is not None:
-            return int(cached)  # from a read that came back since the caller looked
+            return int(cached.visits)  # from a read that came back since the caller looked
         [stored] = self.store.read("", [page])
         with self._lock:
             if self.cache is not None and self._answered[partition_of(page)] == answered:
-                self.cache.set(page, stored.visits)
+                self.cache.set(page, Said(stored.visits, answered))
         return stored.visits

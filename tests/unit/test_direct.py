@@ -67,6 +67,40 @@ def test_a_reader_never_sees_less_than_its_own_visit_was_told() -> None:
     assert counter.count("a").visits == 1
 
 
+def test_after_a_store_has_lost_data_reads_say_what_it_says_to_visits() -> None:
+    store = Watched("redis_7070")
+    counter = DirectCounter(store, via="redis", cache=LocalCache(ttl_seconds=5.0, clock=Clock()))
+    assert counter.record("a", 1000) == Answer(1000, "redis")
+    store._counts["a"] = 199
+    assert counter.record("a") == Answer(200, "redis")
+    assert counter.count("a") == Answer(200, "in_memory")
+
+
+def test_of_two_visits_at_once_the_later_count_is_read_whichever_is_answered_last() -> None:
+    store = Watched("redis_7070")
+    counter = DirectCounter(store, via="redis", cache=LocalCache(ttl_seconds=5.0, clock=Clock()))
+    counted, other = threading.Event(), threading.Event()
+    add = store.add
+
+    def held(page: str, visits: int) -> int:
+        count = add(page, visits)
+        if count == 1:
+            counted.set()
+            other.wait()
+        return count
+
+    store.add = held  # type: ignore[method-assign]
+    first = threading.Thread(target=lambda: counter.record("a"))
+    first.start()
+    counted.wait()
+    assert counter.record("a") == Answer(2, "redis")
+    other.set()
+    first.join()
+    assert counter.count("a") == Answer(2, "in_memory")
+    assert counter.record("a") == Answer(3, "redis")
+    assert counter.count("a") == Answer(3, "in_memory")
+
+
 def test_a_store_that_is_away_gives_the_last_known_count_or_says_that_it_is_unknown() -> None:
     clock = Clock()
     store = Watched("redis_7070")
