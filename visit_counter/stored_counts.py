@@ -150,7 +150,13 @@ class StoredCounts:
         pages = list(islice(table.visits, seen, seen + _TELL_PAGES))
         told = table.told | tables.current.told if table is not tables.current else table.told
         untold = ((page, self.cache.peek(page)) for page in pages if page not in told)
-        reads = [(page, known) for page, known in untold if known is not None]
+        # Up to the floor nothing is pending here any more, and no file that others still have reaches across it.
+        to = self.buffer.included_to
+        reads = [
+            (page, Known(known.losses, max(known.segment, to), known.stored))
+            for page, known in untold
+            if known is not None
+        ]
         if reads and not self.buffer.tell(reads):
             return False
         self._telling = table, seen + len(pages)
@@ -256,11 +262,7 @@ class StoredCounts:
         mine: Known | None = self.cache.peek(page)
         confirmed = buffer.state.confirmed.get(partition_of(page), NO_WATERMARK)
         if self._is_foreign(stored.watermark, confirmed):
-            # Of a copy of this journal: which of our segments the count includes is known once the flush has told them
-            # apart.
-            return mine or StoreRefusedError(
-                self.store.owner(page), "another journal uses this writer's id; the next flush takes a new one"
-            )
+            return self._judge_foreign(page, stored, mine)
         has_base = stored.watermark == NO_WATERMARK and is_base(confirmed)
         segment = segment_of(confirmed if has_base else stored.watermark)
         if segment < segment_of(confirmed):
@@ -273,6 +275,19 @@ class StoredCounts:
             return Known(stored.losses, max(segment, buffer.included_to), stored.visits + lacking)
         # Nothing between the watermark and `included_to` was for this partition.
         read = Known(stored.losses, max(segment, buffer.included_to), stored.visits)
+        return read if mine is None else self._later(page, mine, read)
+
+    def _judge_foreign(self, page: str, stored: Stored, mine: Known | None) -> Known | StoreError:
+        """Return what a read says that has the watermark of a copy of this journal.
+
+        It includes what every partition includes. Of later segments nobody knows before the next flush.
+        """
+        included_to = self.buffer.included_to
+        if self.buffer.tables.pending(page, included_to):
+            return mine or StoreRefusedError(
+                self.store.owner(page), "another journal uses this writer's id; the next flush takes a new one"
+            )
+        read = Known(stored.losses, included_to, stored.visits)
         return read if mine is None else self._later(page, mine, read)
 
     def _is_foreign(self, watermark: str, confirmed: str) -> bool:

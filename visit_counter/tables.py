@@ -96,6 +96,8 @@ class Tables:
 
         The page's partition includes what is up to segment `included`: a merged table may lack that.
         """
+        if any(t.first <= known.segment < t.last and page in t.visits for t in self.sealed):
+            return None  # a part of a merged table
         if known.segment >= to:
             return known
         if known.segment < self._complete_from:
