@@ -8,13 +8,15 @@ from typing import Any
 # gunicorn reads this file before it looks for the app, and from a script in another directory.
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from visit_counter import gunicorn_life, gunicorn_options, startup
+from visit_counter.server import life as gunicorn_life
+from visit_counter.server import options as gunicorn_options
+from visit_counter.server import startup
 
 settings = startup.load_settings()
 
 bind = "127.0.0.1:8000"
 worker_class = startup.worker_class()
-logger_class = "visit_counter.gunicorn_log.Logger"
+logger_class = "visit_counter.server.log.Logger"
 threads = 4
 worker_connections = gunicorn_life.worker_connections()
 with startup.told_in_one_line():

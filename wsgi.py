@@ -1,6 +1,7 @@
 """The WSGI application: `gunicorn wsgi:app`, `flask ...`."""
 
-from visit_counter import create_app, startup
+from visit_counter import create_app
+from visit_counter.server import startup
 
 # The flask command reads this file too, and would show a traceback for wrong settings.
 with startup.told_in_one_line():

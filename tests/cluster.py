@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Self
 
 from tests.least_acl import LEAST_USER, PASSWORD, user_options
 from tests.redis_servers import Server, steady_port, wait_until
-from visit_counter.settings import Shard
-from visit_counter.stores.topology import SLOT_OF
+from visit_counter.config.settings import Shard
+from visit_counter.shards.cluster.slots import SLOT_OF
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

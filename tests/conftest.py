@@ -11,7 +11,7 @@ import pytest
 from coverage import Coverage
 
 from tests.servers import GunicornServer, ValkeyServer
-from visit_counter.settings import Settings
+from visit_counter.config.settings import Settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

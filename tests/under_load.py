@@ -15,16 +15,16 @@ from typing import TYPE_CHECKING
 
 from tests.redis_servers import wait_until
 from tests.unit.core import Host
-from visit_counter.answers import Answer
 from visit_counter.errors import CountUnknownError, StoreError
+from visit_counter.model.answers import Answer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from visit_counter.answers import Accepted
-    from visit_counter.counter import BufferedCounter
-    from visit_counter.stores.base import Store
+    from visit_counter.counting.counter import BufferedCounter
+    from visit_counter.model.answers import Accepted
+    from visit_counter.shards.contract import Store
 
 PAGES = [f"page/{number}" for number in range(300)]
 FLUSH_SECONDS = 0.05

@@ -8,11 +8,12 @@ from flask import Flask
 from flask_caching import Cache
 from werkzeug.routing import BaseConverter
 
-from visit_counter import cli, problems
-from visit_counter.blueprints import health, visits
-from visit_counter.bodies import MAX_BODY_BYTES, read_body
-from visit_counter.service import Service
-from visit_counter.settings import Settings
+from visit_counter.cli import commands as cli
+from visit_counter.config.settings import Settings
+from visit_counter.model.answers import MAX_BODY_BYTES
+from visit_counter.runtime.service import Service
+from visit_counter.web import health, problems, visits
+from visit_counter.web.bodies import read_body
 
 __all__ = ["create_app"]
 
@@ -40,7 +41,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     cache = Cache(
         app,
         config={
-            "CACHE_TYPE": "visit_counter.cache.LocalCache",
+            "CACHE_TYPE": "visit_counter.counting.cache.LocalCache",
             "CACHE_THRESHOLD": settings.cache_pages,
             # To flask-caching a time of 0 means for ever; here it means that nothing stays fresh.
             "CACHE_OPTIONS": {"ttl_seconds": settings.cache_seconds or 1e-9},

@@ -4,14 +4,19 @@ VisitCounterError
  +-- StartupError             the service cannot start; the text is one clear message
  |    +-- SettingsError       settings are wrong; `mistakes` lists all of them
  |    +-- EmbeddedError       the embedded shards cannot run
- +-- PageError                the page id breaks the rules of `visit_counter.pages`
+ +-- PageError                the page id breaks the rules of `visit_counter.model.pages`
  +-- JournalError             the visit could not be made durable and is not counted
  |    +-- JournalFullError    a limit on the journal's size or on pending pages is reached
  +-- UncertainError           nobody knows whether the visit is counted; it is never tried again
  +-- StoreError               a store did not do what it was asked
  |    +-- StoreUnavailableError  no answer: refused, reset, timed out, or the breaker is open
  |    +-- StoreRefusedError      an answer, and it is no: wrong password, out of memory, read-only
+ |         +-- PartitionMovedError  partitions are on other shards now
  +-- CountUnknownError        the stored part of a count was never known to this process
+ +-- FlushBusyError           another process is flushing; nothing was done
+ +-- RebalanceError           partitions cannot be moved now
+ +-- TopologyError            what the shards keep of each other cannot be worked by
+ +-- ServerRefusedError       a server on this machine answered with an error
 """
 
 from __future__ import annotations
@@ -91,3 +96,15 @@ class RebalanceError(VisitCounterError):
 
 class CountUnknownError(VisitCounterError):
     """The stored part of a count cannot be had now and was never known to this process."""
+
+
+class FlushBusyError(VisitCounterError):
+    """Another process is flushing; nothing was done."""
+
+
+class TopologyError(VisitCounterError):
+    """Topologies that cannot be worked by; `str()` tells a person why."""
+
+
+class ServerRefusedError(VisitCounterError):
+    """A server on this machine answered with an error; `str()` is its text."""

@@ -8,7 +8,7 @@
     confirm  what the partitions include is recorded
     forget   a segment file is about to be removed
 
-and of a rebalance, for a group of partitions each (`rebalance`, `stores.moving`)
+and of a rebalance, for a group of partitions each (`shards.rebalance`)
 
     freeze, copy, place, bury, activate   this was done
     tell      one more shard has the next topology

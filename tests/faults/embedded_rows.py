@@ -18,9 +18,9 @@ from tests.faults import rows
 from tests.faults.oracle import BrokenError
 from tests.faults.service import FaultyService
 from tests.servers import REPOSITORY, GunicornServer, free_ports, listening, process_runs, wait_until
-from visit_counter.embedded import files
-from visit_counter.embedded.resp import look
+from visit_counter.config import embedded_files as files
 from visit_counter.errors import EmbeddedError
+from visit_counter.shards.redis.resp import look
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -15,15 +15,15 @@ from tests.cluster import Cluster
 from tests.faults.oracle import BrokenError
 from tests.sentinels import Sentinels
 from tests.under_load import PAGES, load
-from visit_counter.ring import partition_of
-from visit_counter.stores.factory import make_store
-from visit_counter.stores.topology import SLOT_OF
+from visit_counter.shards.cluster.slots import SLOT_OF
+from visit_counter.shards.factory import make_store
+from visit_counter.shards.ring import partition_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from visit_counter.settings import Shard
+    from visit_counter.config.settings import Shard
 
 
 def kill_cluster_primary(directory: Path, trials: int, seed: int, progress: Callable[[int], None]) -> str:

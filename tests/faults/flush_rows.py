@@ -19,18 +19,18 @@ from tests.faults.oracle import BrokenError
 from tests.faults.service import FaultyService
 from tests.servers import ValkeyServer, wait_until
 from tests.unit.core import Host
-from visit_counter.buffer import WriteBuffer
-from visit_counter.journal import Journal
-from visit_counter.ring import partition_of
-from visit_counter.settings import Shard
-from visit_counter.state import State, acknowledge
-from visit_counter.stores.redis import RedisStore
+from visit_counter.config.settings import Shard
+from visit_counter.journal.buffer import WriteBuffer
+from visit_counter.journal.checkpoint import State, acknowledge
+from visit_counter.journal.segments import Journal
+from visit_counter.shards.redis.store import RedisStore
+from visit_counter.shards.ring import partition_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-WORKERS = ("visit_counter.worker.VisitWorker", "gthread")
+WORKERS = ("visit_counter.server.worker.VisitWorker", "gthread")
 _BULK_PAGES = 600  # more than the service flushes in one of its own threads
 
 

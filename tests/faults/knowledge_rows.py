@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _PAGES = [f"page/{number}" for number in range(12)]
-_WORKERS = ("visit_counter.worker.VisitWorker", "gthread")
+_WORKERS = ("visit_counter.server.worker.VisitWorker", "gthread")
 # More requests than it takes for each of two workers to have answered, but for one time in many thousands.
 _EVERY_WORKER = 16
 

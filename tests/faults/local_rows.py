@@ -11,13 +11,13 @@ from tests.faults.oracle import BrokenError
 from tests.faults.proxy import Proxy
 from tests.faults.simulation import run_seeds
 from tests.servers import ValkeyServer
-from visit_counter.buffer import WriteBuffer
-from visit_counter.flusher import Flusher
-from visit_counter.journal import Journal
-from visit_counter.records import parse
-from visit_counter.settings import Shard
-from visit_counter.stores.redis import RedisStore
-from visit_counter.stores.sharded import ShardedStore
+from visit_counter.config.settings import Shard
+from visit_counter.flush.flusher import Flusher
+from visit_counter.journal.buffer import WriteBuffer
+from visit_counter.journal.records import parse
+from visit_counter.journal.segments import Journal
+from visit_counter.shards.redis.store import RedisStore
+from visit_counter.shards.router import ShardedStore
 
 if TYPE_CHECKING:
     from collections.abc import Callable

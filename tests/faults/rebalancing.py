@@ -20,24 +20,24 @@ from typing import TYPE_CHECKING, NamedTuple, Self
 
 from tests.faults.oracle import BrokenError
 from tests.redis_servers import Server
-from visit_counter.answers import Answer
-from visit_counter.buffer import WriteBuffer
-from visit_counter.cache import LocalCache
-from visit_counter.counter import BufferedCounter
+from visit_counter.config.shard_urls import Shard
+from visit_counter.counting.cache import LocalCache
+from visit_counter.counting.counter import BufferedCounter
 from visit_counter.errors import CountUnknownError
-from visit_counter.flusher import Flusher
-from visit_counter.journal import Journal
-from visit_counter.rebalance import Rebalance, gather_stores
-from visit_counter.shard_list import Shard
-from visit_counter.state import State
-from visit_counter.stores.redis import RedisStore
-from visit_counter.stores.sharded import ShardedStore
+from visit_counter.flush.flusher import Flusher
+from visit_counter.journal.buffer import WriteBuffer
+from visit_counter.journal.checkpoint import State
+from visit_counter.journal.segments import Journal
+from visit_counter.model.answers import Answer
+from visit_counter.shards.rebalance.rebalance import Rebalance, gather_stores
+from visit_counter.shards.redis.store import RedisStore
+from visit_counter.shards.router import ShardedStore
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
-    from visit_counter.rebalance_plan import Plan
+    from visit_counter.shards.rebalance.plan import Plan
 
 SHARED_PAGES = 400
 FLUSH_SECONDS = 0.2
@@ -49,8 +49,8 @@ LOCK_SECONDS = 0.5
 _PROCESS = f"""
 import os, signal, sys
 from visit_counter import steps
-from visit_counter.rebalance import Rebalance, gather_stores
-from visit_counter.shard_list import Shard
+from visit_counter.shards.rebalance.rebalance import Rebalance, gather_stores
+from visit_counter.config.shard_urls import Shard
 *words, kill = sys.argv[1:]
 name, _, times = kill.partition(":")
 left = int(times or 0)

@@ -17,10 +17,10 @@ from tests.faults.proxy import Proxy
 from tests.faults.service import FaultyService
 from tests.servers import wait_until
 from tests.under_load import PAGES, load
-from visit_counter.ring import PARTITIONS, partition_of
-from visit_counter.stores.cluster import ClusterStore
-from visit_counter.stores.factory import make_store
-from visit_counter.stores.topology import SLOT_OF
+from visit_counter.shards.cluster.slots import SLOT_OF
+from visit_counter.shards.cluster.store import ClusterStore
+from visit_counter.shards.factory import make_store
+from visit_counter.shards.ring import PARTITIONS, partition_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable

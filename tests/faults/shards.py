@@ -19,8 +19,8 @@ from tests.faults.oracle import BrokenError
 from tests.load import Load
 from tests.own_shards import Service
 from tests.servers import wait_until
-from visit_counter.journal import Journal
-from visit_counter.state import State
+from visit_counter.journal.checkpoint import State
+from visit_counter.journal.segments import Journal
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -9,8 +9,17 @@ from random import Random
 from typing import TYPE_CHECKING
 
 from visit_counter.errors import StoreRefusedError, StoreUnavailableError
-from visit_counter.ring import partition_of
-from visit_counter.stores.base import NO_WATERMARK, NOT_A_PARTITION, Applied, Batch, Store, Stored, is_token, segment_of
+from visit_counter.shards.contract import (
+    NO_WATERMARK,
+    NOT_A_PARTITION,
+    Applied,
+    Batch,
+    Store,
+    Stored,
+    is_token,
+    segment_of,
+)
+from visit_counter.shards.ring import partition_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence

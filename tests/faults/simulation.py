@@ -30,32 +30,33 @@ from typing import Any
 from tests.faults.oracle import BrokenError, Oracle
 from tests.faults.simulated_disk import Disk, SimulatedOs, SimulatedPath
 from tests.faults.simulated_shard import Shard, ShardClient, write_into
-from visit_counter import buffer as buffer_module
-from visit_counter import flush_round as flush_round_module
-from visit_counter import flusher as flusher_module
-from visit_counter import journal as journal_module
-from visit_counter import mending as mending_module
-from visit_counter import merging as merging_module
 from visit_counter import steps
-from visit_counter.answers import Accepted, Answer, Ask
-from visit_counter.buffer import WriteBuffer
-from visit_counter.cache import LocalCache
-from visit_counter.counter import BufferedCounter
+from visit_counter.counting.cache import LocalCache
+from visit_counter.counting.counter import BufferedCounter
 from visit_counter.errors import (
     CountUnknownError,
+    FlushBusyError,
     JournalError,
     StartupError,
     StoreError,
     UncertainError,
     VisitCounterError,
 )
-from visit_counter.flusher import FlushBusyError, Flusher
-from visit_counter.journal import Journal, Segment
-from visit_counter.ring import Ring, partition_of
-from visit_counter.state import State
-from visit_counter.stores import ownership as ownership_module
-from visit_counter.stores import sharded as sharded_module
-from visit_counter.stores.sharded import ShardedStore
+from visit_counter.flush import compaction as merging_module
+from visit_counter.flush import flusher as flusher_module
+from visit_counter.flush import round as flush_round_module
+from visit_counter.flush.flusher import Flusher
+from visit_counter.journal import buffer as buffer_module
+from visit_counter.journal import repair as mending_module
+from visit_counter.journal import segments as journal_module
+from visit_counter.journal.buffer import WriteBuffer
+from visit_counter.journal.checkpoint import State
+from visit_counter.journal.segments import Journal, Segment
+from visit_counter.model.answers import Accepted, Answer, Ask
+from visit_counter.shards import ownership as ownership_module
+from visit_counter.shards import router as sharded_module
+from visit_counter.shards.ring import Ring, partition_of
+from visit_counter.shards.router import ShardedStore
 
 OPERATIONS = 40
 # What happens to a machine or a shard, rather than what a process does.

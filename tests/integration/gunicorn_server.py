@@ -31,7 +31,9 @@ def wait_until(condition: Callable[[], object], what: str) -> None:
 class Server:
     """A gunicorn master and its workers, behind a socket that listens before they start."""
 
-    def __init__(self, directory: Path, config: str = "", *, worker: str = "visit_counter.worker.VisitWorker") -> None:
+    def __init__(
+        self, directory: Path, config: str = "", *, worker: str = "visit_counter.server.worker.VisitWorker"
+    ) -> None:
         """Start; `config` is the text of a gunicorn configuration file, which may name more sockets or the worker."""
         self.log = directory / f"{worker}.log"
         self.config = directory / f"{worker}.conf.py"

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 
 from flask import Flask, Response, request
 
-from visit_counter import problems
-from visit_counter.answers import CACHE_CONTROL, Accepted, Answer, Ask, Outcome
-from visit_counter.counter import VisitCounter
+from visit_counter.counting.counter import VisitCounter
 from visit_counter.errors import JournalError, UncertainError
+from visit_counter.model.answers import CACHE_CONTROL, Accepted, Answer, Ask, Outcome
+from visit_counter.web import problems
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -16,15 +16,15 @@ import redis
 
 from tests.servers import REPOSITORY, GunicornServer, ValkeyServer, free_ports, listening
 from visit_counter import create_app
-from visit_counter.embedded.files import server_pid, shard_dir, supervisor_lock
-from visit_counter.ring import Ring, partition_of
+from visit_counter.config.embedded_files import server_pid, shard_dir, supervisor_lock
+from visit_counter.shards.ring import Ring, partition_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from flask import Flask
 
-    from visit_counter.settings import Settings
+    from visit_counter.config.settings import Settings
 
     Run = Callable[..., subprocess.CompletedProcess[str]]
 

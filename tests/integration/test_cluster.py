@@ -12,14 +12,14 @@ from tests.cluster import SLOTS, Cluster, cut_off
 from tests.least_acl import LEAST_USER, PASSWORD
 from tests.redis_servers import LossyProxy, Server, free_port, wait_until
 from tests.under_load import PAGES, load
+from visit_counter.config.settings import Shard
 from visit_counter.errors import StoreError, StoreRefusedError, StoreUnavailableError
-from visit_counter.ring import PARTITIONS, partition_of
-from visit_counter.settings import Shard
-from visit_counter.stores.base import Applied, Batch, Stored
-from visit_counter.stores.cluster import ClusterStore
-from visit_counter.stores.connect import check_shard, warnings_of
-from visit_counter.stores.sharded import ShardedStore
-from visit_counter.stores.topology import SLOT_OF
+from visit_counter.shards.check import check_shard, warnings_of
+from visit_counter.shards.cluster.slots import SLOT_OF
+from visit_counter.shards.cluster.store import ClusterStore
+from visit_counter.shards.contract import Applied, Batch, Stored
+from visit_counter.shards.ring import PARTITIONS, partition_of
+from visit_counter.shards.router import ShardedStore
 
 HOME = partition_of("home")
 SLOT = SLOT_OF[HOME]

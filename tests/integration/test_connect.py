@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.servers import ValkeyServer, free_ports
+from visit_counter.config.settings import Shard
 from visit_counter.errors import StoreRefusedError
-from visit_counter.settings import Shard
-from visit_counter.stores import connect
+from visit_counter.shards import check as connect
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -18,23 +18,23 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from tests.servers import REPOSITORY, ValkeyServer, free_ports, listening, process_runs, wait_until
-from visit_counter.embedded import files
-from visit_counter.embedded.files import server_pid, shard_dir
-from visit_counter.embedded.resp import look
+from visit_counter.config import embedded_files as files
+from visit_counter.config.embedded_files import server_pid, shard_dir
 from visit_counter.embedded.server import server_binary
 from visit_counter.embedded.shards import EmbeddedShards, running
 from visit_counter.errors import EmbeddedError
-from visit_counter.stores.factory import make_store
+from visit_counter.shards.factory import make_store
+from visit_counter.shards.redis.resp import look
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from visit_counter.settings import Settings
+    from visit_counter.config.settings import Settings
 
 HOLDER = """
 import os, sys
 from visit_counter.embedded.shards import EmbeddedShards
-from visit_counter.settings import Settings
+from visit_counter.config.settings import Settings
 shards = EmbeddedShards(Settings.load({k: v for k, v in os.environ.items() if k.startswith("VISITS_")}))
 shards.start()
 print("up", flush=True)

@@ -16,22 +16,22 @@ import pytest
 
 from tests.faults.service import INSIDE
 from tests.servers import REPOSITORY, GunicornServer, ValkeyServer, wait_until
-from visit_counter import flush_launcher
-from visit_counter.buffer import WriteBuffer
-from visit_counter.cache import LocalCache
-from visit_counter.flush_launcher import FlushProcess
-from visit_counter.journal import Journal
-from visit_counter.service import Service
-from visit_counter.state import State
+from visit_counter.counting.cache import LocalCache
+from visit_counter.flush import launcher as flush_launcher
+from visit_counter.flush.launcher import FlushProcess
+from visit_counter.journal.buffer import WriteBuffer
+from visit_counter.journal.checkpoint import State
+from visit_counter.journal.segments import Journal
+from visit_counter.runtime.service import Service
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from visit_counter.settings import Settings
+    from visit_counter.config.settings import Settings
 
 PAGES = 600  # more than the service flushes in one of its own threads
 SECRET = "canary-5d1c"
-WORKERS = ("visit_counter.worker.VisitWorker", "gthread")
+WORKERS = ("visit_counter.server.worker.VisitWorker", "gthread")
 
 
 def visit_pages(journal: Path) -> None:
@@ -109,7 +109,7 @@ def test_no_password_is_in_the_environment_or_the_arguments_of_the_flush_process
     service, pid = frozen
     arguments = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
     environ = Path(f"/proc/{pid}/environ").read_bytes()
-    assert b"visit_counter.flush_process" in arguments
+    assert b"visit_counter.flush.process" in arguments
     assert SECRET.encode() not in environ
     assert b"VISITS_" not in environ
     os.kill(pid, signal.SIGCONT)
@@ -138,7 +138,7 @@ def test_a_flush_that_hangs_is_told_while_it_hangs_and_visits_are_answered(froze
 def test_a_flush_process_that_hangs_stops_no_other_job_and_is_killed_in_the_end(
     settings: Callable[..., Settings], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, valkey: ValkeyServer
 ) -> None:
-    monkeypatch.setattr("visit_counter.service._FLUSH_PROCESS_SECONDS", (1.0, 1.0))
+    monkeypatch.setattr("visit_counter.runtime.service._FLUSH_PROCESS_SECONDS", (1.0, 1.0))
     faults = tmp_path / "faults"
     for folder in (faults, tmp_path / "faults.taken"):
         folder.mkdir()

@@ -10,16 +10,16 @@ import pytest
 
 from tests.fake_shards import GARBAGE, FakeShard
 from tests.redis_servers import Server, wait_until
+from visit_counter.config.settings import Shard
 from visit_counter.errors import RebalanceError, StoreError, StoreRefusedError, StoreUnavailableError
-from visit_counter.rebalance import Rebalance
-from visit_counter.ring import PARTITIONS, partition_of
-from visit_counter.settings import Shard
-from visit_counter.stores.base import Batch, Store
-from visit_counter.stores.cluster import ClusterStore
-from visit_counter.stores.connect import check_shard
-from visit_counter.stores.factory import make_store
-from visit_counter.stores.redis import RedisStore
-from visit_counter.stores.sharded import ShardedStore
+from visit_counter.shards.check import check_shard
+from visit_counter.shards.cluster.store import ClusterStore
+from visit_counter.shards.contract import Batch, Store
+from visit_counter.shards.factory import make_store
+from visit_counter.shards.rebalance.rebalance import Rebalance
+from visit_counter.shards.redis.store import RedisStore
+from visit_counter.shards.ring import PARTITIONS, partition_of
+from visit_counter.shards.router import ShardedStore
 
 HOME = partition_of("home")
 BATCH = Batch(HOME, "", "1:a", {"home": 1})

@@ -16,11 +16,11 @@ from flask.testing import FlaskClient
 
 from tests.servers import ValkeyServer, wait_until
 from visit_counter import create_app
-from visit_counter.ring import Ring, partition_of
-from visit_counter.service import Service
-from visit_counter.settings import Settings
-from visit_counter.state import State
-from visit_counter.stores.replicas import Replica
+from visit_counter.config.settings import Settings
+from visit_counter.journal.checkpoint import State
+from visit_counter.runtime.service import Service
+from visit_counter.shards.redis.replicas import Replica
+from visit_counter.shards.ring import Ring, partition_of
 
 NAMES = ("one", "two")
 RING = Ring(NAMES)
@@ -188,7 +188,7 @@ def test_the_person_who_acknowledges_may_have_no_name(monkeypatch: pytest.Monkey
     def unknown() -> str:
         raise KeyError
 
-    monkeypatch.setattr("visit_counter.reports.getpass.getuser", unknown)
+    monkeypatch.setattr("visit_counter.cli.reports.getpass.getuser", unknown)
     service.start_once()
     assert service.flusher
     state = State()

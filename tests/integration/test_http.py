@@ -11,7 +11,7 @@ import pytest
 
 from tests.integration.gunicorn_server import Client, Reply
 from tests.servers import GunicornServer, ValkeyServer
-from visit_counter.settings import PROFILES
+from visit_counter.config.settings import PROFILES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

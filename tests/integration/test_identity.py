@@ -12,13 +12,13 @@ from tests.faults.proxy import Proxy
 from tests.faults.rebalancing import plan, rebalance
 from tests.integration.test_rebalance import flask
 from tests.redis_servers import Server, wait_until
+from visit_counter.config.settings import Settings, Shard
 from visit_counter.errors import RebalanceError, StartupError, StoreUnavailableError
-from visit_counter.ring import Ring, partition_of
-from visit_counter.settings import Settings, Shard
-from visit_counter.startup import tell_of_other_shards
-from visit_counter.stores.base import Batch, Stored
-from visit_counter.stores.redis import RedisStore
-from visit_counter.stores.sharded import ShardedStore
+from visit_counter.server.startup import tell_of_other_shards
+from visit_counter.shards.contract import Batch, Stored
+from visit_counter.shards.redis.store import RedisStore
+from visit_counter.shards.ring import Ring, partition_of
+from visit_counter.shards.router import ShardedStore
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

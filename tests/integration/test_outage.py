@@ -13,8 +13,8 @@ import pytest
 from tests.load import Load
 from tests.own_shards import Service
 from tests.servers import DEADLINE_SECONDS
-from visit_counter.journal import Journal
-from visit_counter.state import State
+from visit_counter.journal.checkpoint import State
+from visit_counter.journal.segments import Journal
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -13,7 +13,7 @@ import pytest
 from tests.patient_app import patient_stores
 from tests.servers import ValkeyServer, wait_until
 from visit_counter import create_app
-from visit_counter.settings import Settings
+from visit_counter.config.settings import Settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from flask import Flask
     from flask.testing import FlaskClient
 
-    from visit_counter.service import Service
+    from visit_counter.runtime.service import Service
 
 CACHED_PROFILES = ("cached", "batched", "sharded")
 
@@ -52,7 +52,7 @@ def shards(servers: list[ValkeyServer]) -> list[ValkeyServer]:
 @pytest.fixture
 def patience(monkeypatch: pytest.MonkeyPatch) -> None:
     """Wait for a shard as long as a loaded machine takes."""
-    monkeypatch.setattr("visit_counter.stores.factory.RedisStore", patient_stores)
+    monkeypatch.setattr("visit_counter.shards.factory.RedisStore", patient_stores)
 
 
 @pytest.fixture

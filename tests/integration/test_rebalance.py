@@ -19,15 +19,15 @@ from tests.least_acl import LEAST_USER, MANUAL, PASSWORD, rules
 from tests.redis_servers import Server
 from tests.servers import REPOSITORY
 from visit_counter import steps
+from visit_counter.config.settings import Shard
 from visit_counter.errors import PartitionMovedError, RebalanceError, StoreError, StoreRefusedError
-from visit_counter.ring import PARTITIONS, Ring, partition_of
-from visit_counter.settings import Shard
-from visit_counter.stores import moving
-from visit_counter.stores.base import Batch, Stored
-from visit_counter.stores.moving import Place
-from visit_counter.stores.redis import RedisStore
-from visit_counter.stores.sharded import ShardedStore
-from visit_counter.topology import Topology
+from visit_counter.shards.contract import Batch, Stored
+from visit_counter.shards.rebalance import moving
+from visit_counter.shards.rebalance.moving import Place
+from visit_counter.shards.redis.store import RedisStore
+from visit_counter.shards.ring import PARTITIONS, Ring, partition_of
+from visit_counter.shards.router import ShardedStore
+from visit_counter.shards.shard_map import Topology
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

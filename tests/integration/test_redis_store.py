@@ -12,15 +12,15 @@ from threading import Thread
 import pytest
 
 from tests.redis_servers import LossyProxy, Server, free_port, wait_until
+from visit_counter.config.settings import Shard
 from visit_counter.errors import StoreError, StoreRefusedError, StoreUnavailableError
-from visit_counter.ring import partition_of
-from visit_counter.settings import Shard
-from visit_counter.stores.base import NOT_A_PARTITION, Applied, Batch, Store, Stored
-from visit_counter.stores.breaker import Breaker
-from visit_counter.stores.exchange import pack
-from visit_counter.stores.memory import MemoryStore
-from visit_counter.stores.redis import RedisStore
-from visit_counter.stores.sharded import ShardedStore
+from visit_counter.shards.contract import NOT_A_PARTITION, Applied, Batch, Store, Stored
+from visit_counter.shards.memory import MemoryStore
+from visit_counter.shards.redis.breaker import Breaker
+from visit_counter.shards.redis.exchange import pack
+from visit_counter.shards.redis.store import RedisStore
+from visit_counter.shards.ring import partition_of
+from visit_counter.shards.router import ShardedStore
 
 HOME = partition_of("home")
 HOME_KEY = f"visits:{{{HOME}}}"
@@ -464,9 +464,9 @@ def test_a_replica_refuses_to_count(own_server: Callable[..., Server]) -> None:
 def test_a_forked_child_opens_connections_of_its_own(server: Server) -> None:
     script = f"""
 import os
-from visit_counter.settings import Shard
-from visit_counter.stores.base import Batch, Stored
-from visit_counter.stores.redis import RedisStore
+from visit_counter.config.settings import Shard
+from visit_counter.shards.contract import Batch, Stored
+from visit_counter.shards.redis.store import RedisStore
 store = RedisStore(Shard(name="s", url="redis://127.0.0.1:{server.port}"), connect_seconds=10, read_seconds=10)
 def work(writer):
     for number in range(200):

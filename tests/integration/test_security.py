@@ -17,10 +17,10 @@ import pytest
 from tests.redis_servers import Server, free_port
 from tests.servers import REPOSITORY, GunicornServer, wait_until
 from tests.tls import Authority, TlsFront
+from visit_counter.config.settings import Settings, Shard
 from visit_counter.errors import StoreRefusedError
-from visit_counter.settings import Settings, Shard
-from visit_counter.stores.connect import check_shard, warnings_of
-from visit_counter.stores.factory import make_store
+from visit_counter.shards.check import check_shard, warnings_of
+from visit_counter.shards.factory import make_store
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -13,12 +13,12 @@ from tests.redis_servers import Server, free_port, wait_until
 from tests.sentinels import SERVICE, Sentinels
 from tests.tls import Authority, TlsFront
 from tests.under_load import load
+from visit_counter.config.settings import Shard
 from visit_counter.errors import StoreRefusedError, StoreUnavailableError
-from visit_counter.ring import PARTITIONS, partition_of
-from visit_counter.settings import Shard
-from visit_counter.stores.base import Applied, Batch, Stored
-from visit_counter.stores.breaker import Breaker
-from visit_counter.stores.redis import RedisStore
+from visit_counter.shards.contract import Applied, Batch, Stored
+from visit_counter.shards.redis.breaker import Breaker
+from visit_counter.shards.redis.store import RedisStore
+from visit_counter.shards.ring import PARTITIONS, partition_of
 
 HOME = partition_of("home")
 

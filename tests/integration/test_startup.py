@@ -91,7 +91,7 @@ def shard_files(server: GunicornServer, name: str) -> tuple[int, int]:
     return int((folder / "supervisor.lock").read_text().split()[1]), int((folder / "valkey.pid").read_text())
 
 
-@pytest.mark.parametrize("worker", ["visit_counter.worker.VisitWorker", "gthread"])
+@pytest.mark.parametrize("worker", ["visit_counter.server.worker.VisitWorker", "gthread"])
 @pytest.mark.parametrize("profile", ["sharded", "cached"])
 def test_a_supervisor_that_was_killed_is_replaced_while_the_service_runs(
     gunicorn: Callable[..., GunicornServer], ports: list[int], worker: str, profile: str
@@ -338,7 +338,7 @@ def test_a_service_that_cannot_start_ends_the_master_with_one_line(service: Call
     assert "Traceback" not in server.log
 
 
-@pytest.mark.parametrize("worker", ["visit_counter.worker.VisitWorker", "gthread"])
+@pytest.mark.parametrize("worker", ["visit_counter.server.worker.VisitWorker", "gthread"])
 def test_a_warning_of_the_host_is_one_line_with_time_and_level_however_many_workers_come_to_it(
     service: Callable[..., GunicornServer], valkey: ValkeyServer, worker: str
 ) -> None:

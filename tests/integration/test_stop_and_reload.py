@@ -17,7 +17,7 @@ from tests.servers import GunicornServer, ValkeyServer, listening, wait_until
 
 Make = Callable[..., GunicornServer]
 Connect = Callable[[GunicornServer], Client]
-WORKERS = ("visit_counter.worker.VisitWorker", "gthread")
+WORKERS = ("visit_counter.server.worker.VisitWorker", "gthread")
 # gunicorn's own graceful time-out is 30 s: a stop that waits for it is far beyond this.
 LONG_SECONDS = 15.0
 HALF = b"POST /visits/half HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\nhal"

@@ -1,4 +1,4 @@
-"""The contract of `visit_counter.stores.base`, over every store."""
+"""The contract of `visit_counter.shards.contract`, over every store."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -14,14 +14,14 @@ from tests.cluster import Cluster
 from tests.least_acl import user_options
 from tests.redis_servers import Server
 from tests.sentinels import Sentinels
-from visit_counter.ring import PARTITIONS, partition_of
-from visit_counter.settings import Shard
-from visit_counter.stores.base import NO_WATERMARK, Applied, Batch, Store, Stored, segment_of
-from visit_counter.stores.cluster import ClusterStore
-from visit_counter.stores.factory import make_store
-from visit_counter.stores.memory import MemoryStore
-from visit_counter.stores.redis import RedisStore
-from visit_counter.stores.sharded import ShardedStore
+from visit_counter.config.settings import Shard
+from visit_counter.shards.cluster.store import ClusterStore
+from visit_counter.shards.contract import NO_WATERMARK, Applied, Batch, Store, Stored, segment_of
+from visit_counter.shards.factory import make_store
+from visit_counter.shards.memory import MemoryStore
+from visit_counter.shards.redis.store import RedisStore
+from visit_counter.shards.ring import PARTITIONS, partition_of
+from visit_counter.shards.router import ShardedStore
 
 PAGES = ["home", "blog/2026/03/why", "/slash/", "a b", "über-uns", "記事/🦊", "x" * 255, "writer", "0", "visits:{17}"]
 THREADS = 8

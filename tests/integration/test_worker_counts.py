@@ -18,7 +18,7 @@ from tests.servers import GunicornServer, ValkeyServer, wait_until
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-WORKER = ("-w", "1", "-k", "visit_counter.worker.VisitWorker")
+WORKER = ("-w", "1", "-k", "visit_counter.server.worker.VisitWorker")
 Shards = tuple[ValkeyServer, ValkeyServer]
 
 

@@ -17,7 +17,7 @@ from tests.servers import GunicornServer, ValkeyServer
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-WORKERS = ("gthread", "visit_counter.worker.VisitWorker")
+WORKERS = ("gthread", "visit_counter.server.worker.VisitWorker")
 Message = tuple[bytes, list[bytes], bytes]
 
 

@@ -303,7 +303,7 @@ def test_without_keepalive_every_answer_closes(tmp_path: Path) -> None:
 
 
 IMPATIENT = """
-from visit_counter.worker import VisitWorker
+from visit_counter.server.worker import VisitWorker
 class worker_class(VisitWorker):
     request_seconds = 0.2
 """
@@ -373,7 +373,7 @@ def test_a_client_that_does_not_take_its_answer_loses_its_connection_not_the_thr
 def test_a_beacon_behind_a_unix_socket_is_counted(tmp_path: Path) -> None:
     path = tmp_path / "counter.sock"
     with Server(
-        tmp_path, f"bind = ['unix:{path}', '127.0.0.1:0']\n", worker="visit_counter.worker.VisitWorker"
+        tmp_path, f"bind = ['unix:{path}', '127.0.0.1:0']\n", worker="visit_counter.server.worker.VisitWorker"
     ) as server:
         wait_until(lambda: "Booting worker" in server.text(), "a worker boots")
         sock = socket.socket(socket.AF_UNIX)

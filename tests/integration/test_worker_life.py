@@ -274,7 +274,7 @@ LOG_FORMAT = (
 @pytest.mark.parametrize("path", ["/visits/a%20b", "/visits/wait/a%20b", "/nothing"])
 def test_the_access_log_says_what_gthreads_says(tmp_path: Path, path: str) -> None:
     lines = []
-    for worker in ("gthread", "visit_counter.worker.VisitWorker"):
+    for worker in ("gthread", "visit_counter.server.worker.VisitWorker"):
         log = tmp_path / "access"
         log.unlink(missing_ok=True)
         with Server(tmp_path, f"accesslog = {str(log)!r}\n" + LOG_FORMAT, worker=worker) as server:
@@ -327,7 +327,7 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_what_the_worker_does_not_do_stops_the_start_with_one_line(
     certificate: Path, arguments: list[str], named: str
 ) -> None:
-    command = [sys.executable, "-m", "gunicorn", "-k", "visit_counter.worker.VisitWorker", "-c", "/dev/null"]
+    command = [sys.executable, "-m", "gunicorn", "-k", "visit_counter.server.worker.VisitWorker", "-c", "/dev/null"]
     command += ["-b", "127.0.0.1:0", *(argument.format(certificate) for argument in arguments), STUB]
     environ = {**os.environ, "VISITS_PROFILE": "basic"}
     done = subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True, timeout=60, check=False)

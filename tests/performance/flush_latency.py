@@ -38,7 +38,7 @@ def turn(server: GunicornServer, environ: dict[str, str], pages: int) -> tuple[f
     load(server.port, pages=HOT_PAGES)
     load(server.port, pages=pages, requests=pages, seconds=120)
     without = load(server.port, pages=HOT_PAGES)["p99_ms"]
-    flush = subprocess.Popen([sys.executable, "-m", "visit_counter.flush_process"], env={**os.environ, **environ})
+    flush = subprocess.Popen([sys.executable, "-m", "visit_counter.flush.process"], env={**os.environ, **environ})
     during = load(server.port, pages=HOT_PAGES)["p99_ms"]
     assert flush.wait(60) == 0
     journal = Path(environ["VISITS_DATA_DIR"]) / "journal" / "state.json"

@@ -22,9 +22,9 @@ from typing import Any
 
 from tests.load import Load, percentile
 from tests.own_shards import Service
-from visit_counter.journal import Journal
-from visit_counter.state import State
-from visit_counter.stores.base import segment_of
+from visit_counter.journal.checkpoint import State
+from visit_counter.journal.segments import Journal
+from visit_counter.shards.contract import segment_of
 
 POSTS = 5 / 6
 EVERY_SECONDS = 30.0

@@ -27,18 +27,18 @@ from typing import TYPE_CHECKING, Any
 from tests.load import Load, percentile
 from tests.own_shards import Service
 from tests.servers import ValkeyServer
-from visit_counter.buffer import WriteBuffer
-from visit_counter.cache import LocalCache
-from visit_counter.flusher import Flusher
-from visit_counter.journal import Journal
-from visit_counter.records import Known
-from visit_counter.ring import partition_of
-from visit_counter.settings import Shard
-from visit_counter.stores.applying import partition_key, watermark_field
-from visit_counter.stores.exchange import pack
-from visit_counter.stores.redis import RedisStore
-from visit_counter.stores.sharded import ShardedStore
-from visit_counter.tables import Table
+from visit_counter.config.settings import Shard
+from visit_counter.counting.cache import LocalCache
+from visit_counter.flush.flusher import Flusher
+from visit_counter.journal.buffer import WriteBuffer
+from visit_counter.journal.pending import Table
+from visit_counter.journal.records import Known
+from visit_counter.journal.segments import Journal
+from visit_counter.shards.redis.applying import partition_key, watermark_field
+from visit_counter.shards.redis.exchange import pack
+from visit_counter.shards.redis.store import RedisStore
+from visit_counter.shards.ring import partition_of
+from visit_counter.shards.router import ShardedStore
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -9,12 +9,12 @@ from time import perf_counter
 import pytest
 
 from tests.redis_servers import Server
-from visit_counter.ring import partition_of
-from visit_counter.stores.applying import partition_key
-from visit_counter.stores.base import Batch
-from visit_counter.stores.exchange import pack
-from visit_counter.stores.redis import RedisStore
-from visit_counter.stores.sharded import ShardedStore
+from visit_counter.shards.contract import Batch
+from visit_counter.shards.redis.applying import partition_key
+from visit_counter.shards.redis.exchange import pack
+from visit_counter.shards.redis.store import RedisStore
+from visit_counter.shards.ring import partition_of
+from visit_counter.shards.router import ShardedStore
 
 PAGES = [f"blog/2026/article-{number}" for number in range(100_000)]
 pytestmark = pytest.mark.no_cover  # tracing is Python time, of which the stream has none

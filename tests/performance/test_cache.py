@@ -8,7 +8,7 @@ import pytest
 from flask_caching.backends.base import BaseCache
 from flask_caching.backends.simplecache import SimpleCache
 
-from visit_counter.cache import LocalCache
+from visit_counter.counting.cache import LocalCache
 
 pytestmark = pytest.mark.no_cover  # tracing would be most of what is measured
 

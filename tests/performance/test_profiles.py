@@ -18,7 +18,7 @@ import pytest
 
 from tests.conftest import is_whole_suite
 from tests.servers import REPOSITORY, GunicornServer, ValkeyServer
-from visit_counter.settings import PROFILES
+from visit_counter.config.settings import PROFILES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

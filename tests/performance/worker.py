@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 SERVER_CORE, LOAD_CORE = 0, 1
-WORKER = "visit_counter.worker.VisitWorker"
+WORKER = "visit_counter.server.worker.VisitWorker"
 _TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 
 SCRIPT = """

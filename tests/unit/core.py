@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from visit_counter.buffer import WriteBuffer
-from visit_counter.cache import LocalCache
-from visit_counter.counter import BufferedCounter
-from visit_counter.flusher import Flusher
-from visit_counter.journal import Journal
-from visit_counter.ring import PARTITIONS
-from visit_counter.state import State
-from visit_counter.stores.memory import MemoryStore
-from visit_counter.stores.sharded import ShardedStore
+from visit_counter.counting.cache import LocalCache
+from visit_counter.counting.counter import BufferedCounter
+from visit_counter.flush.flusher import Flusher
+from visit_counter.journal.buffer import WriteBuffer
+from visit_counter.journal.checkpoint import State
+from visit_counter.journal.segments import Journal
+from visit_counter.shards.memory import MemoryStore
+from visit_counter.shards.ring import PARTITIONS
+from visit_counter.shards.router import ShardedStore
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from visit_counter.stores.base import Store
+    from visit_counter.shards.contract import Store
 
 NAMES = ("redis_7070", "redis_7071")
 

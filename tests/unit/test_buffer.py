@@ -14,13 +14,13 @@ import pytest
 
 from tests.unit.core import Host
 from visit_counter.errors import JournalError, JournalFullError, UncertainError
-from visit_counter.records import encode, visit_line
+from visit_counter.journal.records import encode, visit_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from visit_counter.buffer import WriteBuffer
+    from visit_counter.journal.buffer import WriteBuffer
 
 
 @pytest.fixture
@@ -295,6 +295,8 @@ def test_a_segment_that_a_killed_process_made_has_its_name_synced_before_a_visit
 ) -> None:
     host.process()  # made the first segment
     synced: list[Path] = []
-    monkeypatch.setattr("visit_counter.journal.Journal.sync_directory", lambda journal: synced.append(journal.path))
+    monkeypatch.setattr(
+        "visit_counter.journal.segments.Journal.sync_directory", lambda journal: synced.append(journal.path)
+    )
     host.process()
     assert synced == [host.journal.path]

@@ -8,7 +8,7 @@ import pytest
 from flask import Flask
 from flask_caching import Cache
 
-from visit_counter.cache import LocalCache
+from visit_counter.counting.cache import LocalCache
 
 
 class Clock:
@@ -153,7 +153,7 @@ def test_flask_caching_makes_it_from_its_import_path_and_settings() -> None:
     app = Flask("test")
     options = {"ttl_seconds": 0.25}
     cache = Cache(
-        config={"CACHE_TYPE": "visit_counter.cache.LocalCache", "CACHE_THRESHOLD": 7, "CACHE_OPTIONS": options}
+        config={"CACHE_TYPE": "visit_counter.counting.cache.LocalCache", "CACHE_THRESHOLD": 7, "CACHE_OPTIONS": options}
     )
     cache.init_app(app)
     backend = app.extensions["cache"][cache]
@@ -166,6 +166,6 @@ def test_flask_caching_makes_it_from_its_import_path_and_settings() -> None:
 
 def test_flask_cachings_own_default_timeout_is_obeyed() -> None:
     app = Flask("test")
-    cache = Cache(app, config={"CACHE_TYPE": "visit_counter.cache.LocalCache", "CACHE_DEFAULT_TIMEOUT": 17})
+    cache = Cache(app, config={"CACHE_TYPE": "visit_counter.counting.cache.LocalCache", "CACHE_DEFAULT_TIMEOUT": 17})
     backend = app.extensions["cache"][cache]
     assert (backend._threshold, backend._ttl_seconds) == (500, 17)

@@ -11,17 +11,17 @@ import pytest
 from tests.unit.core import NAMES, Host
 from tests.unit.test_buffer import file_size_limit
 from tests.unit.test_flusher import Shard
-from visit_counter.answers import Accepted, Answer, Ask
-from visit_counter.cache import LocalCache
-from visit_counter.counter import BufferedCounter
+from visit_counter.counting.cache import LocalCache
+from visit_counter.counting.counter import BufferedCounter
 from visit_counter.errors import CountUnknownError, JournalError, UncertainError
-from visit_counter.records import Known
+from visit_counter.journal.records import Known
+from visit_counter.model.answers import Accepted, Answer, Ask
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
-    from visit_counter.stores.base import Stored
+    from visit_counter.shards.contract import Stored
 
 
 class Watched(Shard):

@@ -8,11 +8,11 @@ import pytest
 
 from tests.unit.core import Clock
 from tests.unit.test_counter import Watched
-from visit_counter.answers import Answer, Ask
-from visit_counter.cache import LocalCache
-from visit_counter.direct import DirectCounter
+from visit_counter.counting.cache import LocalCache
+from visit_counter.counting.direct import DirectCounter
 from visit_counter.errors import CountUnknownError
-from visit_counter.stores.memory import MemoryStore
+from visit_counter.model.answers import Answer, Ask
+from visit_counter.shards.memory import MemoryStore
 
 
 def test_in_memory_every_visit_is_counted_at_once_and_nothing_waits() -> None:

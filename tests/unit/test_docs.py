@@ -11,14 +11,14 @@ import pytest
 
 from tests.servers import REPOSITORY
 from visit_counter import create_app
-from visit_counter.settings import PROFILES
+from visit_counter.config.settings import PROFILES
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from flask import Flask
 
-    from visit_counter.settings import Settings
+    from visit_counter.config.settings import Settings
 
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 API = (REPOSITORY / "docs" / "api.md").read_text(encoding="utf-8")
@@ -78,9 +78,8 @@ def test_links_lead_somewhere(page: str) -> None:
     assert [target for target in targets if target and not (REPOSITORY / page).parent.joinpath(target).exists()] == []
 
 
-def test_the_architecture_page_stays_short_and_names_every_module() -> None:
+def test_the_architecture_page_stays_short() -> None:
+    """But for its picture, which has a line for each module: `test_house` compares it with the tree."""
     text = (REPOSITORY / "docs" / "architecture.md").read_text(encoding="utf-8")
-    assert len(text.splitlines()) < 190
-    package = REPOSITORY / "visit_counter"
-    modules = {path.name for path in package.glob("*.py")} | {path.name for path in package.glob("stores/*.py")}
-    assert [name for name in sorted(modules - {"__init__.py"}) if f"`{name}`" not in text] == []
+    before, _, rest = text.partition("```house\n")
+    assert len((before + rest.partition("```")[2]).splitlines()) < 190

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from visit_counter.embedded import files
+from visit_counter.config import embedded_files as files
 from visit_counter.errors import EmbeddedError
 
 

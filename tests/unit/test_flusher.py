@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.unit.core import NAMES, Host
-from visit_counter.errors import StoreUnavailableError
-from visit_counter.flusher import FlushBusyError
-from visit_counter.journal import Segment
-from visit_counter.ring import partition_of
-from visit_counter.state import State
-from visit_counter.stores.base import Applied, Batch, Stored
-from visit_counter.stores.memory import MemoryStore
+from visit_counter.errors import FlushBusyError, StoreUnavailableError
+from visit_counter.journal.checkpoint import State
+from visit_counter.journal.segments import Segment
+from visit_counter.shards.contract import Applied, Batch, Stored
+from visit_counter.shards.memory import MemoryStore
+from visit_counter.shards.ring import partition_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -410,7 +409,7 @@ def test_a_loss_of_visits_that_a_merge_left_out_is_told(host: Host, shards: list
 def test_a_process_that_is_told_of_several_merges_at_once_counts_what_each_left_out(
     tmp_path: Path, shards: list[Shard], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("visit_counter.merging.MERGE_FROM", 2)
+    monkeypatch.setattr("visit_counter.flush.compaction.MERGE_FROM", 2)
     host = Host(tmp_path, list(shards), retain_segments=0)
     rested, busy = host.process(), host.process()
     for page in PAGES:

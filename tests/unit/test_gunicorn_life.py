@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 import pytest
 
+from visit_counter.config.settings import Settings
 from visit_counter.errors import StartupError
-from visit_counter.gunicorn_life import _wrong_settings
-from visit_counter.settings import Settings
+from visit_counter.server.life import _wrong_settings
 
 Make = Callable[..., Settings]
 

@@ -6,8 +6,8 @@ import json
 from typing import TYPE_CHECKING
 
 from tests.unit.core import Clock
-from visit_counter.health_report import FlushWatch, Health, flush_complaints
-from visit_counter.state import LastFlush, State, acknowledge, acknowledged
+from visit_counter.journal.checkpoint import LastFlush, State, acknowledge, acknowledged
+from visit_counter.runtime.health import FlushWatch, Health, flush_complaints
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from visit_counter import http1
-from visit_counter.answers import Ask
-from visit_counter.http1 import Framing, Limits, RequestReader, Target, Verdict
+from visit_counter.model.answers import Ask
+from visit_counter.server import http1
+from visit_counter.server.http1 import Framing, Limits, RequestReader, Target, Verdict
 
 LIMITS = Limits(
     line=8190, fields=100, field_size=8190, scheme_fields=frozenset((b"x-forwarded-proto", b"x-forwarded-ssl"))

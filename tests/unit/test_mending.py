@@ -13,12 +13,12 @@ import pytest
 from tests.unit.core import Host
 from tests.unit.test_buffer import append, file_size_limit, pending
 from visit_counter.errors import JournalError, UncertainError
-from visit_counter.journal import Journal
+from visit_counter.journal.segments import Journal
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from visit_counter.counter import BufferedCounter
+    from visit_counter.counting.counter import BufferedCounter
 
 
 @pytest.fixture
@@ -61,7 +61,7 @@ def test_after_a_failed_sync_visits_are_refused_until_the_segment_is_written_ane
     before = current(host).stat().st_ino
     with monkeypatch.context() as patch:
         patch.setattr(os, "fdatasync", fail)
-        patch.setattr("visit_counter.journal.write_durably", fail)
+        patch.setattr("visit_counter.journal.segments.write_durably", fail)
         first.tick()
         for counter in (first, second):
             assert pending(counter.buffer, "a") == 1  # and meets the fence
@@ -81,7 +81,7 @@ def test_a_sync_that_failed_once_is_not_healed_by_one_that_works(host: Host, mon
     append(counter.buffer, "a")
     with monkeypatch.context() as patch:
         patch.setattr(os, "fdatasync", fail)
-        patch.setattr("visit_counter.journal.write_durably", fail)
+        patch.setattr("visit_counter.journal.segments.write_durably", fail)
         counter.tick()
     before = (host.journal.path / "0000000001.log").stat().st_ino
     counter.tick()
@@ -95,7 +95,7 @@ def test_a_failure_that_lasts_is_logged_once(
     append(counter.buffer, "a")
     with monkeypatch.context() as patch:
         patch.setattr(os, "fdatasync", fail)
-        patch.setattr("visit_counter.journal.write_durably", fail)
+        patch.setattr("visit_counter.journal.segments.write_durably", fail)
         for _ in range(5):
             counter.tick()
     assert len(caplog.records) == 1
@@ -275,7 +275,7 @@ def test_the_flush_does_not_send_a_fenced_segment(host: Host, monkeypatch: pytes
     append(counter.buffer, "a")
     with monkeypatch.context() as patch:
         patch.setattr(os, "fdatasync", fail)
-        patch.setattr("visit_counter.journal.write_durably", fail)
+        patch.setattr("visit_counter.journal.segments.write_durably", fail)
         counter.tick()
     assert "written anew" in host.flusher.flush().error
     assert host.stored("a") == 0

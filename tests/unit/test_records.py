@@ -5,7 +5,7 @@ from itertools import product
 
 import pytest
 
-from visit_counter.records import FLUSHED, SEAL, Folded, Record, encode, parse, read_visits, visit_line
+from visit_counter.journal.records import FLUSHED, SEAL, Folded, Record, encode, parse, read_visits, visit_line
 
 
 def folded(data: bytes) -> Folded:

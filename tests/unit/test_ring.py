@@ -8,7 +8,7 @@ from itertools import permutations
 
 import pytest
 
-from visit_counter.ring import PARTITIONS, Ring, partition_of
+from visit_counter.shards.ring import PARTITIONS, Ring, partition_of
 
 DEFAULT = ("redis_7070", "redis_7071")
 THREE = ("eu", "us", "asia")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from visit_counter.scheduler import Job, Leader, Scheduler
+from visit_counter.runtime.scheduler import Job, Leader, Scheduler
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

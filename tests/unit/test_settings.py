@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from visit_counter.config.settings import CONFIG_DIR, PROFILES, Settings, Shard
 from visit_counter.errors import SettingsError
-from visit_counter.settings import CONFIG_DIR, PROFILES, Settings, Shard
 
 SECRET = "hunter2"
 
@@ -247,7 +247,7 @@ def test_a_mistake_in_a_file_is_told_too(
     for profile in ("default", "sharded"):
         (tmp_path / f"{profile}.toml").write_bytes((CONFIG_DIR / f"{profile}.toml").read_bytes())
     (tmp_path / f"{name}.toml").write_text(content)
-    monkeypatch.setattr("visit_counter.settings.CONFIG_DIR", tmp_path)
+    monkeypatch.setattr("visit_counter.config.settings.CONFIG_DIR", tmp_path)
     assert any(said in mistake for mistake in mistakes_of())
 
 

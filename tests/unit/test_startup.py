@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from visit_counter import startup
+from visit_counter.config.settings import Settings
 from visit_counter.errors import StartupError
-from visit_counter.settings import Settings
+from visit_counter.server import startup
 
 if TYPE_CHECKING:
     pass
@@ -70,6 +70,6 @@ def test_a_worker_that_loaded_no_app_has_nothing_to_stop() -> None:
 
 
 def test_without_epoll_the_stock_workers_serve(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert startup.worker_class() == "visit_counter.worker.VisitWorker"
+    assert startup.worker_class() == "visit_counter.server.worker.VisitWorker"
     monkeypatch.delattr("select.epoll")
     assert startup.worker_class() == "gthread"

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from visit_counter.state import MAX_DAMAGE_NOTES, LastFlush, State
-from visit_counter.stores.replicas import Replica
+from visit_counter.journal.checkpoint import MAX_DAMAGE_NOTES, LastFlush, State
+from visit_counter.shards.redis.replicas import Replica
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -55,7 +55,7 @@ def test_a_state_that_cannot_be_written_leaves_the_one_before(tmp_path: Path, mo
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("visit_counter.state.write_durably", full)
+    monkeypatch.setattr("visit_counter.journal.checkpoint.write_durably", full)
     with pytest.raises(OSError, match="No space"):
         State("w", 2).save(tmp_path / "state.json")
     assert State.load(tmp_path / "state.json").floor == 1

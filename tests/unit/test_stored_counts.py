@@ -9,10 +9,10 @@ import pytest
 
 from tests.unit.core import NAMES, Host
 from tests.unit.test_counter import Watched
-from visit_counter.answers import Accepted, Answer, Ask
 from visit_counter.errors import CountUnknownError
-from visit_counter.journal import Segment
-from visit_counter.records import Folded, Known, read_line, visit_line
+from visit_counter.journal.records import Folded, Known, read_line, visit_line
+from visit_counter.journal.segments import Segment
+from visit_counter.model.answers import Accepted, Answer, Ask
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -6,13 +6,19 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from visit_counter.errors import PartitionMovedError, StoreError, StoreRefusedError, StoreUnavailableError
-from visit_counter.ring import PARTITIONS, Ring, partition_of
-from visit_counter.stores.base import Stored
-from visit_counter.stores.memory import MemoryStore
-from visit_counter.stores.moving import Place
-from visit_counter.stores.sharded import ShardedStore
-from visit_counter.topology import Topology, TopologyError, newest, public_url, version_of
+from visit_counter.errors import (
+    PartitionMovedError,
+    StoreError,
+    StoreRefusedError,
+    StoreUnavailableError,
+    TopologyError,
+)
+from visit_counter.shards.contract import Stored
+from visit_counter.shards.memory import MemoryStore
+from visit_counter.shards.rebalance.moving import Place
+from visit_counter.shards.ring import PARTITIONS, Ring, partition_of
+from visit_counter.shards.router import ShardedStore
+from visit_counter.shards.shard_map import Topology, newest, public_url, version_of
 
 AB = Topology(3, {"a": "redis://a:1", "b": "redis://b:1"}, {"c": "redis://c:1"}, "id")
 

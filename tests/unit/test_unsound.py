@@ -10,10 +10,10 @@ import pytest
 
 from tests.faults.simulated_shard import Shard, ShardClient, aside
 from tests.unit.core import NAMES, Host
-from visit_counter.answers import Answer, Ask
-from visit_counter.ring import Ring, partition_of
-from visit_counter.state import State
-from visit_counter.stores.base import is_token
+from visit_counter.journal.checkpoint import State
+from visit_counter.model.answers import Answer, Ask
+from visit_counter.shards.contract import is_token
+from visit_counter.shards.ring import Ring, partition_of
 
 RING = Ring(NAMES)
 PAGES = [f"page/{number}" for number in range(40)]

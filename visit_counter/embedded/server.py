@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from visit_counter.embedded.files import (
+from visit_counter.config.embedded_files import (
     LOCK_FILE,
     PID_FILE,
     is_at,
@@ -25,9 +25,9 @@ from visit_counter.embedded.files import (
     try_lock,
     write_pid,
 )
-from visit_counter.embedded.resp import RefusedError, Seen, look, protect, write_anew
-from visit_counter.errors import EmbeddedError
+from visit_counter.errors import EmbeddedError, ServerRefusedError
 from visit_counter.private_files import open_private
+from visit_counter.shards.redis.resp import Seen, look, protect, write_anew
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -125,7 +125,7 @@ class ShardServer:
         write_pid(self.dir, self._process.pid if self._process else self._found_pid)
         try:
             write_anew(self.port, self._password, self.dir)
-        except (OSError, ValueError, RefusedError) as error:
+        except (OSError, ValueError, ServerRefusedError) as error:
             log.error("shard %s does not write its files anew: %s", self.name, error)
 
     def _open_lock(self) -> int:
@@ -207,7 +207,7 @@ class ShardServer:
     def _protect(self) -> None:
         """Give the password to a server that a supervisor of a version without one has left."""
         if self._found_pid:
-            with suppress(OSError, ValueError, RefusedError):
+            with suppress(OSError, ValueError, ServerRefusedError):
                 protect(self.port, self._password)
 
     def _put_off(self, now: float) -> None:

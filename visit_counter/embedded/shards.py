@@ -13,17 +13,17 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from visit_counter.embedded import files
-from visit_counter.embedded.resp import look
+from visit_counter.config import embedded_files as files
 from visit_counter.embedded.server import END_SECONDS, ShardServer, end
 from visit_counter.embedded.supervisor import START_SECONDS
 from visit_counter.errors import EmbeddedError
 from visit_counter.private_files import open_private
+from visit_counter.shards.redis.resp import look
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from visit_counter.settings import Settings
+    from visit_counter.config.settings import Settings
 
 log = logging.getLogger(__name__)
 

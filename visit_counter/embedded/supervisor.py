@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from visit_counter import logs
-from visit_counter.embedded.files import is_at, password_file, prepare, read_password, try_lock, users_lock
+from visit_counter.config.embedded_files import is_at, password_file, prepare, read_password, try_lock, users_lock
 from visit_counter.embedded.server import ShardServer, end, server_binary
 from visit_counter.errors import EmbeddedError
 from visit_counter.private_files import open_private

@@ -5,7 +5,7 @@ from threading import Barrier
 
 import pytest
 
-from visit_counter.stores.breaker import Breaker
+from visit_counter.shards.redis.breaker import Breaker
 
 
 class Clock:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.redis_servers import wait_until
-from visit_counter.stores.names import Names
+from visit_counter.shards.redis.names import Names
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from visit_counter.stores.replicas import Replica, Replicas, replicas_of
+from visit_counter.shards.redis.replicas import Replica, Replicas, replicas_of
 
 INFO = """# Replication
 role:master

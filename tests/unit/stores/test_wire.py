@@ -5,8 +5,8 @@ from redis import exceptions
 from redis.connection import Connection
 
 from visit_counter.errors import StoreRefusedError, StoreUnavailableError
-from visit_counter.stores.exchange import pack
-from visit_counter.stores.wire import explain, is_away
+from visit_counter.shards.redis.exchange import pack
+from visit_counter.shards.redis.wire import explain, is_away
 
 
 def test_packed_bytes_are_those_of_redis_py() -> None:

@@ -1,0 +1,158 @@
+"""The visit counter: count = stored + pending, for the profiles that write through the journal.
+
+The stored part is what this host knows (`counting.stored`): cached, or read from the owning shard. Pending is
+added after it, so a cached answer still shows this host's visits at once.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING
+
+from visit_counter.counting.stored import Loaded, StoredCounts
+from visit_counter.errors import CountUnknownError, JournalError, UncertainError, VisitCounterError
+from visit_counter.model.answers import Accepted, Answer, Ask, Outcome
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from visit_counter.counting.cache import LocalCache
+    from visit_counter.journal.buffer import WriteBuffer
+    from visit_counter.journal.records import Known
+    from visit_counter.shards.contract import Store
+
+IN_MEMORY = "in_memory"
+
+
+class VisitCounter(ABC):
+    """What the routes, the commands and the worker's loop call."""
+
+    @abstractmethod
+    def answer(self, asks: Sequence[Ask], *, wait: bool = False) -> list[Outcome]:
+        """Count the visits and read the counts; return what came of each, in order.
+
+        Without `wait` nothing is waited for but the journal: None says that an ask has to wait for a shard, and that
+        nothing was recorded for it; ask again with `wait`, from a thread that may. With `wait` there is no None.
+        """
+
+    @abstractmethod
+    def owner(self, page: str) -> str:
+        """Return who keeps a page; those who wait for pages of one owner wait together, and not for another."""
+
+    def record(self, page: str, visits: int = 1) -> Answer | Accepted:
+        """Count visits of a page; may wait for a shard. Raises the VisitCounterErrors of `answer`."""
+        return _told(self.answer([Ask(True, page, visits)], wait=True))
+
+    def count(self, page: str) -> Answer:
+        """Read the count of a page; may wait for a shard. Raises CountUnknownError, StoreError."""
+        answer = _told(self.answer([Ask(False, page)], wait=True))
+        assert isinstance(answer, Answer)  # noqa: S101 - only a visit is accepted without a count
+        return answer
+
+
+def _told(outcomes: Sequence[Outcome]) -> Answer | Accepted:
+    [outcome] = outcomes
+    if isinstance(outcome, VisitCounterError):
+        raise outcome
+    assert outcome is not None  # noqa: S101 - it was asked to wait
+    return outcome
+
+
+_NOTHING = Loaded({}, {})
+_CUT = JournalError("the disk took a part of what was written, and not this visit")
+
+
+class BufferedCounter(VisitCounter):
+    """Counts through the write buffer. `post_via(page)` and `stored_via(page)` give what the answers name."""
+
+    def __init__(  # noqa: PLR0913 - all are named in the one call there is
+        self,
+        buffer: WriteBuffer,
+        store: Store,
+        cache: LocalCache,
+        *,
+        post_via: Callable[[str], str],
+        stored_via: Callable[[str], str],
+        pending_via: str | None = None,
+    ) -> None:
+        self.buffer = buffer
+        self.stored = StoredCounts(buffer, store, cache)
+        self._post_via, self._stored_via, self._pending_via = post_via, stored_via, pending_via
+
+    def owner(self, page: str) -> str:
+        """Return the shard that has a page."""
+        return self.stored.store.owner(page)
+
+    def answer(self, asks: Sequence[Ask], *, wait: bool = False) -> list[Outcome]:
+        """See VisitCounter.answer; all visits go into the journal with one append."""
+        outcomes = self._answer(asks, _NOTHING)
+        if wait and None in outcomes:
+            loaded = Loaded({}, {})
+            while None in outcomes:
+                waiting = [ask for ask, outcome in zip(asks, outcomes, strict=True) if outcome is None]
+                self.stored.load([ask.page for ask in waiting], loaded)
+                found = iter(self._answer(waiting, loaded))
+                outcomes = [next(found) if outcome is None else outcome for outcome in outcomes]
+        return outcomes
+
+    def _answer(self, asks: Sequence[Ask], loaded: Loaded) -> list[Outcome]:
+        """Answer all asks whose page is known, was loaded for them, or cannot be had; None for the others."""
+        buffer = self.buffer
+        with buffer.lock:
+            # Before the entries are looked at: what others sealed and flushed is in a table or in an entry.
+            buffer.catch_up()
+            loads = buffer.loads
+            fresh, known = self.stored.cache.get, self.stored.known
+            if loaded is _NOTHING:
+                entries: list[Known | None] = [fresh(ask.page) or known(ask.page) for ask in asks]
+            else:
+                entries = [self.stored.loaded(ask.page, loaded) for ask in asks]
+            unknown = loaded.errors
+            run = [
+                (ask.page, ask.visits)
+                for ask, entry in zip(asks, entries, strict=True)
+                if ask.is_visit and (entry or ask.page in unknown)
+            ]
+            refusal: VisitCounterError = _CUT
+            try:
+                currents = iter(buffer.append(run) if run else ())
+            except (JournalError, UncertainError) as error:
+                refusal, currents = error, iter(())
+            is_void = loads != buffer.loads
+            tables = buffer.tables
+            outcomes: list[Outcome] = []
+            for ask, entry in zip(asks, entries, strict=True):
+                page = ask.page
+                if not entry and page not in unknown:
+                    outcomes.append(None)
+                    continue
+                current = next(currents, None) if ask.is_visit else tables.current.visits.get(page, 0)
+                if current is None:
+                    outcomes.append(refusal)
+                    continue
+                if is_void:
+                    entry = None  # noqa: PLW2901 - what was cached when it was looked up is void
+                after = entry.segment if entry else buffer.included_to
+                pending = current + tables.pending_sealed(page, after) if tables.sealed else current
+                if entry:
+                    via = self._post_via(page) if ask.is_visit else self._read_via(page, pending, loaded)
+                    outcomes.append(Answer(entry.stored + pending, via))
+                elif ask.is_visit:
+                    outcomes.append(Accepted(pending, self._post_via(page)))
+                elif page in unknown:
+                    outcomes.append(CountUnknownError(f"the stored count of this page cannot be read: {unknown[page]}"))
+                else:
+                    outcomes.append(None)
+            return outcomes
+
+    def _read_via(self, page: str, pending: int, loaded: Loaded) -> str:
+        """Return what a count is said to come from."""
+        if loaded is _NOTHING:
+            return IN_MEMORY
+        return self._pending_via if pending and self._pending_via else self._stored_via(page)
+
+    def tick(self) -> None:
+        """Follow the journal; called once a second."""
+        self.buffer.tick(self.stored.rebase)
+        self.stored.notice_losses()
+        self.stored.tell_visited()

@@ -1,0 +1,87 @@
+"""Merging: while a shard is away, the segments that wait for it become one file, a line per page.
+
+So the disk grows with the distinct pages that wait, not with their visits.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+from visit_counter.journal.records import MERGED
+from visit_counter.journal.segments import Segment
+from visit_counter.shards.contract import NO_WATERMARK, segment_of
+
+if TYPE_CHECKING:
+    from visit_counter.flush.round import Round
+    from visit_counter.journal.records import KnownCounts
+
+log = logging.getLogger(__name__)
+
+# Fewer segments than this are not worth a merge.
+MERGE_FROM = 8
+
+
+def merge_waiting(flushed: Round, keep: int) -> None:
+    """Merge what still waits after a flush, but for the newest `keep` segments, wherever that is safe.
+
+    A merge crosses no number that a partition with waiting visits has, or may have, as its watermark: a partition
+    could not take a part of a merged file. Visits that their partition includes are left out of it.
+    """
+    state = flushed.state
+    waiting = [segment for segment in flushed.sealed if segment.last > state.floor]
+    waiting = waiting[: max(0, len(waiting) - keep)]
+    boundaries = {number for numbers in state.attempted.values() for number in numbers}
+    for segment in waiting:
+        for partition in flushed.content_of(segment):
+            confirmed = _confirmed(flushed, partition)
+            if confirmed < segment.last:
+                boundaries.add(confirmed)
+    group: list[Segment] = []
+    for segment in waiting:
+        if _may_be_needed(flushed, segment):
+            # A partition may fall back into it, and then needs the visits that a merge leaves out.
+            if len(group) >= MERGE_FROM:
+                _merge(flushed, group)
+            group = []
+            continue
+        group.append(segment)
+        if segment.last in boundaries or segment is waiting[-1]:
+            if len(group) >= MERGE_FROM:
+                _merge(flushed, group)
+            group = []
+
+
+def _may_be_needed(flushed: Round, segment: Segment) -> bool:
+    return any(
+        reached < segment.last and segment.first <= _confirmed(flushed, partition)
+        for partition, (_, reached) in flushed.state.unpersisted.items()
+    )
+
+
+def _confirmed(flushed: Round, partition: int) -> int:
+    return segment_of(flushed.state.confirmed.get(partition, NO_WATERMARK))
+
+
+def _merge(flushed: Round, group: list[Segment]) -> None:
+    whole = Segment(group[0].first, group[-1].last)
+    visits: dict[str, int] = {}
+    for segment in group:
+        for partition, pages in flushed.content_of(segment).items():
+            if _confirmed(flushed, partition) < segment.last:
+                for page, number in pages.items():
+                    visits[page] = visits.get(page, 0) + number
+            else:
+                flushed.note_forgotten(segment, [partition])
+    known: KnownCounts = {}
+    for segment in group:
+        for at, stored in flushed.known[segment].items():
+            if at[0] in visits:
+                known[at] = max(stored, known.get(at, 0))
+    flushed.state.save(flushed.journal.state_path)
+    flushed.journal.write_segment(whole, visits, flushed.sealed[group[-1]], known)
+    flushed.announce(MERGED, f"{whole.first}-{whole.last}")
+    for segment in group:
+        if segment != whole:
+            flushed.journal.forget(segment)
+    log.info("merged the waiting segments %d to %d into one file of %d pages", whole.first, whole.last, len(visits))

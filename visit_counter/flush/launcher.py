@@ -1,0 +1,80 @@
+"""Starting a flush in a process of its own, and ending one that hangs.
+
+The child is given the settings through the pipe that is its standard input: they hold the shards' passwords, which
+other users of the machine could read in an argument list, and other processes in an environment. It finds its modules
+where the service found them, whatever directory the service was started from.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+import time
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from visit_counter.config.settings import Settings
+
+log = logging.getLogger(__name__)
+
+# Nothing is imported from the directory that the service happened to be started in.
+_ARGUMENTS = ("-P", "-m", "visit_counter.flush.process")
+# What a flush that is under way is given once the service ends, which itself has 30 s.
+_LAST_SECONDS = 10.0
+_LOOK_SECONDS = 0.5
+
+
+class FlushProcess:
+    """Runs flushes in processes of their own, one at a time; one that takes longer than `limit_seconds` is killed."""
+
+    def __init__(self, settings: Settings, limit_seconds: float) -> None:
+        self._settings = settings
+        self._limit_seconds = limit_seconds
+        self._ends = False
+
+    def run(self) -> None:
+        """Flush, and wait for the end of it; what went wrong is logged, and the visits then stay pending."""
+        child = subprocess.Popen(
+            [sys.executable, *_ARGUMENTS],
+            env=_environ(),
+            stdin=subprocess.PIPE,
+        )
+        try:
+            self._wait(child)
+        finally:
+            if child.poll() is None:
+                child.kill()
+            child.wait()
+            if child.stdin is not None:
+                child.stdin.close()
+        if child.returncode:
+            log.error("the flush process ended with status %d; its visits stay pending", child.returncode)
+
+    def hurry(self) -> None:
+        """Give the process that runs now, if one does, a few seconds more: the service ends."""
+        self._ends = True
+
+    def _wait(self, child: subprocess.Popen[bytes]) -> None:
+        given: bytes | None = self._settings.to_json().encode()
+        deadline = time.monotonic() + self._limit_seconds
+        while True:
+            if self._ends:
+                deadline = min(deadline, time.monotonic() + _LAST_SECONDS)
+            try:
+                # A pipe that its reader closed is no error.
+                child.communicate(given, timeout=_LOOK_SECONDS)
+            except subprocess.TimeoutExpired:
+                # Python goes on with what it was given by the first call, and refuses to be given anything again.
+                given = None
+                if time.monotonic() < deadline:
+                    continue
+                log.error("the flush process %d does not come to an end; it is killed", child.pid)
+            return
+
+
+def _environ() -> dict[str, str]:
+    """Return the environment of the child: without the service's settings, and with its way to modules."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("VISITS_")}
+    return kept | {"PYTHONPATH": os.pathsep.join(os.path.abspath(entry) for entry in sys.path)}  # noqa: PTH100 - of text

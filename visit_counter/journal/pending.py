@@ -1,0 +1,182 @@
+"""The tables of pending visits: a table per segment that some partition may not include yet. No I/O."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from visit_counter.journal.records import Known
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+Visits = dict[str, int]
+# How many calls of `Tables.drop` keep a table that was dropped.
+_KEPT_CALLS = 3
+
+
+class Table:
+    """The visits per page of one segment (or of several merged ones); `token` is that of its seal.
+
+    `told`: the pages of which the segment says what was stored, as far as this process has followed it.
+    """
+
+    __slots__ = ("first", "last", "token", "told", "total", "visits")
+
+    def __init__(self, first: int, last: int, visits: Visits, token: str = "") -> None:
+        self.first, self.last, self.visits, self.token = first, last, visits, token
+        self.total = sum(visits.values())
+        self.told: set[str] = set()
+
+    def count(self, run: Iterable[tuple[str, int]]) -> list[int]:
+        """Add visits in their order; return what each page has with it."""
+        mine = self.visits
+        counts = []
+        total = 0
+        for page, number in run:
+            count = mine[page] = mine.get(page, 0) + number
+            total += number
+            counts.append(count)
+        self.total += total
+        return counts
+
+
+def total_of(tables: Sequence[Table]) -> Visits:
+    """Return the visits per page of several tables."""
+    whole = Table(0, 0, {})
+    for table in tables:
+        whole.count(table.visits.items())
+    return whole.visits
+
+
+class Tables:
+    """The table of the current segment, and those of sealed ones, oldest first."""
+
+    def __init__(self) -> None:
+        self.current = Table(0, 0, {})
+        self.sealed: list[Table] = []
+        self.version = 0  # changes whenever visits may have left the tables
+        self._dropped: list[Table] = []  # oldest first: see `drop`
+        self._dropped_at: list[int] = []
+        self._calls = 0
+        self._complete_from = 0  # every segment after this number is in a table here
+        self._sealed_pages = 0
+
+    @property
+    def pages(self) -> int:
+        """How many pages all tables hold; a page in several is counted in each."""
+        return len(self.current.visits) + self._sealed_pages
+
+    def pending(self, page: str, after: int) -> int:
+        """Return the visits of a page in the segments after number `after`."""
+        count = self.current.visits.get(page, 0)
+        return count + self.pending_sealed(page, after) if self.sealed else count
+
+    def pending_sealed(self, page: str, after: int) -> int:
+        """Return the same, but for the current segment."""
+        count = 0
+        for table in self.sealed:
+            if table.last > after:
+                count += table.visits.get(page, 0)
+        return count
+
+    def totals(self, after: int) -> tuple[int, int]:
+        """Return (visits, pages) of the segments after number `after`."""
+        tables = [*(table for table in self.sealed if table.last > after), self.current]
+        return sum(table.total for table in tables), sum(len(table.visits) for table in tables)
+
+    def walk(self, after: int) -> Iterator[tuple[str, int, int]]:
+        """Give (page, visits, segment) of all segments after number `after`."""
+        for table in [*self.sealed, self.current]:
+            if table.last > after:
+                for page, visits in table.visits.items():
+                    yield page, visits, table.last
+
+    def raised(self, page: str, known: Known, to: int, included: int) -> Known | None:
+        """Return what is known with this host's visits up to segment `to` added; None if they are no longer here.
+
+        The page's partition includes what is up to segment `included`: a merged table may lack that.
+        """
+        if any(t.first <= known.segment < t.last and page in t.visits for t in self.sealed):
+            return None  # a part of a merged table
+        if known.segment >= to:
+            return known
+        if known.segment < self._complete_from:
+            return None
+        stored = known.stored
+        for table in (*self._dropped, *self.sealed):
+            if table.last <= known.segment:
+                continue
+            if table.first < table.last and known.segment < included >= table.first:
+                return None
+            if table.last <= to:
+                stored += table.visits.get(page, 0)
+        return Known(known.losses, to, stored)
+
+    def token_of(self, segment: int) -> str | None:
+        """Return the token of a segment that some partition may not include yet; "" if it has none, None if unknown."""
+        if segment >= self.current.last:
+            return ""
+        for table in self.sealed:
+            if table.first <= segment <= table.last:
+                return table.token if segment == table.last else ""
+        return None
+
+    def seal(self, token: str = "") -> None:
+        """Go on with an empty table: the current segment is sealed."""
+        self.current.token = token
+        self.sealed.append(self.current)
+        self.start(self.current.last + 1)
+        self._count()
+
+    def start(self, number: int) -> None:
+        """Begin the table of segment `number`."""
+        self.current = Table(number, number, {})
+
+    def reset(self, sealed: list[Table], after: int) -> None:
+        """Take these as the sealed ones; they are all segments after number `after`."""
+        self.sealed = sealed
+        self._dropped, self._dropped_at, self._complete_from = [], [], after
+        self.version += 1
+        self._count()
+
+    def insert(self, table: Table) -> None:
+        """Take up a sealed segment that was not known, unless a table has a part of it."""
+        if all(other.last < table.first or table.last < other.first for other in (*self.sealed, self.current)):
+            self.sealed = sorted([*self.sealed, table], key=lambda one: one.last)
+            self.version += 1
+            self._count()
+
+    def remove(self, numbers: tuple[int, int]) -> None:
+        """Forget the table of the segments from the first to the last number: its visits are in another one."""
+        self.sealed = [table for table in self.sealed if (table.first, table.last) != numbers]
+        self.version += 1
+        self._count()
+
+    def drop(self, done: Sequence[Table]) -> None:
+        """Forget tables that every partition includes.
+
+        Called once a second, also with none: what another process has read meanwhile may lack them, so they are kept
+        for a few calls more.
+        """
+        self._calls += 1
+        while self._dropped_at and self._dropped_at[0] + _KEPT_CALLS <= self._calls:
+            del self._dropped_at[0]
+            self._complete_from = self._dropped.pop(0).last
+        if done:
+            self.sealed = [table for table in self.sealed if table not in done]
+            self._dropped += done
+            self._dropped_at += [self._calls] * len(done)
+            self.version += 1
+            self._count()
+
+    def replace(self, parts: Sequence[Table], whole: Table) -> None:
+        """Put one table in the place of those next to each other that it sums up, if they are still there."""
+        if parts and parts[0] in self.sealed:
+            at = self.sealed.index(parts[0])
+            whole.token = parts[-1].token
+            self.sealed[at : at + len(parts)] = [whole]
+            self.version += 1
+            self._count()
+
+    def _count(self) -> None:
+        self._sealed_pages = sum(len(table.visits) for table in self.sealed)

@@ -1,0 +1,349 @@
+"""Mending the journal's files from what the processes know, after a sync failed or somebody removed or cut a file.
+
+A table of a process adds up all lines of its segment that it has followed, in their order. So whoever has followed
+further knows all that another one knows, and what is known of a segment can be written into a new file at any time:
+
+1. With the current segment in doubt, the next one is made and a *fence* is appended, a seal that says so. Nothing
+   behind it counts; everybody who follows the file meets it and goes on in the next segment.
+2. From the fence (or the finding) on a process refuses visits, until it has compared its table with the segment's
+   file, under the flush lock. If the file lacks anything, or is fenced, it is written anew as another file, synced and
+   renamed; a later sync of the file in doubt would prove nothing.
+3. The flush does not send such a segment before every process has had the time to look. If one comes too late, what the
+   file lacked is appended to the current segment, behind a line `again`.
+
+Where this fails visits stay refused, and it is tried again each second.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+from contextlib import ExitStack, suppress
+from copy import deepcopy
+from typing import TYPE_CHECKING
+
+from visit_counter.errors import JournalError
+from visit_counter.journal.checkpoint import GIVEN_UP, State
+from visit_counter.journal.records import AGAIN, PROBE, REREAD, WHOLE, Folded, encode
+from visit_counter.journal.segments import Content, Segment, is_file_at
+from visit_counter.shards.contract import segment_of
+
+if TYPE_CHECKING:
+    from visit_counter.journal.buffer import WriteBuffer
+    from visit_counter.journal.pending import Visits
+
+log = logging.getLogger(__name__)
+
+# How many bytes before the place that was read to are compared.
+_TAIL_BYTES = 256
+# Larger than a block: a smaller line might fit into the last one of a disk that is full.
+_PROBE_BYTES = 4096
+
+
+class Mending:
+    """What one process knows to be wrong with the journal's files, and how it mends them."""
+
+    def __init__(self, buffer: WriteBuffer) -> None:
+        self._buffer = buffer
+        self._journal = buffer.journal
+        self.cut_at = -1  # the current segment's size when it was found to be less than what we have read
+        # Segments to compare or to write anew, with what we know where that is not simply their table.
+        self.doubtful: dict[Segment, Content | None] = {}
+        self._unsynced: set[Segment] = set()  # those of them whose bytes may not be on the disk
+        self._looked_at: dict[Segment, tuple[int, int, int]] = {}  # waiting files that were as they must be
+        self._reason = ""  # for which visits are refused
+        self._notes: list[str] = []  # of damage, that are not on the disk yet
+        self.locked = False  # this process holds the flush lock for mending
+
+    def doubt(self, segment: Segment, reason: str, *, unsynced: bool = False) -> None:
+        """Refuse visits until a segment is surely on the disk as this process knows it. The lock is held."""
+        self.doubtful.setdefault(segment, None)
+        if unsynced:
+            self._unsynced.add(segment)
+        self._reason = self._reason or reason
+        self._buffer.halt(reason)
+
+    def note_cut(self, end: int) -> None:
+        """Note that the current segment ends before what was read of it. The lock is held."""
+        if self.cut_at < 0:
+            self.cut_at = end
+        current = self._buffer.tables.current.last
+        self.doubt(Segment(current, current), f"journal segment {current} was cut")
+
+    # -- once a second ---------------------------------------------------------------------------------------------
+
+    def look(self) -> bool:
+        """Find what is wrong with the files, and mend it; tell whether all is well. Takes the buffer's lock itself."""
+        buffer = self._buffer
+        try:
+            with buffer.lock:
+                wrong = self._wrong_with_current()
+                waiting = [table for table in buffer.tables.sealed if table.last > buffer.included_to]
+            missed = [Segment(t.first, t.last) for t in waiting if not self._is_as_known(t.first, t.last, t.token)]
+            if wrong or missed or self.doubtful or self._journal.find_doubtful() or self._home_is_wrong():
+                self._mend(missed)
+            else:
+                self._try_again()
+        except BlockingIOError:
+            return False  # a flush is under way: in a second
+        except (OSError, JournalError) as error:
+            with buffer.lock:
+                buffer.halt(f"the journal cannot be mended: {getattr(error, 'strerror', None) or error}")
+            return False
+        return True
+
+    def _wrong_with_current(self) -> str:
+        """Tell what is wrong with the file of the current segment, or "". The lock is held."""
+        buffer, current = self._buffer, self._buffer.tables.current.last
+        segment = Segment(current, current)
+        size = os.fstat(buffer.descriptor).st_size
+        if self.cut_at >= 0 or size < buffer.offset or not self.is_continued():
+            wrong = "was cut"
+            self.cut_at = min(self.cut_at, size) if self.cut_at >= 0 else size
+        elif not is_file_at(buffer.descriptor, self._journal.path / segment.name):
+            wrong = "is gone, or another file is in its place"
+        else:
+            return ""
+        self.doubt(segment, f"journal segment {current} {wrong}")
+        return wrong
+
+    def is_continued(self) -> bool:
+        """Tell whether the bytes before the place that was read to are those that were read. The lock is held."""
+        tail = self._buffer.tail[-_TAIL_BYTES:]
+        return os.pread(self._buffer.descriptor, len(tail), self._buffer.offset - len(tail)) == tail
+
+    def _is_as_known(self, first: int, last: int, token: str) -> bool:
+        """Tell whether a waiting segment's file is there, sealed as we know it."""
+        segment = Segment(first, last)
+        path = self._journal.path / segment.name
+        try:
+            status = os.stat(path)  # noqa: PTH116 - of the simulated `os` in tests
+            seen = (status.st_ino, status.st_size, status.st_mtime_ns)
+            if self._looked_at.get(segment) != seen:
+                if token != self._journal.token_of(segment):
+                    return False
+                self._looked_at[segment] = seen
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        return True
+
+    def _home_is_wrong(self) -> bool:
+        buffer, journal = self._buffer, self._journal
+        no_state = bool(buffer.state.writer) and journal.state_version() == (0, 0)
+        return no_state or buffer.state_is_older or not os.path.exists(journal.path / "writer")  # noqa: PTH110 - as above
+
+    def _try_again(self) -> None:
+        """Find out whether appending works again: after a failure nobody may come to try."""
+        buffer = self._buffer
+        with buffer.lock:
+            if buffer.failed:
+                line = encode(PROBE, b"0" * _PROBE_BYTES)
+                with suppress(OSError):
+                    if os.write(buffer.descriptor, line) == len(line):
+                        buffer.failed = ""
+                buffer.catch_up()
+            buffer.resume()
+
+    # -- mending -----------------------------------------------------------------------------------------------------
+
+    def _mend(self, missed: list[Segment]) -> None:
+        buffer, journal = self._buffer, self._journal
+        with ExitStack() as stack:
+            with buffer.lock:
+                journal.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+                stack.enter_context(journal.flush_lock(wait=False))
+                stack.callback(setattr, self, "locked", False)
+                self.locked = True
+                state = self._restore_home()
+                buffer.catch_up()
+                if self._wrong_with_current() or self._current_is_unsynced():
+                    self._leave_current()
+                    buffer.catch_up()
+                for segment in (*missed, *journal.find_doubtful()):
+                    self.doubtful.setdefault(segment, None)
+                self._unsynced |= journal.find_doubtful()
+                todo = [(segment, content or self._known(segment)) for segment, content in self.doubtful.items()]
+            for segment, mine in todo:
+                if mine is not None and self._restore(segment, mine, state):
+                    reason = self._reason or f"journal segment {segment.last} was removed or changed"
+                    self._notes.append(f"{reason}: segment {segment.last} was written anew")
+                buffer.reread(segment)
+                with buffer.lock:
+                    self._unsynced.discard(segment)
+                    journal.forget_doubt(segment)
+                    self.doubtful.pop(segment, None)
+            if self._notes:
+                for note in self._notes:
+                    state.note_damage(note)
+                state.save(journal.state_path)
+                self._notes.clear()
+        with buffer.lock:
+            if not self.doubtful:
+                self._reason = ""
+                buffer.resume()
+
+    def _restore_home(self) -> State:
+        """Put the writer's id and the state back if they are gone; return the state. The locks are held."""
+        buffer, journal = self._buffer, self._journal
+        state = State.load(journal.state_path)
+        if state.floor < buffer.state.floor or not state.writer:
+            if buffer.state.writer:
+                self._notes.append("state.json was gone or older than what was known: it was written anew")
+            damage = state.damage
+            state = deepcopy(buffer.state)
+            if state.writer:
+                waiting = [table.last for table in buffer.tables.sealed]
+                state.forget_attempts({*waiting, *(segment.last for segment in journal.segments()[:-1])})
+            state.damage = [*state.damage, *(note for note in damage if note not in state.damage)]
+        if not os.path.exists(journal.path / "writer"):  # noqa: PTH110 - as above
+            journal.rename_writer(buffer.writer, replace=False)
+            self._notes.append("the writer's id was gone: it was written anew")
+        if journal.writer != buffer.writer and self._wrong_with_current():
+            raise JournalError(f"another journal is in the place of {journal.path}; put this one back, or restart")
+        state.writer = state.writer or journal.writer
+        return state
+
+    def _current_is_unsynced(self) -> bool:
+        current = self._buffer.tables.current.last
+        segment = Segment(current, current)
+        return segment in self.doubtful or segment in self._journal.find_doubtful()
+
+    def _leave_current(self) -> None:
+        """Fence the current segment and go on in the next one. The locks are held."""
+        buffer, current = self._buffer, self._buffer.tables.current
+        segment = Segment(current.last, current.last)
+        if self.cut_at < 0:
+            self._fence(segment)
+            buffer.catch_up()
+            return
+        left = self._read_from(0)
+        if not left.sealed_as:
+            self._fence(segment)
+            left = self._read_from(0)
+        if not left.sealed_as:
+            raise OSError(errno.EIO, "the fence cannot be read")
+        rest = self._read_from(self.cut_at).visits
+        self.doubtful[segment] = Content(
+            current.visits, left.sealed_as, rest=rest, cut_at=self.cut_at, held=None if left.fenced else left.visits
+        )
+        self.cut_at = -1
+        buffer.leave(left.sealed_as)
+
+    def _read_from(self, offset: int) -> Folded:
+        """Fold our file of the current segment from a byte on."""
+        descriptor = self._buffer.descriptor
+        folded = Folded()
+        folded.add(os.pread(descriptor, max(0, os.fstat(descriptor).st_size - offset), offset))
+        return folded
+
+    def _fence(self, segment: Segment) -> None:
+        """Fence our file of a segment, and the one that is in its place if it is another."""
+        journal, descriptor = self._journal, self._buffer.descriptor
+        beyond = self._buffer.offset if self.cut_at >= 0 else 0
+        with ExitStack() as stack:
+            files = [descriptor]
+            if not is_file_at(descriptor, journal.path / segment.name) and journal.has(segment):
+                files.append(journal.open(segment.last))
+                stack.callback(os.close, files[-1])
+            journal.fence(segment.last, files, beyond)
+
+    def _known(self, segment: Segment) -> Content | None:
+        for table in self._buffer.tables.sealed:
+            if (table.first, table.last) == segment.range:
+                return Content(table.visits, table.token)
+        # It is included in every partition, and of use only to a shard that comes back with less.
+        with suppress(FileNotFoundError):
+            return self._journal.content_of(segment)
+        return None
+
+    def _restore(self, segment: Segment, mine: Content, state: State) -> bool:
+        """Have a segment on the disk as it is known; tell whether anything was written. The flush lock is held."""
+        journal = self._journal
+        there = [s for s in journal.segments() if s.first <= segment.first and segment.last <= s.last]
+        if there != [segment]:
+            return self._restore_missing(segment, mine, state, merged=bool(there))
+        found = journal.content_of(segment)
+        sealed = bool(found.token) and not found.fenced
+        whole = _together(found, mine, found.token if sealed else mine.token or found.token)
+        lacks = _difference(_sum(whole), _sum(found))
+        if sealed and not lacks and segment not in self._unsynced:
+            return False
+        if lacks and _may_be_sent(state, segment):
+            if not sealed:
+                self._write(segment, Content(found.known, whole.token, rest=found.rest, cut_at=found.cut_at))
+            self._append_again(segment, lacks)
+        else:
+            self._write(segment, whole)
+        return True
+
+    def _restore_missing(self, segment: Segment, mine: Content, state: State, *, merged: bool) -> bool:
+        """Do the same for a segment that has no file of its own."""
+        if merged or (segment.last <= state.floor and state.missing.get(segment.last) != GIVEN_UP):
+            # A flush has read it, and merged or forgotten it.
+            lacks = {} if mine.held is None else _difference(_sum(mine), mine.held)
+            if lacks:
+                self._append_again(segment, lacks)
+            return bool(lacks)
+        if state.missing.get(segment.last) == GIVEN_UP:
+            self._append_again(segment, _sum(mine), b" " + WHOLE)
+        else:
+            self._write(segment, mine)
+        return True
+
+    def _write(self, segment: Segment, content: Content) -> None:
+        """Write a segment anew and tell the others. The flush lock is held."""
+        self._journal.restore(segment, content)
+        self._append(encode(REREAD, _range(segment)))
+
+    def _append_again(self, segment: Segment, visits: Visits, what: bytes = b"") -> None:
+        """Append what a segment lacked that was sent already to the current one. The flush lock is held."""
+        lines = [encode(AGAIN, _range(segment) + what)]
+        lines += [encode(b"%d" % number, page.encode()) for page, number in visits.items()]
+        self._append(b"".join(lines))
+
+    def _append(self, data: bytes) -> None:
+        """Append to the current segment, durably. The flush lock is held, so that nobody seals it."""
+        with self._buffer.lock:
+            self._buffer.catch_up()
+            if os.write(self._buffer.descriptor, data) < len(data):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            os.fdatasync(self._buffer.descriptor)
+            self._buffer.catch_up()
+
+
+def _range(segment: Segment) -> bytes:
+    return b"%d-%d" % segment.range
+
+
+def _may_be_sent(state: State, segment: Segment) -> bool:
+    """Tell whether some partition may have got a segment's visits, or been told that it includes them."""
+    attempted = [number for numbers in state.attempted.values() for number in numbers]
+    confirmed = [segment_of(token) for token in state.confirmed.values()]
+    return segment.last <= max([state.floor, *attempted, *confirmed])
+
+
+def _most(one: Visits, other: Visits) -> Visits:
+    """Return what whoever has followed further knows, page by page."""
+    return {page: max(one.get(page, 0), other.get(page, 0)) for page in one.keys() | other.keys()}
+
+
+def _sum(content: Content) -> Visits:
+    return {p: content.known.get(p, 0) + content.rest.get(p, 0) for p in content.known.keys() | content.rest.keys()}
+
+
+def _difference(more: Visits, less: Visits) -> Visits:
+    return {page: number - less.get(page, 0) for page, number in more.items() if number > less.get(page, 0)}
+
+
+def _together(found: Content, mine: Content, token: str) -> Content:
+    """Return what a file and a process know together."""
+    if found.cut_at is not None and mine.cut_at is not None:
+        # Both saw that it was cut; what is behind the cut is whole with who saw it first.
+        first = found if found.cut_at <= mine.cut_at else mine
+        return Content(_most(found.known, mine.known), token, rest=first.rest, cut_at=first.cut_at)
+    if found.cut_at is None and mine.cut_at is None:
+        return Content(_most(found.known, mine.known), token)
+    # Who did not see it had not followed up to there, and took what is behind the cut for what follows.
+    knowing = found if found.cut_at is not None else mine
+    return Content(knowing.known, token, rest=knowing.rest, cut_at=knowing.cut_at)

@@ -1,0 +1,94 @@
+"""What a process tells of itself: data, which `web.health` puts into HTTP."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from visit_counter.journal.checkpoint import State
+
+# A flush is overdue when none has been complete for so many intervals.
+OVERDUE_INTERVALS = 3
+
+
+@dataclass(frozen=True)
+class Journaled:
+    """What is told where there is a journal. `damage` holds the notes that nobody has acknowledged, oldest first.
+
+    `last_flush_age_seconds`: how long ago a flush last brought everything to every shard; None before the first.
+    """
+
+    pending_visits: int
+    last_flush_age_seconds: int | None
+    damage: list[str]
+
+
+@dataclass(frozen=True)
+class Health:
+    """What happened, in plain words: `refusal` says why the last visits could not be accepted, `complaints` the rest.
+
+    `shards` tells by name whether each answers this process.
+    """
+
+    profile: str
+    shards: Mapping[str, bool]
+    refusal: str | None = None
+    complaints: tuple[str, ...] = ()
+    journaled: Journaled | None = None
+
+    @property
+    def status(self) -> str:
+        """`unhealthy`: visits are refused; `degraded`: they are accepted, and something is wrong; else `healthy`."""
+        return "unhealthy" if self.refusal else "degraded" if self.complaints else "healthy"
+
+    @property
+    def reasons(self) -> list[str]:
+        """Every cause, the gravest first."""
+        return [*([self.refusal] if self.refusal else ()), *self.complaints]
+
+
+class FlushWatch:
+    """Whether complete flushes go on, by this process's own clock: nobody's judgement may hang on the wall clock.
+
+    `interval_seconds`: how often a flush is due. A process that begins waits as long as one that has just seen one.
+    """
+
+    def __init__(self, interval_seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._interval, self._clock = interval_seconds, clock
+        self._seen = 0.0
+        self._since = clock()
+
+    def look(self, state: State) -> None:
+        """Notice whether a flush has been complete since the last look; done once a second."""
+        if state.complete_at != self._seen:
+            self._seen, self._since = state.complete_at, self._clock()
+
+    def complaint(self) -> str | None:
+        """Tell that a flush is overdue, or None."""
+        seconds = self._clock() - self._since
+        if seconds <= OVERDUE_INTERVALS * self._interval:
+            return None
+        return f"no flush has reached every shard for {seconds:.0f} s; one is due every {self._interval:g} s"
+
+
+def flush_complaints(state: State, watch: FlushWatch) -> list[str]:
+    """Return what is wrong with the flushes: the last one failed, for each shard why; a replica away; one overdue."""
+    watch.look(state)
+    complaints = []
+    if state.last_flush is not None and state.last_flush.error:
+        told = [*state.trouble.values()] or [state.last_flush.error]
+        complaints += [f"the last flush failed: {text}" for text in told]
+    complaints += [replica_complaint(*found) for found in state.replicas_away()]
+    if overdue := watch.complaint():
+        complaints.append(overdue)
+    return complaints
+
+
+def replica_complaint(shard: str, replica: str, away_since: float) -> str:
+    """Tell that flushed visits are kept for a replica that may be promoted without them."""
+    seconds = max(0, round(time.time() - away_since))
+    return f"{shard}: its replica {replica} is away since {seconds} s; what is flushed is kept for it"

@@ -1,0 +1,375 @@
+"""What the worker's loop must know of HTTP/1: where a request ends, and whether the loop may answer it itself.
+
+No I/O here. Two questions are asked of a request. Is it *ordinary*: one of the two hot calls, with nothing in its head
+that gunicorn or Flask would treat specially? Anything doubtful is not: it goes the long way through gunicorn's own
+parser and Flask, which then decide. And if it is not ordinary: is all of it here, so that a thread of the pool will not
+have to wait for a slow client?
+
+Most requests repeat a request line seen before (a page), and many a block of header fields seen before (a client). The
+verdict on each is kept, so such a request costs two look-ups. In a block not seen before, one regular expression checks
+that every field is well-formed, and another one cuts out the few fields that matter; the verdict on these is kept too,
+since they are the same for most clients. The memory this takes is bounded.
+"""
+
+from __future__ import annotations
+
+import re
+from enum import Enum
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any, NamedTuple
+from urllib.parse import unquote_to_bytes
+
+from visit_counter.errors import PageError
+from visit_counter.model import answers
+from visit_counter.model.answers import MAX_BODY_BYTES, Ask
+from visit_counter.model.pages import decode_page
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+# Of a chunked body, so much more than the limit is waited for: enough to see that it is too large, however it is read.
+_MORE_BYTES = 2048
+# How much its framing may add before it is refused, and how long one line of it may be.
+_FRAMING_BYTES = 64 * 1024
+_CHUNK_LINE_BYTES = 8190
+# Entries of each memory. At most this many times MEMO_BYTES: 16 MB in the worst case, under 2 MB as a rule.
+MEMO_ENTRIES = 8192
+MEMO_BYTES = 1024
+
+# Any character not named here makes gunicorn, werkzeug or the blueprint look closer; so must we, and do not.
+_LINE = re.compile(rb"(GET|POST) /visits/((?:[A-Za-z0-9._~!$&'()*+,;=:@/-]|%[0-9A-Fa-f]{2})+) HTTP/1\.([01])")
+_HOST = re.compile(rb"(?:[A-Za-z0-9_-]{1,63}(?:\.[A-Za-z0-9_-]{1,63})*|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?")
+_CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,16})(?:[ \t]*;.*)?\Z", re.DOTALL)
+# Fields that ask for something the loop does not do.
+_SPECIAL = frozenset((b"transfer-encoding", b"expect", b"upgrade", b"http2-settings", b"content-encoding"))
+# What `Connection` may say, and whether that closes the connection; "(none)" stands for no such field.
+_OPTIONS = {b"close": True, b"keep-alive": False, b"(none)": None}
+_LENGTH = re.compile(rb"[0-9]{1,18}")
+_FRAMING = frozenset((b"host", b"content-length", b"content-type", b"connection"))
+# RFC 9112 section 5: a token, a colon, a value without control characters, on one line. A token may have an underscore
+# too, but gunicorn looks closer at such names.
+_ORDINARY_FIELDS = re.compile(rb"(?:\r\n[A-Za-z0-9!#$%&'*+.^`|~-]++:[\t\x20-\x7e\x80-\xff]*+)*+\r\n\r\n")
+_WELL_FORMED_FIELDS = re.compile(rb"(?:\r\n[A-Za-z0-9!#$%&'*+.^_`|~-]++:[\t\x20-\x7e\x80-\xff]*+)*+\r\n\r\n")
+
+
+_TIMEOUT_BODY = b'{"type": "about:blank", "title": "Request Timeout", "status": 408}'
+# What a client is told that did not send all of its request in time.
+TIMEOUT_RESPONSE = (
+    b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Type: application/problem+json\r\n"
+    b"Content-Length: %d\r\n\r\n%b" % (len(_TIMEOUT_BODY), _TIMEOUT_BODY)
+)
+
+
+CONTINUE_RESPONSE = b"HTTP/1.1 100 Continue\r\n\r\n"
+
+
+class Verdict(Enum):
+    """Why the loop does not answer what is in the buffer now."""
+
+    INCOMPLETE = "the request is not all here: wait for the rest"
+    UNUSUAL = "the request is gunicorn's and Flask's to judge, and all of it that is worth waiting for is here"
+
+
+class Target(NamedTuple):
+    """An ordinary request line: `ask` is what `VisitCounter.answer` takes."""
+
+    ask: Ask
+    http10: bool
+
+
+class Framing(NamedTuple):
+    """An ordinary block of header fields: the body's length in bytes, and what `Connection` said, if anything."""
+
+    body_bytes: int
+    close: bool | None
+
+
+class Limits(NamedTuple):
+    """gunicorn's limits on a head, as its parser takes them."""
+
+    line: int
+    fields: int
+    field_size: int
+    scheme_fields: frozenset[bytes]
+
+
+Taken = tuple[Target, Framing, int]
+
+
+class RequestReader:
+    """Takes one request after another off a connection's buffer."""
+
+    def __init__(self, limits: Limits, *, hot: bool = True) -> None:
+        """Judge by these limits; with `hot` False no request is ordinary."""
+        self._limits = limits
+        self._hot = hot
+        self._targets: dict[bytes, Target] = {}
+        # By a whole block of header fields, and by the fields of it that matter.
+        self._framings: dict[bytes, Framing] = {}
+        self._telling = telling_fields(limits.scheme_fields)
+
+    def take(self, data: bytes) -> Taken | Verdict:
+        """Return the ordinary request that `data` begins with and where it ends, or why there is none."""
+        head_end = data.find(b"\r\n\r\n") + 4
+        if head_end > 3:
+            line_end = data.find(b"\r\n")
+            target = self._targets.get(data[:line_end])
+            framing = self._framings.get(data[line_end:head_end])
+            if target is None or framing is None:
+                return self._judge(data, line_end, head_end)
+            end = head_end + framing.body_bytes
+            if end <= len(data):
+                return target, framing, end
+            return Verdict.INCOMPLETE
+        return self._judge_part(data)
+
+    def _judge(self, data: bytes, line_end: int, head_end: int) -> Taken | Verdict:
+        """Do as `take` for a complete head with a part not seen before."""
+        line, block = data[:line_end], data[line_end:head_end]
+        target = self._target(line)
+        framing = self._framing(block)
+        if target is None or framing is None:
+            body = self._awaited_body(line, block, head_end)
+            return Verdict.UNUSUAL if body is None or body.is_here(data) else Verdict.INCOMPLETE
+        end = head_end + framing.body_bytes
+        return (target, framing, end) if end <= len(data) else Verdict.INCOMPLETE
+
+    def _target(self, line: bytes) -> Target | None:
+        """Return what an ordinary request line asks for, or None."""
+        target = self._targets.get(line)
+        if target is None and self._hot and len(line) <= self._limits.line:
+            target = parse_line(line)
+            if target is not None:
+                _remember(self._targets, line, target)
+        return target
+
+    def _framing(self, block: bytes) -> Framing | None:
+        """Return the framing that an ordinary block of header fields says, or None."""
+        # A block no longer than one field may be holds no field that is too long.
+        if len(block) > self._limits.field_size or block.count(b"\r\n") - 2 > self._limits.fields:
+            return None
+        if not _ORDINARY_FIELDS.fullmatch(block):
+            return None
+        # The fields that matter, as they stand: for most clients the same as for the one before.
+        told = b"\r\n".join(self._telling.findall(block))
+        framing = self._framings.get(told)
+        if framing is None:
+            framing = parse_fields(fields_of(told), self._limits.scheme_fields)
+            if framing is None:
+                return None
+            _remember(self._framings, told, framing)
+        _remember(self._framings, block, framing)
+        return framing
+
+    def awaited(self, data: bytes) -> Awaited:
+        """Return what an INCOMPLETE request lacks."""
+        head_end = data.find(b"\r\n\r\n") + 4
+        if head_end <= 3:
+            return RestOfHead(len(data))
+        line = data[: data.find(b"\r\n")]
+        block = data[len(line) : head_end]
+        framing = self._framing(block)
+        if framing is not None and self._target(line) is not None:
+            return SizedBody(head_end + framing.body_bytes)
+        return self._awaited_body(line, block, head_end) or SizedBody(0)
+
+    def _awaited_body(self, line: bytes, block: bytes, head_end: int) -> Awaited | None:
+        """Return the body of a request that is not ordinary; None if waiting for it would serve nothing."""
+        limits = self._limits
+        is_refused = (
+            len(line) > limits.line
+            or block.count(b"\r\n") - 2 > limits.fields
+            or not _WELL_FORMED_FIELDS.fullmatch(block)
+            or (len(block) > limits.field_size and max(map(len, block.split(b"\r\n"))) + 2 > limits.field_size)
+        )
+        return None if is_refused else awaited_body(line, fields_of(block), head_end)
+
+    def _judge_part(self, data: bytes) -> Verdict:
+        """Tell whether an incomplete head may still become one that gunicorn takes.
+
+        It must be within the limits, and every line must end in CRLF.
+        """
+        limits = self._limits
+        is_too_long = len(data) > limits.line + limits.fields * (limits.field_size + 2) + 4
+        if is_too_long or (len(data) > limits.line + 2 and data.find(b"\r\n", 0, limits.line + 2) < 0):
+            return Verdict.UNUSUAL
+        if data.count(b"\n") != data.count(b"\r\n"):
+            return Verdict.UNUSUAL
+        return Verdict.INCOMPLETE
+
+
+def telling_fields(scheme_fields: Iterable[bytes]) -> re.Pattern[bytes]:
+    """Return an expression that finds, in a well-formed block, every field that the verdict depends on."""
+    names = sorted({*_SPECIAL, *_FRAMING, *scheme_fields})
+    first = bytes(sorted({letter for name in names for letter in (name[:1].lower() + name[:1].upper())}))
+    # The look at the first letter passes over most other fields at once.
+    return re.compile(rb"\r\n(?=[%b])((?i:%b):[^\r]*+)" % (re.escape(first), b"|".join(map(re.escape, names))))
+
+
+def fields_of(block: bytes) -> list[tuple[bytes, bytes]]:
+    """Return the fields of well-formed lines: names in lower case, values without the blanks around them."""
+    lines = [line.partition(b":") for line in block.split(b"\r\n") if line]
+    return [(name.lower(), value.strip(b" \t")) for name, _, value in lines]
+
+
+def _remember(memory: dict[bytes, Any], key: bytes, value: Target | Framing) -> None:
+    if len(key) > MEMO_BYTES:
+        return
+    if len(memory) >= MEMO_ENTRIES:
+        # Starting again costs each key one parse; evicting one by one would cost every request something.
+        memory.clear()
+    memory[key] = value
+
+
+def parse_line(line: bytes) -> Target | None:
+    """Return what an ordinary request line asks for, or None if it is not ordinary."""
+    found = _LINE.fullmatch(line)
+    if not found:
+        return None
+    try:
+        page = decode_page(unquote_to_bytes(found[2]))
+    except PageError:
+        return None
+    return Target(Ask(found[1] == b"POST", page), found[3] == b"0")
+
+
+def parse_fields(
+    fields: Sequence[tuple[bytes, bytes]], scheme_fields: frozenset[bytes] = frozenset()
+) -> Framing | None:
+    """Return the framing that these fields (lower-case names) say, or None if any of them is not ordinary."""
+    names, named = [name for name, _ in fields], dict(fields)
+    if any(name in _SPECIAL or b"_" in name for name in names):
+        return None
+    # Of these gunicorn takes one at most, and of several that tell the scheme it may refuse one.
+    if any(names.count(name) > 1 for name in _FRAMING) or sum(name in scheme_fields for name in names) > 1:
+        return None
+    length, option = named.get(b"content-length", b"0"), named.get(b"connection", b"(none)").lower()
+    if not _HOST.fullmatch(named.get(b"host", b"")) or option not in _OPTIONS:
+        return None
+    if not _LENGTH.fullmatch(length) or int(length) > MAX_BODY_BYTES:
+        return None
+    return Framing(int(length), _OPTIONS[option])
+
+
+class Awaited:
+    """What a part of a request lacks: asked after each read, so that a client that drips costs little."""
+
+    is_ordinary = True  # the loop may answer the request once the rest is here
+    wants_continue = False  # the client waits for 100 Continue before it sends the body
+
+    def is_here(self, data: bytes) -> bool:
+        """Tell whether it is worth looking at the request again, of which `data` has come so far."""
+        raise NotImplementedError
+
+
+class RestOfHead(Awaited):
+    """Waits for the end of another line of the head, or for as much again."""
+
+    def __init__(self, seen: int) -> None:
+        self._seen = seen
+
+    def is_here(self, data: bytes) -> bool:
+        """See Awaited."""
+        return data.find(b"\n", self._seen) >= 0 or len(data) >= 2 * self._seen
+
+
+class SizedBody(Awaited):
+    """Waits for a body whose end is known."""
+
+    def __init__(self, end: int) -> None:
+        self._end = end
+
+    def is_here(self, data: bytes) -> bool:
+        """See Awaited."""
+        return len(data) >= self._end
+
+
+class ChunkedBody(Awaited):
+    """Waits for the end of a chunked body (RFC 9112 section 7.1), or until it is broken or too large."""
+
+    def __init__(self, start: int) -> None:
+        self._start = start
+        self._next = start  # where the next chunk begins
+        self._body_bytes = 0
+
+    def is_here(self, data: bytes) -> bool:
+        """See Awaited. What has been looked at is not looked at again."""
+        while (line_end := data.find(b"\r\n", self._next)) >= 0:
+            size = _CHUNK_SIZE.match(data, self._next, line_end)
+            if size is None:
+                return True  # broken
+            length = int(size[1], 16)
+            if length == 0:
+                # The last chunk, a trailer section that may be empty, and an empty line.
+                return data.find(b"\r\n\r\n", line_end) >= 0 or self._is_too_large(data)
+            end = line_end + 2 + length
+            if data[end : end + 2] not in (b"\r\n", b"\r", b""):
+                return True  # broken
+            if len(data) < end + 2:
+                return self._is_too_large(data, len(data) - line_end)
+            self._next = end + 2
+            self._body_bytes += length
+            if self._is_too_large(data):
+                return True
+        return len(data) - self._next > _CHUNK_LINE_BYTES or self._is_too_large(data)
+
+    def _is_too_large(self, data: bytes, of_this_chunk: int = 0) -> bool:
+        return (
+            self._body_bytes + of_this_chunk > MAX_BODY_BYTES + _MORE_BYTES
+            or len(data) - self._start > MAX_BODY_BYTES + _MORE_BYTES + _FRAMING_BYTES
+        )
+
+
+def awaited_body(line: bytes, fields: Sequence[tuple[bytes, bytes]], head_end: int) -> Awaited | None:
+    """Return the body that these fields announce; None if gunicorn refuses it, so that nothing is waited for."""
+    named = dict(fields)
+    expected = named.get(b"expect", b"").lower()
+    if expected not in (b"", b"100-continue"):
+        return None
+    body: Awaited
+    if coding := named.get(b"transfer-encoding"):
+        # Any coding but a last `chunked`, and one with a length, is refused, whatever follows.
+        if b"content-length" in named or not coding.lower().endswith(b"chunked"):
+            return None
+        body = ChunkedBody(head_end)
+    else:
+        length = named.get(b"content-length", b"0")
+        if [name for name, _ in fields].count(b"content-length") > 1:
+            return None
+        if not _LENGTH.fullmatch(length) or int(length) > MAX_BODY_BYTES:
+            return None
+        body = SizedBody(head_end + int(length))
+    body.is_ordinary = False
+    body.wants_continue = bool(expected) and not line.endswith(b"/1.0")
+    return body
+
+
+def status_line(status: int) -> str:
+    """Return the status as Flask words it."""
+    return f"{status} {HTTPStatus(status).phrase.upper()}"
+
+
+ANSWER_FIELDS = (("Content-Type", answers.CONTENT_TYPE), ("Cache-Control", answers.CACHE_CONTROL))
+
+
+class Heads:
+    """The heads of responses, up to the value of Content-Length; those of the two ordinary answers are kept ready."""
+
+    def __init__(self, server: str, date: str) -> None:
+        self._server, self._date = server, date
+        # By status, is it HTTP/1.0, does it close.
+        self.ready = {
+            (status, http10, close): self.make(status, ANSWER_FIELDS, http10=http10, close=close)
+            for status in (200, 202)
+            for http10 in (False, True)
+            for close in (False, True)
+        }
+
+    def make(self, status: int, fields: Sequence[tuple[str, str]], *, http10: bool, close: bool) -> bytes:
+        """Return the head of a response with these fields beside those that gunicorn adds."""
+        more = "".join(f"{name}: {value}\r\n" for name, value in fields)
+        return (
+            f"HTTP/1.{0 if http10 else 1} {status_line(status)}\r\n"
+            f"Server: {self._server}\r\nDate: {self._date}\r\nConnection: {'close' if close else 'keep-alive'}\r\n"
+            f"{more}Content-Length: "
+        ).encode()

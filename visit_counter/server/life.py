@@ -1,0 +1,197 @@
+"""What the service adds to the life of gunicorn's processes: room, a careful reload, a stop that takes seconds.
+
+Called by gunicorn.conf.py's hooks, in the master and in every class of worker.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+from gunicorn import util
+
+from visit_counter.config.settings import Settings
+from visit_counter.errors import StartupError
+from visit_counter.model.problems import problem
+from visit_counter.private_files import check_data_dir
+from visit_counter.server.startup import check_shards
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+# What a running master cannot change: shards of our own, journals with visits in them, the number of processes.
+_FIXED = ("profile", "embedded", "embedded_ports", "data_dir")
+_CHECK_SECONDS = 60.0
+_CONNECTIONS = 8000
+_OTHER_FILES = 256  # the journal, connections to shards
+_FILES = _CONNECTIONS + _OTHER_FILES
+# How long gunicorn's own workers wait for the next byte of a client, and for clients when they are told to stop.
+_GTHREAD_WAIT_SECONDS = 30
+_GTHREAD_STOP_SECONDS = 2  # whole ones, says gunicorn
+# How long every worker waits for its threads, at the very end.
+_THREADS_SECONDS = 0.3
+
+
+# -- connections -------------------------------------------------------------------------------------------------------
+
+
+def worker_connections() -> int:
+    """Return how many clients a worker may have, after raising the limit of open files as far as this user may.
+
+    A few thousand: idle and slow clients cost a file and some memory, and keep others out only once there is no room.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < _FILES:
+        soft = _FILES if hard == resource.RLIM_INFINITY else min(_FILES, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    return _CONNECTIONS if soft == resource.RLIM_INFINITY else max(64, min(_CONNECTIONS, soft - _OTHER_FILES))
+
+
+# -- reload ------------------------------------------------------------------------------------------------------------
+
+
+def guard_reload(server: Any, settings: Settings) -> None:
+    """Let SIGHUP change nothing where the new configuration is wrong; gunicorn would end the service."""
+    reload: Callable[[], None] = server.handle_hup
+
+    def reload_if_right() -> None:
+        wrong = _wrong_configuration(server.START_CTX["cwd"], settings)
+        if wrong:
+            server.log.error("SIGHUP: the new configuration is wrong, the service goes on with the old one: %s", wrong)
+        else:
+            reload()
+
+    server.handle_hup = reload_if_right
+
+
+def _wrong_configuration(directory: str, running: Settings) -> str:
+    """Return what is wrong with the configuration as it is on the disk now, or an empty text."""
+    # A process of its own: nothing that is read for the check stays in the master. Not sys.argv[0]: that may be a file
+    # of gunicorn's own, from which Python would find gunicorn's `http` in place of the library's.
+    command = [sys.executable, "-m", "gunicorn", *sys.argv[1:], "--check-config"]
+    environ = {name: text for name, text in os.environ.items() if name not in ("GUNICORN_PID", "GUNICORN_FD")}
+    try:
+        checked = subprocess.run(
+            command, cwd=directory, env=environ, capture_output=True, text=True, timeout=_CHECK_SECONDS, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return f"reading it takes more than {_CHECK_SECONDS:.0f} s"
+    if checked.returncode:
+        return checked.stderr.strip() or f"gunicorn --check-config ends with status {checked.returncode}"
+    try:
+        return _wrong_settings(Settings.load(os.environ), running)
+    except StartupError as error:
+        return str(error)
+
+
+def _wrong_settings(new: Settings, running: Settings) -> str:
+    changed = [f"VISITS_{name.upper()}" for name in _FIXED if getattr(new, name) != getattr(running, name)]
+    if changed:
+        return f"{', '.join(changed)} cannot change while the service runs; stop it and start it again"
+    if new.profile != "basic":
+        check_data_dir(new.data_dir)
+        if not new.embedded:
+            check_shards(new)
+    return ""
+
+
+# -- refusals ----------------------------------------------------------------------------------------------------------
+
+
+def refuse_in_json() -> None:
+    """Let what gunicorn refuses by itself, as what is not HTTP, be a problem document; its own is HTML."""
+    vars(util)["write_error"] = _write_error
+
+
+def _write_error(sock: Any, status: int, reason: str, detail: str) -> None:
+    _, fields, body = problem(status, detail)
+    lines = [f"HTTP/1.1 {status} {reason}", "Connection: close", *(f"{name}: {value}" for name, value in fields)]
+    head = "\r\n".join([*lines, f"Content-Length: {len(body)}"])
+    util.write_nonblock(sock, f"{head}\r\n\r\n".encode("latin-1") + body)
+
+
+# -- stop --------------------------------------------------------------------------------------------------------------
+
+
+def end_while_booting() -> None:
+    """Let a worker that is told to end before gunicorn listens for that end at once; gunicorn would kill it much later.
+
+    Call it in the master, before the first fork.
+    """
+    master = os.getpid()
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
+
+    def end_at_once(_signal: int, _frame: object) -> None:
+        os._exit(0)
+
+    def before() -> None:
+        # A signal that comes before Python is ready in the child would be forgotten; so it waits.
+        if os.getpid() == master:
+            signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+
+    def in_master() -> None:
+        if os.getpid() == master:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, numbers)
+
+    def in_child() -> None:
+        if os.getppid() == master:
+            for number in numbers:
+                signal.signal(number, end_at_once)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, numbers)
+
+    os.register_at_fork(before=before, after_in_parent=in_master, after_in_child=in_child)
+
+
+def bound_gthread(worker: Any) -> None:
+    """Let gunicorn's gthread worker wait for no client without end, and close its sockets when it is told to stop."""
+    if type(worker).__module__ != "gunicorn.workers.gthread":
+        return
+    # The worker's own copy: the master still waits for the last flush.
+    worker.cfg.set("graceful_timeout", _GTHREAD_STOP_SECONDS)
+    # An accepted socket inherits these. gunicorn waits without end, in a thread, for a client that says no more.
+    for listener in worker.sockets:
+        for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
+            listener.setsockopt(socket.SOL_SOCKET, option, struct.pack("ll", _GTHREAD_WAIT_SECONDS, 0))
+    set_accept_enabled: Callable[[bool], None] = worker.set_accept_enabled
+
+    def and_close(enabled: bool) -> None:
+        set_accept_enabled(enabled)
+        if not worker.alive:
+            for listener in worker.sockets:
+                listener.close()
+
+    worker.set_accept_enabled = and_close
+    # A thread that ends later writes to it, and its number might be that of another file by then.
+    worker.method_queue.close = lambda: None
+
+    def quit_soon(number: int, frame: object) -> None:
+        # gunicorn's own ends the pool of threads here, and waits for ever where the loop was just about to use it.
+        worker.cfg.set("graceful_timeout", 0)
+        worker.cfg.worker_int(worker)
+        worker.handle_exit(number, frame)
+
+    for number in (signal.SIGINT, signal.SIGQUIT):
+        signal.signal(number, quit_soon)
+
+
+def leave_threads() -> None:
+    """End this process if a thread waits for a client, or for a shard: Python would wait for the thread.
+
+    To be called last: nothing registered for the end of the process is done then.
+    """
+    deadline = time.monotonic() + _THREADS_SECONDS
+    for thread in threading.enumerate():
+        if thread is not threading.current_thread() and not thread.daemon:
+            thread.join(max(0.0, deadline - time.monotonic()))
+            if thread.is_alive():
+                sys.stdout.flush()
+                sys.stderr.flush()
+                os._exit(0)

@@ -1,0 +1,205 @@
+"""What happens before the first worker starts and after the last one ended; gunicorn.conf.py calls it.
+
+Everything that would stop the service is found here, in the master, and told in one line for a person.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+import signal
+import socket
+import sys
+from contextlib import closing, contextmanager, suppress
+from typing import TYPE_CHECKING
+
+from visit_counter.config.embedded_files import shards_dir, unused_directories
+from visit_counter.config.settings import SINGLE_PROCESS_PROFILES, Settings
+from visit_counter.embedded.shards import EmbeddedShards
+from visit_counter.errors import StartupError, StoreError, StoreRefusedError
+from visit_counter.private_files import check_data_dir
+from visit_counter.shards.check import TIMEOUT_SECONDS, check_shard, warnings_of
+from visit_counter.shards.factory import make_store
+from visit_counter.shards.router import ShardedStore
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+DEFAULT_WORKERS = 2
+
+# gunicorn's status of a worker that cannot start: its master ends then, and does not try for ever.
+_WORKER_BOOT_ERROR = 3
+
+# Of this process. Not in gunicorn.conf.py, which gunicorn reads again on SIGHUP.
+_embedded: list[EmbeddedShards] = []
+_loaded: list[Settings] = []
+
+
+@contextmanager
+def told_in_one_line(status: int = 1) -> Iterator[None]:
+    """End the process with a message instead of a traceback if the service cannot start."""
+    try:
+        yield
+    except StartupError as error:
+        sys.stderr.write(f"visit-counter: {error}\n")
+        raise SystemExit(status) from None
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+
+
+def load_settings() -> Settings:
+    """Return the settings of this process's environment, or end the process telling every mistake."""
+    with told_in_one_line():
+        _loaded[:] = [Settings.load(os.environ)]
+    return _loaded[0]
+
+
+def loaded_settings() -> Settings | None:
+    """Return what `load_settings` returned last, in gunicorn's master: a worker that is started later has the same."""
+    return _loaded[0] if _loaded else None
+
+
+def worker_count(settings: Settings, environ: Mapping[str, str]) -> int:
+    """Return how many workers gunicorn starts where no option says it."""
+    default = 1 if settings.profile in SINGLE_PROCESS_PROFILES else DEFAULT_WORKERS
+    text = environ.get("WEB_CONCURRENCY") or str(default)
+    if not text.isdecimal() or int(text) < 1:
+        raise StartupError(f"WEB_CONCURRENCY is {text!r}; allowed: a whole number of workers from 1")
+    return int(text)
+
+
+def worker_class() -> str:
+    """Return the worker that serves fastest here: the project's own needs epoll."""
+    return "visit_counter.server.worker.VisitWorker" if hasattr(select, "epoll") else "gthread"
+
+
+def check_worker_count(settings: Settings, workers: int) -> None:
+    """Raise StartupError for more workers than the profile can have."""
+    if workers < 1:
+        raise StartupError(f"{workers} workers would answer nobody; allowed: -w 1 or more")
+    if settings.profile in SINGLE_PROCESS_PROFILES and workers != 1:
+        raise StartupError(
+            f"{workers} workers with VISITS_PROFILE {settings.profile}; allowed: 1, because this profile keeps its "
+            "numbers in one process"
+        )
+
+
+def check_address_is_free(address: object) -> None:
+    """Raise StartupError if something else listens where the service shall; unix sockets are gunicorn's matter."""
+    if not isinstance(address, tuple):
+        return
+    family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(address)
+        except OSError as error:
+            said = (
+                "is in use by something else" if error.errno == errno.EADDRINUSE else f"cannot be had: {error.strerror}"
+            )
+            raise StartupError(
+                f"the address {address[0]}:{address[1]} {said}; choose another one with -b host:port"
+            ) from None
+
+
+def check_shards(settings: Settings) -> list[str]:
+    """Return warnings of shards that are down or unsafe; raise StartupError for one that is wrong."""
+    warnings, mistakes = [], []
+    for shard in settings.shards:
+        try:
+            reason = check_shard(shard)
+        except StoreRefusedError as error:
+            mistakes.append(str(error))
+        else:
+            if reason:
+                warnings.append(f"shard {shard.name}: {reason}; visits are kept until it answers")
+            else:
+                warnings += [f"shard {shard.name}: {warning}" for warning in warnings_of(shard)]
+    if mistakes:
+        raise StartupError(f"{'; '.join(mistakes)}; see VISITS_SHARDS")
+    return warnings
+
+
+def prepare(settings: Settings, workers: int, addresses: Sequence[object]) -> list[str]:
+    """Check everything and start the embedded shards; return warnings, or raise StartupError."""
+    check_worker_count(settings, workers)
+    for address in addresses:
+        check_address_is_free(address)
+    if settings.profile == "basic":
+        return []
+    warnings = check_data_dir(settings.data_dir)
+    if settings.embedded:
+        shards = EmbeddedShards(settings)
+        shards.start()
+        _embedded.append(shards)
+        if unused := ", ".join(unused_directories(settings.data_dir)):
+            warnings.append(f"{shards_dir(settings.data_dir)} has counts of {unused}, which no shard uses")
+    else:
+        warnings += check_shards(settings)
+    tell_of_other_shards(settings)
+    return warnings
+
+
+def tell_of_other_shards(settings: Settings) -> None:
+    """Have it logged, in the master and so once for the host, if the counts are on other shards than the list has.
+
+    Raises StartupError if servers are not the shards that the list takes them for.
+    """
+    if settings.profile != "sharded":
+        return
+    stores = [make_store(shard, apply_seconds=TIMEOUT_SECONDS) for shard in settings.shards]
+    with closing(ShardedStore(stores, shared=True)) as store:
+        with suppress(StoreError):
+            store.settle()
+        if store.mistaken:
+            told = "; ".join(f"{name}: {why}" for name, why in store.mistaken.items())
+            raise StartupError(f"{told}; see VISITS_SHARDS")
+
+
+def clean_up() -> None:
+    """End what `prepare` started."""
+    while _embedded:
+        _embedded.pop().stop()
+
+
+def start_log(settings: Settings, addresses: Sequence[object]) -> list[str]:
+    """Return the lines that tell where the service is and where it keeps its counts."""
+    shown = [
+        f"http://{address[0]}:{address[1]}" if isinstance(address, tuple) else str(address) for address in addresses
+    ]
+    lines = [f"Visit Counter at {', '.join(shown)}, profile {settings.profile}"]
+    if settings.shards:
+        shards = ", ".join(f"{shard.name} at {shard.address}" for shard in settings.shards)
+        lines += [f"shards{' (embedded)' if settings.embedded else ''}: {shards}"]
+        lines += [f"data directory: {settings.data_dir}"]
+    return lines
+
+
+def start_service(app: object) -> None:
+    """Start the service in a worker, or end the worker so that gunicorn's master ends too."""
+    with told_in_one_line(_WORKER_BOOT_ERROR):
+        app.extensions["visit_counter"].start()  # type: ignore[attr-defined]  # a Flask, which is not imported here
+
+
+def ignore_signals() -> None:
+    """Let a worker that ends do so undisturbed; SIGKILL after gunicorn's graceful time-out stays.
+
+    A worker gets two signals for one Ctrl-C, the terminal's and the master's. gunicorn's handler raises
+    SystemExit at each, and the second one would break off the last flush or come before it.
+    """
+    for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGTERM):
+        # Not SIG_IGN: Python prints a warning for a signal that has come and is ignored only then.
+        signal.signal(number, _nothing)
+
+
+def _nothing(_signal: int, _frame: object) -> None:
+    """Handle a signal by doing nothing."""
+
+
+def stop_service(app: object | None) -> None:
+    """Stop the service in a worker, if it came to load one."""
+    service = getattr(app, "extensions", {}).get("visit_counter")
+    if service:
+        ignore_signals()
+        service.stop()

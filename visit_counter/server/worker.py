@@ -1,0 +1,325 @@
+"""A gunicorn worker whose loop answers the two hot calls itself; gunicorn and Flask answer everything else.
+
+One thread runs an epoll loop. A turn of it:
+
+1. wait until connections have something to read;
+2. read from all of them, and take an ordinary request (`visit_counter.server.http1`) off each;
+3. ask `VisitCounter.answer` for all of them at once: one journal append for the whole turn;
+4. send the answers, and the refusals.
+
+A request that must wait for a shard does so out of the loop, until a thread has read what all such requests of the turn
+lack, and has answered them. One that is not ordinary goes with its connection to a thread of another pool, where
+gunicorn's `gthread` handles it: header policy, limits, refusals, hooks and errors are gunicorn's own. It goes there
+only once the request is all here (`Awaited`), and what the client does not take of the answer the loop sends: so the
+threads never wait for clients, and reading pages, Flask and slow clients share none. While a connection is away the
+loop does not read from it, so that pipelined requests are answered in order.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from gunicorn import SERVER, config, glogging, util
+from gunicorn.http import Request, wsgi
+from gunicorn.http.unreader import IterUnreader
+
+from visit_counter.errors import VisitCounterError
+from visit_counter.model.answers import Answer
+from visit_counter.model.problems import problem_of
+from visit_counter.server.connections import RETRY_SECONDS
+from visit_counter.server.http1 import (
+    ANSWER_FIELDS,
+    CONTINUE_RESPONSE,
+    Heads,
+    Limits,
+    RequestReader,
+    Taken,
+    Verdict,
+    status_line,
+)
+from visit_counter.server.thread import HandingWorker
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from concurrent.futures import Future
+
+    from visit_counter.counting.counter import VisitCounter
+    from visit_counter.model.answers import Ask, Outcome
+    from visit_counter.server.connections import Connection
+
+# Each answers what waits for one shard in a turn; several, because one that hangs keeps its thread for a while.
+LOAD_THREADS = 4
+
+
+class VisitWorker(HandingWorker):
+    """`worker_class = "visit_counter.server.worker.VisitWorker"`."""
+
+    @classmethod
+    def check_config(cls, cfg: Any, log: Any) -> None:
+        """Exit with one clear line where the configuration asks for what this worker does not do."""
+        super().check_config(cfg, log)
+        wrong = [
+            name
+            for name, is_wrong in (
+                ("TLS (certfile)", cfg.is_ssl),
+                ("http2_cleartext", cfg.http2_cleartext != "off"),
+                ("proxy_protocol", cfg.proxy_protocol != "off"),
+                ("protocol", cfg.protocol != "http"),
+                ("a system without epoll", not hasattr(select, "epoll")),
+            )
+            if is_wrong
+        ]
+        if wrong:
+            log.error("VisitWorker does not support %s; use worker_class = 'gthread'", ", ".join(wrong))
+            sys.exit(1)
+
+    # -- the loop ------------------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Serve until told to stop, then finish what is under way."""
+        self._prepare()
+        self.set_accept_enabled(True)
+        while self.alive:
+            self._turn(1.0 if self._accepting else RETRY_SECONDS)
+        self._finish()
+        self.tpool.shutdown(wait=False)
+        self._load_pool.shutdown(wait=False, cancel_futures=True)
+        # Not method_queue: a thread that ends later writes to it, and its number might be that of another file by then.
+        self.poller.close()
+
+    def _prepare(self) -> None:
+        super()._prepare()
+        # They wait in threads of their own: neither Flask's requests nor a slow client keep a page from being read.
+        self._load_pool = ThreadPoolExecutor(LOAD_THREADS, "load")
+        counter = self._find_counter()
+        self._reader = RequestReader(limits_of(self.cfg), hot=counter is not None)
+        if counter is not None:  # else no request is ordinary, so that nobody is asked
+            self._counter = counter
+        self._logs_access = self.log.access_log_enabled or type(self.log).access is not glogging.Logger.access
+
+    def _find_counter(self) -> VisitCounter | None:
+        """Return what answers hot requests, or None where each must go the long way."""
+        service = getattr(self.wsgi, "extensions", {}).get("visit_counter")
+        hooks = self.cfg.pre_request is not config.PreRequest.default or (
+            self.cfg.settings["post_request"].get() is not config.PostRequest.default
+        )
+        counter: VisitCounter | None = getattr(service, "counter", None)
+        if service is None or counter is None or hooks or os.environ.get("SCRIPT_NAME"):
+            self.log.info("Every request goes through the WSGI application")
+            return None
+        service.start()
+        return counter
+
+    def _turn(self, timeout_seconds: float) -> None:
+        """Wait for events, and do all that they allow without waiting."""
+        events = self.poller.poll(timeout_seconds)
+        now = time.monotonic()
+        if now >= self._next_check:
+            self._check(now)
+            self._next_check = now + timeout_seconds
+        connections = self._connections
+        ready: list[Connection] = []
+        others: list[int] = []
+        for fd, _ in events:
+            connection = connections.get(fd)
+            if connection is None:
+                others.append(fd)
+            elif connection.out:
+                if self._send(connection, now) and connection.buffer:
+                    ready.append(connection)
+            elif self._receive(connection):
+                ready.append(connection)
+        # New connections come last: one may be given the number of a connection closed above, and would then be
+        # taken for it by an event that is still in the list.
+        for fd in others:
+            if fd in self._listeners:
+                self._accept(self._listeners[fd], now)
+            else:
+                self.method_queue.run_callbacks(None)
+        ready += self._resumed
+        self._resumed.clear()
+        if ready:
+            self._serve(ready, now)
+
+    def _serve(self, ready: list[Connection], now: float) -> None:
+        """Answer what the connections have read, the first request of each, then the second of each, and so on.
+
+        One at a time per connection, because a request that must wait for a thread holds up those behind it.
+        """
+        self._answer_waves(ready, ready, now)
+
+    def _answer_waves(self, wave: list[Connection], sending: list[Connection], now: float) -> None:
+        """Answer what these connections have read, then send to all that are given."""
+        while wave:
+            wave = self._answer(wave, now)
+        for connection in sending:
+            if connection.out:
+                self._send(connection, now)
+
+    def _answer(self, wave: list[Connection], now: float) -> list[Connection]:
+        """Answer the first request of each connection; return the connections that have read more than that."""
+        take = self._reader.take
+        asks: list[Ask] = []
+        asking: list[tuple[Connection, Taken]] = []
+        for connection in wave:
+            taken = take(connection.buffer)
+            if isinstance(taken, Verdict):
+                self._wait_or_hand(connection, taken, now)
+            else:
+                asks.append(taken[0].ask)
+                asking.append((connection, taken))
+        if not asks:
+            return []
+        found = self._ask(asks)
+        if found is None:
+            for connection, _ in asking:
+                self._drop(connection)
+            return []
+        self._count_requests(len(asks))
+        return self._write_answers(asking, found, now)
+
+    def _write_answers(
+        self, asking: list[tuple[Connection, Taken]], found: Sequence[Outcome], now: float
+    ) -> list[Connection]:
+        """Put what came of the requests into the connections' output; return those that have read more than that."""
+        must_close = not self.alive or not self._keepalive or len(self._connections) > self.max_keepalived
+        idle_until = now + self._keepalive
+        heads = self._heads.ready
+        more = []
+        waiting = []
+        for one, outcome in zip(asking, found, strict=True):
+            connection, (target, framing, end) = one
+            if outcome is None:
+                waiting.append(one)
+                continue
+            close = must_close or (target.http10 if framing.close is None else framing.close)
+            fields: tuple[tuple[str, str], ...] = ANSWER_FIELDS
+            if type(outcome) is Answer:
+                status, body = 200, outcome.to_json()
+                head = heads[200, target.http10, close]
+            elif isinstance(outcome, VisitCounterError):
+                status, fields, body = problem_of(outcome)
+                head = self._heads.make(status, fields, http10=target.http10, close=close)
+            else:
+                status, body = outcome.status, outcome.to_json()
+                head = heads[status, target.http10, close]
+            if self._logs_access:
+                self._log_access(
+                    connection, end, status_line(status), (*fields, ("Content-Length", str(len(body)))), now
+                )
+            connection.out += b"%b%d\r\n\r\n%b" % (head, len(body), body)
+            connection.buffer = connection.buffer[end:]
+            connection.deadline = idle_until
+            connection.partial = False
+            connection.waits_since = 0.0
+            if close:
+                connection.closing = True
+            elif connection.buffer:
+                more.append(connection)
+        if waiting:
+            self._let_wait(waiting, now)
+        return more
+
+    def _let_wait(self, waiting: list[tuple[Connection, Taken]], now: float) -> None:
+        """Have requests answered that must wait for a shard: in a thread for each shard, since one may hang."""
+        groups: dict[str, list[tuple[Connection, Taken]]] = {}
+        for one in waiting:
+            connection, (target, _, _) = one
+            connection.waits_since = now
+            # What was answered before goes out with this answer, in order.
+            connection.held, connection.out = connection.out, b""
+            self._release(connection)
+            groups.setdefault(self._counter.owner(target.ask.page), []).append(one)
+        for mine in groups.values():
+            asks = [target.ask for _, (target, _, _) in mine]
+            future = self._load_pool.submit(self._counter.answer, asks, wait=True)
+            future.add_done_callback(partial(self.method_queue.defer, self._waited, mine))
+
+    def _waited(self, asking: list[tuple[Connection, Taken]], done: Future[list[Outcome]]) -> None:
+        """Send what came of requests that waited."""
+        now = time.monotonic()
+        for connection, _ in asking:
+            connection.out, connection.held = connection.held, b""
+            self._adopt(connection)
+        connections = [connection for connection, _ in asking]
+        if done.cancelled() or done.exception():
+            self.log.error("Error while waiting for a shard", exc_info=None if done.cancelled() else done.exception())
+            for connection in connections:
+                self._drop(connection)
+        else:
+            self._answer_waves(self._write_answers(asking, done.result(), now), connections, now)
+
+    def _ask(self, asks: list[Ask]) -> Sequence[Outcome] | None:
+        """Return what came of the asks; None if nobody can say what was counted, so that nothing can be said."""
+        try:
+            return self._counter.answer(asks)
+        except Exception:
+            self.log.exception("Error while counting")
+            return None
+
+    def _count_requests(self, number: int) -> None:
+        self.nr += number
+        if self.nr >= self.max_requests and self.alive:
+            self.log.info("Autorestarting worker after current request.")
+            self.alive = False
+
+    def _wait_or_hand(self, connection: Connection, verdict: Verdict, now: float) -> None:
+        if verdict is Verdict.UNUSUAL:
+            if b"\r\n\r\n" not in connection.buffer:
+                # It can only be refused, and gunicorn refuses a head once it has its end.
+                connection.buffer += b"\r\n\r\n"
+                connection.is_cut = True
+            self._hand(connection)
+            return
+        if not connection.partial:
+            connection.partial = True
+            connection.deadline = now + self.request_seconds
+        connection.awaits = self._reader.awaited(connection.buffer)
+        if connection.awaits.wants_continue:
+            connection.out += CONTINUE_RESPONSE
+            connection.was_continued = True
+
+    def _check(self, now: float) -> None:
+        """Do what is due about once a second."""
+        self.notify()
+        self._heads = Heads(SERVER, util.http_date())
+        if self.alive and not self.is_parent_alive():
+            self.alive = False
+        if self.alive:
+            self.set_accept_enabled(self.nr_conns < self.worker_connections)
+            self._queue_again()
+        for connection in list(self._connections.values()):
+            if connection.deadline <= now:
+                self._expire(connection, now)
+
+    def _log_access(
+        self, connection: Connection, end: int, status: str, fields: Sequence[tuple[str, str]], now: float
+    ) -> None:
+        """Log a request that the loop answered, from the same objects gunicorn makes for any other."""
+        since = connection.waits_since or now
+        try:
+            request = Request(self.cfg, IterUnreader([connection.buffer[:end]]), connection.client)
+            response, environ = wsgi.create(request, connection.sock, connection.client, connection.server, self.cfg)
+            response.start_response(status, list(fields))
+            response.sent = int(dict(fields)["Content-Length"])
+            self.log.access(response, request, environ, timedelta(seconds=time.monotonic() - since))
+        except Exception:
+            self.log.exception("Error in the access log")
+
+
+def limits_of(cfg: Any) -> Limits:
+    """Return gunicorn's limits as its own request object works them out of the settings."""
+    probe = Request(cfg, IterUnreader([b"GET / HTTP/1.1\r\n\r\n"]), ("127.0.0.1", 0))
+    return Limits(
+        line=probe._fast_limit_request_line,  # noqa: SLF001  # what gunicorn passes to the same parser
+        fields=probe.limit_request_fields,
+        field_size=probe.limit_request_field_size,
+        scheme_fields=frozenset(name.lower().encode() for name in cfg.secure_scheme_headers),
+    )

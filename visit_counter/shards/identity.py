@@ -1,0 +1,92 @@
+"""Who a shard is: kept in the shard itself, so that a wrong address is found out before a page is read there. Pure.
+
+Under the key `visits:{0}:shard` stands the installation (the `id` of its topology) and the shard's name:
+
+    9f1c02ab b
+
+A rebalance that gives the shard a new name keeps the former one behind it, for hosts whose list still has that. Who
+opens a connection compares: a server that says it is another shard is not the one that was meant, because two addresses
+of the list are swapped, or a backup was restored into another shard's server. A server that says nothing is new, or was
+emptied, or was last used by a version that did not write this; it is given its name with the topology.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from visit_counter.shards.shard_map import Topology
+
+# With a hash tag, so that a cluster finds it as it finds partition 0.
+KEY = b"visits:{0}:shard"
+
+
+class Identity(NamedTuple):
+    """What a shard says it is: the name it has now comes first. Without names it says nothing."""
+
+    installation: str = ""
+    names: tuple[str, ...] = ()
+
+    def to_text(self) -> str:
+        """Return the text that is kept."""
+        return " ".join((self.installation, *self.names)).strip()
+
+    @classmethod
+    def from_text(cls, text: str) -> Identity:
+        """Read what a shard keeps; what makes no sense says nothing."""
+        installation, *names = text.split() or [""]
+        return cls(installation, tuple(names)) if names else cls()
+
+    @property
+    def name(self) -> str:
+        """The name that the shard has now; "" if it says nothing."""
+        return self.names[0] if self.names else ""
+
+
+class Expected:
+    """Whom the servers behind one address are to be; anybody until `identity` is set. Shared by its connections."""
+
+    def __init__(self) -> None:
+        self.identity = Identity()
+
+    def complaint(self, text: str) -> str:
+        """Return why a server that keeps this text is not the right one, or ""."""
+        said, wanted = Identity.from_text(text), self.identity
+        if not said.names or not wanted.names:
+            return ""
+        if said.installation != wanted.installation:
+            return f"the server says it is {said.name} of another installation"
+        if wanted.name not in said.names:
+            return f"the server says it is the shard {said.name}"
+        return ""
+
+
+def mistaken(name: str, address: str, said: Identity, topology: Topology) -> str:
+    """Return why the server that the list calls `name` is not the shard of that name, or "".
+
+    `said`: what it says of itself. A new name in the list is no mistake: the server is known by the one it has. Nor is
+    one that a rebalance is about to give it, or has given it without saying so there: the topology has its address.
+    """
+    known = topology.everyone
+    if not said.names:
+        return ""
+    if said.installation != topology.id:
+        return f"it says it is the shard {said.name} of another installation"
+    if name not in known or said.name == name:
+        return ""
+    if known[name] == known.get(said.name, address):
+        return ""
+    return f"it says it is the shard {said.name}"
+
+
+def swapped(addresses: Mapping[str, str], topology: Topology) -> dict[str, str]:
+    """Return, by name, why servers that do not say who they are cannot be right: their addresses are other shards'."""
+    known = topology.everyone
+    owner_of = {address: name for name, address in known.items()}
+    return {
+        name: f"the shards keep its address for {owner_of[address]}"
+        for name, address in addresses.items()
+        if name in known and owner_of.get(address, name) != name and known[name] != address
+    }

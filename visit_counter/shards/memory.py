@@ -1,0 +1,91 @@
+"""MemoryStore: the in-memory twin of a shard, for the `basic` profile and for tests. It ends with the process."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from threading import Lock
+from typing import TYPE_CHECKING
+
+from visit_counter.shards.contract import NO_WATERMARK, Applied, Batch, Store, Stored
+from visit_counter.shards.ring import partition_of
+from visit_counter.shards.shard_map import version_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+
+class MemoryStore(Store):
+    """Counts and watermarks in two dicts under one lock."""
+
+    def __init__(self, name: str = "in_memory") -> None:
+        self.name = name
+        self._lock = Lock()
+        self._counts: defaultdict[str, int] = defaultdict(int)
+        self._watermarks: dict[tuple[str, int], str] = {}
+        self._losses: defaultdict[int, int] = defaultdict(int)
+        self._topology = ""
+
+    def add(self, page: str, visits: int) -> int:
+        """Count visits of a page and return its new count."""
+        with self._lock:
+            self._counts[page] += visits
+            return self._counts[page]
+
+    def read(self, writer: str, pages: Sequence[str]) -> list[Stored]:
+        """Return what is stored for each page, in order."""
+        with self._lock:
+            return [
+                Stored(self._counts.get(page, 0), self._watermark(writer, at), self._losses[at])
+                for page, at in zip(pages, map(partition_of, pages), strict=True)
+            ]
+
+    def apply(self, writer: str, batches: Iterable[Batch]) -> list[Applied]:
+        """Apply each batch whose `expected` is the partition's watermark now."""
+        return [self._apply(writer, batch) for batch in batches]
+
+    def watermarks(self, writer: str, partitions: Sequence[int]) -> list[str]:
+        """Return the writer's watermark token in each partition, in order."""
+        with self._lock:
+            return [self._watermark(writer, partition) for partition in partitions]
+
+    def raise_losses(self, by: Mapping[int, int]) -> set[int]:
+        """Raise the `losses` of each partition."""
+        with self._lock:
+            for partition, number in by.items():
+                self._losses[partition] += number
+        return set(by)
+
+    def persist(self, timeout_seconds: float) -> bool | None:  # noqa: ARG002 - the contract's argument; nothing to wait for
+        """Return None: there is no disk."""
+        return None
+
+    def read_topology(self) -> str:
+        """Return the topology kept here, or ""."""
+        return self._topology
+
+    def offer_topology(self, text: str) -> str:
+        """Keep this topology unless a newer one is here; return the one there is then."""
+        with self._lock:
+            if version_of(self._topology) < version_of(text):
+                self._topology = text
+            return self._topology
+
+    def ping(self) -> bool:
+        """Return True: it is in this process."""
+        return True
+
+    def close(self) -> None:
+        """Do nothing: there are no connections, and the counts stay readable."""
+
+    def _watermark(self, writer: str, partition: int) -> str:
+        return self._watermarks.get((writer, partition), NO_WATERMARK)
+
+    def _apply(self, writer: str, batch: Batch) -> Applied:
+        with self._lock:
+            present = self._watermark(writer, batch.partition)
+            if present != batch.expected:
+                return Applied(batch.partition, present)
+            for page, visits in batch.visits.items():
+                self._counts[page] += visits
+            self._watermarks[writer, batch.partition] = batch.watermark
+            return Applied(batch.partition, batch.watermark)

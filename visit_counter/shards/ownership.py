@@ -1,0 +1,90 @@
+"""Which shard has a partition, as far as one process knows. No I/O.
+
+It starts from the topology (`shards.shard_map`), not from the configured list, and learns from shards that say
+where a partition has moved. What it knows may be old: then the shard it asks sends it on.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+from zlib import crc32
+
+from visit_counter.errors import StoreUnavailableError
+from visit_counter.shards.ring import Ring
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from visit_counter.shards.contract import Store
+    from visit_counter.shards.identity import Identity
+    from visit_counter.shards.shard_map import Topology
+
+
+class Ownership:
+    """The owner of every partition: by the ring of the configured stores until a topology is adopted."""
+
+    def __init__(self, stores: Sequence[Store]) -> None:
+        self.topology: Topology | None = None
+        self.owners = list(Ring([store.name for store in stores]).owners)
+        self._stores = {store.name: store for store in stores}
+        self._renamed: dict[str, Store] = {}
+        self._mistaken: dict[str, str] = {}
+
+    @property
+    def layout(self) -> str:
+        """A short text that is the same as long as every partition has the same owner."""
+        return f"{crc32(' '.join(self.owners).encode()):08x}"
+
+    def adopt(self, topology: Topology) -> None:
+        """Start from a topology; what was learnt under another one is learnt again."""
+        self.topology = topology
+        self.owners = list(Ring(sorted(topology.shards)).owners)
+        self._find_renamed({})
+
+    def recognise(self, said: Mapping[str, Identity], mistaken: Mapping[str, str]) -> None:
+        """Note who the servers say they are, and why some of them are not the shards that the list takes them for."""
+        self._mistaken = dict(mistaken)
+        self._find_renamed(
+            {identity.name: self._stores[name] for name, identity in said.items() if name not in mistaken}
+        )
+
+    def _find_renamed(self, by_name: Mapping[str, Store]) -> None:
+        """Find servers with a new name in the list under the one they have in the topology."""
+        topology = self.topology
+        if topology is None:
+            return
+        by_address = {store.address: store for store in self._stores.values()}
+        self._renamed = {
+            name: store
+            for name, address in topology.everyone.items()
+            if name not in self._stores and (store := by_name.get(name) or by_address.get(address)) is not None
+        }
+
+    def store(self, name: str) -> Store:
+        """Return the store of a shard. Raises StoreUnavailableError for one that this host does not know."""
+        store = self._stores.get(name) or self._renamed.get(name)
+        if store is None:
+            raise unknown_shard(name)
+        if store.name in self._mistaken:
+            raise StoreUnavailableError(name, self._mistaken[store.name])
+        return store
+
+    @property
+    def renamed(self) -> Mapping[str, Store]:
+        """The servers whose name in the list is new, by the one they have in the topology."""
+        return self._renamed
+
+    def follow(self, partition: int, name: str) -> bool:
+        """Note that a partition has moved; False if its new shard is not known here.
+
+        Then nothing is noted: the former owner is asked again, for the partition may come back.
+        """
+        if name not in self._stores and name not in self._renamed:
+            return False
+        self.owners[partition] = name
+        return True
+
+
+def unknown_shard(name: str) -> StoreUnavailableError:
+    """Return the error for a shard that has counts and that this host has no address of."""
+    return StoreUnavailableError(name, "it has partitions of these counts, and is not in VISITS_SHARDS")

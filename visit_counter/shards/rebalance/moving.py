@@ -1,0 +1,203 @@
+r"""A partition on its way from one shard to another, as it stands on one shard.
+
+    visits:{17}           the partition: a hash, or a string that says where it is:
+                            moving NAME RUN     it is held here, frozen, and being copied to NAME
+                            arriving NAME RUN   a whole copy of what NAME has is held here, frozen
+                            moved NAME          it is on NAME
+    visits:{17}:held      the hash itself, while it is frozen
+    visits:{17}:copy      a copy that is not whole yet
+
+In its own place a frozen partition is a string, so every command of an ordinary flush, read or visit is refused with
+WRONGTYPE, by the server and at no cost to partitions that stay where they are. Only who was refused looks further:
+reads go to `held`, writes wait, and what has moved is followed. RUN tells one rebalance from another, so that one that
+was overtaken cannot end the other's move.
+
+The steps of a move; every one may be made again:
+
+    source         target         who answers reads   writes
+    hash           -              source              source
+    moving         -              source              refused      freeze
+    moving         arriving       source              refused      place (on the target's disk before the next step)
+    moved          arriving       target              refused      bury (on the source's disk before the next step)
+    moved          hash           target              target       activate
+
+A crash that takes a server back by a second must not bring two owners about, hence the two waits for a disk.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from visit_counter.shards.redis.applying import partition_key
+from visit_counter.shards.redis.shapes import is_number, is_text, sequence
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+Command = tuple[bytes, ...]
+# The reply to `look`.
+LOOKED = sequence(is_text, is_number)
+
+
+class Place(NamedTuple):
+    """What stands in a partition's place: `kind` is "" (the hash, or nothing), moving, arriving or moved."""
+
+    kind: str = ""
+    shard: str = ""
+    run: str = ""
+
+    def to_bytes(self) -> bytes:
+        """Return the string that is kept."""
+        return " ".join(self).strip().encode()
+
+    @classmethod
+    def from_bytes(cls, text: bytes) -> Place:
+        """Read the string; a kind of "?" is none of ours."""
+        words = text.decode(errors="replace").split()
+        if not words:
+            return cls()
+        return cls(*words) if words[0] in ("moving", "arriving", "moved") and 2 <= len(words) <= 3 else cls("?")
+
+
+def keys_of(partition: int) -> tuple[bytes, bytes, bytes]:
+    """Return the three keys of a partition: its own, `held` and `copy`. One hash tag, so one slot of a cluster."""
+    key = partition_key(partition)
+    return key, key + b":held", key + b":copy"
+
+
+# KEYS  1 the partition  2 held
+# ARGV  fields
+# Returns what stands in the partition's place ('' for the hash or nothing), and the values of the fields.
+_FIND = b"""
+if redis.call('TYPE', KEYS[1])['ok'] ~= 'string' then return {'', redis.call('HMGET', KEYS[1], unpack(ARGV))} end
+local place = redis.call('GET', KEYS[1])
+if string.find(place, '^moved ') then return {place, {}} end
+return {place, redis.call('HMGET', KEYS[2], unpack(ARGV))}
+"""
+
+# KEYS  1 the partition  2 held
+# Returns what stands in its place, and how many fields the hash or what is held has.
+_LOOK = b"""
+local kind = redis.call('TYPE', KEYS[1])['ok']
+if kind == 'string' then return {redis.call('GET', KEYS[1]), redis.call('HLEN', KEYS[2])} end
+return {'', redis.call('HLEN', KEYS[1])}
+"""
+
+# KEYS  1 the hash: the partition or what is held
+# Returns how many pages it has: its fields but for the watermarks, which begin with a tab. A COUNT larger than the hash
+# has HSCAN go over all of it at once.
+_PAGES = b"""
+local marks = redis.call('HSCAN', KEYS[1], 0, 'MATCH', '\\t*', 'COUNT', 100000000)[2]
+return redis.call('HLEN', KEYS[1]) - #marks / 2
+"""
+
+# KEYS  1 the partition  2 held
+# ARGV  1 'moving NAME RUN'
+# Returns what stands in its place then.
+_FREEZE = b"""
+local kind = redis.call('TYPE', KEYS[1])['ok']
+if kind == 'hash' then redis.call('RENAME', KEYS[1], KEYS[2])
+elseif kind == 'none' then redis.call('UNLINK', KEYS[2])
+elseif not string.find(redis.call('GET', KEYS[1]), '^moving ') then return redis.call('GET', KEYS[1]) end
+redis.call('SET', KEYS[1], ARGV[1])
+return ARGV[1]
+"""
+
+# KEYS  1 the partition  2 held  3 copy
+# ARGV  1 'arriving NAME RUN'  2 the number of fields the copy must have
+# Returns what stands in its place then; 'taken' if counts are there already, 'incomplete' if fields are missing.
+_PLACE = b"""
+if redis.call('TYPE', KEYS[1])['ok'] == 'hash' then return 'taken' end
+if redis.call('HLEN', KEYS[3]) ~= tonumber(ARGV[2]) then return 'incomplete' end
+redis.call('UNLINK', KEYS[2])
+if ARGV[2] ~= '0' then redis.call('RENAME', KEYS[3], KEYS[2]) end
+redis.call('SET', KEYS[1], ARGV[1])
+return ARGV[1]
+"""
+
+# KEYS  1 the partition  2 held
+# ARGV  1 'moving NAME RUN'  2 'moved NAME'
+# Returns what stands in its place then, 'hash' for counts or nothing. A repeat writes again, so that the offset which
+# WAITAOF waits for on this connection lies behind it.
+_BURY = b"""
+if redis.call('TYPE', KEYS[1])['ok'] ~= 'string' then return 'hash' end
+local place = redis.call('GET', KEYS[1])
+if place ~= ARGV[1] and place ~= ARGV[2] then return place end
+redis.call('SET', KEYS[1], ARGV[2])
+redis.call('UNLINK', KEYS[2])
+return ARGV[2]
+"""
+
+# KEYS  1 the partition  2 held
+# ARGV  1 'arriving ' or 'moving '
+# Puts what is held back into the partition's own place if that says ARGV 1. Returns what stands there then.
+_RELEASE = b"""
+if redis.call('TYPE', KEYS[1])['ok'] ~= 'string' then return '' end
+local place = redis.call('GET', KEYS[1])
+if string.sub(place, 1, #ARGV[1]) ~= ARGV[1] then return place end
+redis.call('DEL', KEYS[1])
+if redis.call('EXISTS', KEYS[2]) == 1 then redis.call('RENAME', KEYS[2], KEYS[1]) end
+return ''
+"""
+
+# KEYS  1 the partition  2 held  3 copy
+# ARGV  1 'moved NAME'
+# Throws away a copy that its source does not give up. Returns what stands in its place then.
+_REJECT = b"""
+redis.call('UNLINK', KEYS[3])
+if redis.call('TYPE', KEYS[1])['ok'] ~= 'string' then return '' end
+if not string.find(redis.call('GET', KEYS[1]), '^arriving ') then return redis.call('GET', KEYS[1]) end
+redis.call('UNLINK', KEYS[2])
+redis.call('SET', KEYS[1], ARGV[1])
+return ARGV[1]
+"""
+
+
+def find(partition: int, fields: Sequence[bytes]) -> Command:
+    """Return the command that reads fields wherever on this shard they are."""
+    return _script(_FIND, keys_of(partition)[:2], fields)
+
+
+def look(partition: int) -> Command:
+    """Return the command that tells what stands in a partition's place, and its number of fields."""
+    return _script(_LOOK, keys_of(partition)[:2])
+
+
+def count_pages(partition: int, *, held: bool) -> Command:
+    """Return the command that counts the pages of a partition."""
+    return _script(_PAGES, [keys_of(partition)[1 if held else 0]])
+
+
+def freeze(partition: int, moving: Place) -> Command:
+    """Return the command that stops writes to a partition and says where it goes."""
+    return _script(_FREEZE, keys_of(partition)[:2], [moving.to_bytes()])
+
+
+def place(partition: int, arriving: Place, fields: int) -> Command:
+    """Return the command that takes a copy as whole if it has this many fields."""
+    return _script(_PLACE, keys_of(partition), [arriving.to_bytes(), b"%d" % fields])
+
+
+def bury(partition: int, moving: Place) -> Command:
+    """Return the command that leaves a sign in the place of a partition whose copy is on the other shard's disk."""
+    return _script(_BURY, keys_of(partition)[:2], [moving.to_bytes(), Place("moved", moving.shard).to_bytes()])
+
+
+def activate(partition: int) -> Command:
+    """Return the command that makes an arrived copy the partition."""
+    return _script(_RELEASE, keys_of(partition)[:2], [b"arriving "])
+
+
+def thaw(partition: int) -> Command:
+    """Return the command that lets a frozen partition stay where it is."""
+    return _script(_RELEASE, keys_of(partition)[:2], [b"moving "])
+
+
+def reject(partition: int, owner: str) -> Command:
+    """Return the command that throws a copy away, arrived or not, and points to its owner."""
+    return _script(_REJECT, keys_of(partition), [Place("moved", owner).to_bytes()])
+
+
+def _script(script: bytes, keys: Sequence[bytes], arguments: Sequence[bytes] = ()) -> Command:
+    # By its text, not by its SHA-1: these are rare, and need no care for servers that forgot it.
+    return (b"EVAL", script, b"%d" % len(keys), *keys, *arguments)

@@ -1,0 +1,359 @@
+"""Applying batches to one shard, and waiting until they are on its disk: the two share one connection.
+
+A partition is the hash `visits:{17}`. A page's field is the page; a writer's watermark is in the field TAB + writer.
+A page contains no control character, so the two can never be the same field, and in a terminal they look different.
+"""
+
+from __future__ import annotations
+
+import os
+from hashlib import sha1
+from itertools import repeat
+from threading import Lock
+from typing import TYPE_CHECKING, Any
+
+from redis.exceptions import AskError, NoScriptError, RedisError, ResponseError
+
+from visit_counter.errors import StoreRefusedError
+from visit_counter.shards.contract import NO_WATERMARK, Applied, Batch, is_token, segment_of
+from visit_counter.shards.redis.exchange import drop, exchange, exchange_asking, impossible, pack
+from visit_counter.shards.redis.replicas import replicas_of
+from visit_counter.shards.redis.shapes import is_pair_of_numbers, is_text, is_text_or_nothing
+from visit_counter.shards.redis.wire import explain, is_away, is_elsewhere, peer_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from redis.connection import Connection
+
+    from visit_counter.shards.redis.wire import Wire
+
+# One round trip: bounds what waits in the buffers of both sides, and the replies one lost connection leaves unknown.
+CHUNK_BATCHES = 64
+CHUNK_BYTES = 1_000_000
+
+# KEYS  1  the partition
+# ARGV  1  the writer's watermark field
+#       2  the watermark expected there ('' for none)
+#       3  the watermark of the batch
+#       4  a page, 5 its visits, and so on in pairs
+# Returns the watermark there is afterwards; an error means that nothing was changed. Behind it, with tabs between, are
+# the pages of the batch whose counts are no numbers, because a person or another program wrote there. Their visits are
+# set aside in fields of their own (TAB aside TAB page, and the sum of all in TAB aside), and are counted with the next
+# visit of the page once its count has been mended.
+#
+# A script does not roll back, so everything is checked and added up before the first write, and up to 999 pages and
+# the watermark are one HSET (Lua's unpack allows about 8,000 values). Lua counts in doubles, which are exact below
+# 2^53: a count beyond is left to HINCRBY. A batch that is there already has its watermark written again, so that the
+# offset WAITAOF waits for on this connection lies behind it.
+SCRIPT = b"""
+local key, field, expected, watermark = KEYS[1], ARGV[1], ARGV[2], ARGV[3]
+local aside = '\taside'
+local marks = redis.call('HMGET', key, field, aside)
+local present = marks[1] or ''
+if present == watermark then
+  redis.call('HSET', key, field, watermark)
+  return watermark
+end
+if present ~= expected then return present end
+local before = tonumber(marks[2]) or 0
+local held, answer, writes, large = before, watermark, {}, {}
+for first = 4, #ARGV, 1998 do
+  local pages, write = {}, {}
+  for at = first, math.min(first + 1996, #ARGV), 2 do pages[#pages + 1] = ARGV[at] end
+  local counts = redis.call('HMGET', key, unpack(pages))
+  local function put(name, number) write[#write + 1], write[#write + 2] = name, string.format('%.0f', number) end
+  for index, page in ipairs(pages) do
+    local count, visits = counts[index] or '0', tonumber(ARGV[first + 2 * index - 1])
+    local sound = #count <= 18 and (count == '0' or string.find(count, '^[1-9]%d*$'))
+    local name, kept = aside .. '\t' .. page, 0
+    if not sound or before > 0 then kept = tonumber(redis.call('HGET', key, name)) or 0 end
+    if not sound then
+      held, answer = held + visits, answer .. '\t' .. page
+      put(name, kept + visits)
+    else
+      if kept > 0 then held, visits = held - kept, visits + kept; put(name, 0) end
+      local total = tonumber(count) + visits
+      if total < 9007199254740992 then put(page, total) else large[#large + 1] = {page, visits} end
+    end
+  end
+  writes[#writes + 1] = write
+end
+local last = writes[#writes] or {}
+if held ~= before then last[#last + 1], last[#last + 2] = aside, string.format('%.0f', held) end
+last[#last + 1] = field
+last[#last + 1] = watermark
+writes[math.max(#writes, 1)] = last
+for _, each in ipairs(large) do redis.call('HINCRBY', key, each[1], string.format('%.0f', each[2])) end
+for _, write in ipairs(writes) do
+  if #write > 0 then redis.call('HSET', key, unpack(write)) end
+end
+return answer
+"""
+# SHA-1 is the name Redis gives a script, and no secret.
+SCRIPT_SHA = sha1(SCRIPT, usedforsecurity=False).hexdigest().encode()
+
+
+# What an Applier vouches for: the watermark it applied, by writer and partition.
+Vouched = dict[tuple[str, int], str]
+
+
+def partition_key(partition: int) -> bytes:
+    """Return the key of a partition; the braces keep it, and what may join it, in one slot of a Redis Cluster."""
+    return b"visits:{%d}" % partition
+
+
+def watermark_field(writer: str) -> bytes:
+    """Return the field of a writer's watermark."""
+    return b"\t" + writer.encode()
+
+
+# The field of a partition's losses (see `Store.raise_losses`): what it is called is no writer's id.
+LOSSES_FIELD = b"\tlosses"
+
+
+class Applier:
+    """Applies batches over one connection of its own, one call at a time."""
+
+    def __init__(
+        self,
+        shard: str,
+        wire: Wire,
+        persist_limit_seconds: float,
+        report: Callable[[Sequence[Any]], None],
+        due_replicas: Callable[[str, Sequence[str]], int | None],
+    ) -> None:
+        self._shard = shard
+        self._report = report
+        self._wire = wire
+        self._persist_limit_seconds = persist_limit_seconds
+        # Given the server's address and its replicas: how many must confirm; None while one that must is away.
+        self._due_replicas = due_replicas
+        self._lock = Lock()
+        self._connection: Connection | None = None
+        # What `persist` has to vouch for: (writer, partition) -> watermark, applied over the connection there is ...
+        self._applied: Vouched = {}
+        # ... or over one since lost: the server may have come back without it.
+        self._orphaned: Vouched = {}
+
+    def apply(self, writer: str, batches: Sequence[Batch]) -> list[Applied]:
+        """Apply each batch, or say why not."""
+        replies = self.send(writer, batches)
+        return [applied_of(self._shard, batch, reply) for batch, reply in zip(batches, replies, strict=True)]
+
+    def send(self, writer: str, batches: Sequence[Batch], *, asking: bool = False) -> list[Any]:
+        """Apply each batch; return what came for each: the watermark there is, or a RedisError.
+
+        Once the shard is away the rest is not tried: each chunk would wait. With `asking`, a server of a cluster takes
+        what is on its way to it already.
+        """
+        results: list[Any] = []
+        with self._lock:
+            for chunk in _chunks(batches, watermark_field(writer)):
+                results += self._send(chunk, asking=asking)
+                if is_away(results[-1]):
+                    results += [results[-1]] * (len(batches) - len(results))
+                    break
+            self._note(writer, batches, results)
+        return results
+
+    def hand_over(self, leaves: Callable[[int], bool]) -> Vouched:
+        """Give up vouching for partitions that are no longer on this server, and for what a lost connection leaves.
+
+        Returns what was applied to them here.
+        """
+        with self._lock:
+            gone = {at: mark for at, mark in self._applied.items() if leaves(at[1])}
+            for at in gone:
+                del self._applied[at]
+            gone = self._orphaned | gone
+            self._orphaned.clear()
+        return gone
+
+    def vouches_for(self, partition: int) -> bool:
+        """Tell whether something that was applied to a partition here is to be on disk after `persist`."""
+        with self._lock:
+            return any(at == partition for _, at in (*self._applied, *self._orphaned))
+
+    def persist(self, timeout_seconds: float) -> bool | None:
+        """Wait, no longer than the limit given to this object, until what was applied is on disk here and on replicas.
+
+        The server remembers an offset for each connection, that of its last write. So what was applied over a
+        connection since lost is first looked for, and written again, over the connection there is now.
+        A replica without an append-only file never confirms: with one connected, the answer stays False. So it does
+        while a replica that was seen once, or is known of, is not connected: it may be promoted.
+        """
+        with self._lock:
+            try:
+                connection = self._connect()
+                if not self._adopt_orphans():
+                    return False
+                return self._wait(connection, min(timeout_seconds, self._persist_limit_seconds))
+            except RedisError as error:
+                return False if is_away(error) or isinstance(error, AskError) else None
+
+    def close(self) -> None:
+        """Close the connection; a later call opens a new one."""
+        with self._lock:
+            if self._connection is not None:
+                drop(self._connection)
+
+    def _send(self, commands: Sequence[bytes], *, asking: bool = False) -> list[Any]:
+        try:
+            replies = self._run(self._connect(), commands, asking=asking)
+        except RedisError as error:
+            replies = [error] * len(commands)
+        self._report(replies)
+        return replies
+
+    def _note(self, writer: str, batches: Sequence[Batch], replies: Sequence[Any]) -> None:
+        """Remember what `persist` has to vouch for."""
+        for batch, reply in zip(batches, replies, strict=True):
+            if not isinstance(reply, RedisError) and _mark_of(reply) == batch.watermark:
+                self._applied[writer, batch.partition] = batch.watermark
+                self._orphaned.pop((writer, batch.partition), None)
+
+    def _run(self, connection: Connection, commands: Sequence[bytes], *, asking: bool) -> list[Any]:
+        """Send script calls; those that found no script (after SCRIPT FLUSH) were not run, and are sent again."""
+        send = exchange_asking if asking else exchange
+        replies = send(connection, commands, repeat(is_text))
+        missed = [index for index, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
+        if missed and connection.is_connected:
+            exchange(connection, [pack(b"SCRIPT", b"LOAD", SCRIPT)], [is_text])
+            again = send(connection, [commands[index] for index in missed], repeat(is_text))
+            for index, reply in zip(missed, again, strict=True):
+                replies[index] = reply
+        return replies
+
+    def _connect(self) -> Connection:
+        """Return the connection, which is open and of this process; raises RedisError."""
+        connection = self._connection
+        if connection is not None and _usable(connection):
+            return connection
+        self._orphaned |= self._applied
+        self._applied.clear()
+        self._connection = None
+        connection = self._connection = self._wire.open(instead_of=connection)
+        (reply,) = exchange(connection, [pack(b"SCRIPT", b"LOAD", SCRIPT)], [is_text])
+        if isinstance(reply, RedisError):
+            raise reply
+        return connection
+
+    def _adopt_orphans(self) -> bool:
+        """Find what was applied over lost connections and write its watermarks again; tell whether all is there."""
+        for writer in {writer for writer, _ in self._orphaned}:
+            known = {partition: mark for (owner, partition), mark in self._orphaned.items() if owner == writer}
+            present = self._watermarks(writer, known)
+            for partition in known.keys() - present.keys():
+                if not self._has_moved(partition):
+                    return False
+                # Its new shard had all of it on disk before this one gave it up.
+                del self._orphaned[writer, partition], known[partition]
+            if any(not includes(present[partition], mark) for partition, mark in known.items()):
+                return False
+            again = [Batch(partition, mark, mark, {}) for partition, mark in present.items()]
+            replies = [reply for chunk in _chunks(again, watermark_field(writer)) for reply in self._send(chunk)]
+            self._note(writer, again, replies)
+        return not self._orphaned
+
+    def _watermarks(self, writer: str, partitions: Mapping[int, str]) -> dict[int, str]:
+        """Return the watermark of each partition that is in its own place."""
+        field = watermark_field(writer)
+        commands = [pack(b"HGET", partition_key(at), field) for at in partitions]
+        replies = exchange(self._connect(), commands, repeat(is_text_or_nothing))
+        for reply in replies:
+            if isinstance(reply, RedisError) and not is_elsewhere(reply):
+                raise reply
+        return {
+            at: text_of(reply or b"") for at, reply in zip(partitions, replies, strict=True) if not is_elsewhere(reply)
+        }
+
+    def _has_moved(self, partition: int) -> bool:
+        (reply,) = exchange(self._connect(), [pack(b"GET", partition_key(partition))], [is_text_or_nothing])
+        return isinstance(reply, bytes) and reply.startswith(b"moved ")
+
+    def _wait(self, connection: Connection, timeout_seconds: float) -> bool | None:
+        (replication,) = exchange(connection, [pack(b"INFO", b"replication")], [is_text])
+        replicas = self._due_replicas(peer_of(connection), _connected_replicas(replication))
+        if replicas is None:
+            return False
+        wait = pack(b"WAITAOF", b"1", b"%d" % replicas, b"%d" % max(1, int(timeout_seconds * 1000)))
+        (reply,) = exchange(connection, [wait], [is_pair_of_numbers])
+        if isinstance(reply, ResponseError) and not is_away(reply):
+            return None  # a server before 7.2, or without an append-only file
+        if isinstance(reply, RedisError):
+            return False
+        if reply[0] < 1 or reply[1] < replicas:
+            return False
+        self._applied.clear()
+        return True
+
+
+def applied_of(shard: str, batch: Batch, reply: Any) -> Applied:
+    """Say what came of a batch, given what the script returned or a RedisError."""
+    if isinstance(reply, RedisError):
+        error = explain(shard, reply)
+        refused = isinstance(error, StoreRefusedError)
+        return Applied(batch.partition, NO_WATERMARK, error.reason, refused=refused)
+    _, *aside = reply.split(b"\t")
+    return Applied(batch.partition, _mark_of(reply), aside=tuple(page.decode(errors="replace") for page in aside))
+
+
+def text_of(watermark: bytes) -> str:
+    """Return a watermark as text; `bytes_of` makes the same bytes of it, whatever they are."""
+    return watermark.decode(errors="surrogateescape")
+
+
+def bytes_of(watermark: str) -> bytes:
+    """Return the bytes of what `text_of` returned."""
+    return watermark.encode(errors="surrogateescape")
+
+
+def _mark_of(reply: bytes) -> str:
+    return text_of(reply.partition(b"\t")[0])
+
+
+def _usable(connection: Connection) -> bool:
+    """Tell whether a connection is of this process, open, and silent: bytes to read now are its end."""
+    try:
+        return connection.pid == os.getpid() and connection.is_connected and not connection.can_read()
+    except (RedisError, OSError):
+        return False
+
+
+def includes(present: str, watermark: str) -> bool:
+    """Tell whether a partition at `present`, which may be no watermark, includes everything up to `watermark`."""
+    return present == watermark or (is_token(present) and segment_of(present) > segment_of(watermark))
+
+
+def _connected_replicas(info: object) -> list[str]:
+    """Return the replicas that a reply to INFO tells of. Raises RedisError where it is an error, or tells nothing."""
+    if isinstance(info, RedisError):
+        raise info
+    assert isinstance(info, bytes)  # noqa: S101 - its shape
+    if b"\nconnected_slaves:" not in info:
+        raise impossible(info)
+    return replicas_of(info.decode(errors="replace"))
+
+
+def _chunks(batches: Sequence[Batch], field: bytes) -> Iterator[list[bytes]]:
+    """Pack batches into the script calls of one round trip after the other."""
+    chunk: list[bytes] = []
+    size = 0
+    for batch in batches:
+        command = _pack_batch(batch, field)
+        if chunk and (len(chunk) == CHUNK_BATCHES or size + len(command) > CHUNK_BYTES):
+            yield chunk
+            chunk, size = [], 0
+        chunk.append(command)
+        size += len(command)
+    if chunk:
+        yield chunk
+
+
+def _pack_batch(batch: Batch, field: bytes) -> bytes:
+    parts = [b"EVALSHA", SCRIPT_SHA, b"1", partition_key(batch.partition), field]
+    parts += (bytes_of(batch.expected), batch.watermark.encode())
+    for page, visits in batch.visits.items():
+        parts += (page.encode(), b"%d" % visits)
+    return pack(*parts)

@@ -1,0 +1,105 @@
+"""Looking at what servers hold: how many pages in which partitions, and what should not be there."""
+
+from __future__ import annotations
+
+from itertools import repeat
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from redis.exceptions import RedisError
+
+from visit_counter.shards.redis.applying import LOSSES_FIELD, partition_key, watermark_field
+from visit_counter.shards.redis.exchange import pack
+from visit_counter.shards.redis.shapes import are_texts, is_number, values
+from visit_counter.shards.redis.wire import explain, is_away, is_elsewhere
+from visit_counter.shards.ring import PARTITIONS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+
+    from visit_counter.shards.redis.shapes import Shape
+
+    # Sends each partition's command to whoever has it; gives the reply of its shape, or the RedisError, of each.
+    Ask = Callable[[Sequence[tuple[int, bytes]], Iterable[Shape]], list[Any]]
+
+# Where the writers are looked up, to tell watermarks from pages.
+_SAMPLE_PARTITIONS, _SAMPLE_FIELDS = 16, 1000
+
+
+class Held(NamedTuple):
+    """What was found. `pages` by partition; `errors`: why others cannot be counted; `strays`: those not expected."""
+
+    pages: Mapping[int, int]
+    errors: Mapping[int, RedisError]
+    strays: Sequence[int] = ()
+
+    def warnings(self, shard: str) -> list[str]:
+        """Return what a person should know of it."""
+        told = []
+        if self.errors:
+            at, error = next(iter(self.errors.items()))
+            reason = explain(shard, error).reason
+            told.append(f"{len(self.errors)} partitions cannot be looked at, e.g. {at}: {reason}")
+        if self.strays:
+            told.append(
+                f"it holds counts of {len(self.strays)} partitions that another shard has, e.g. {self.strays[0]}: "
+                "they are not read; was its address once another shard's?"
+            )
+        return told
+
+
+def look_into(ask: Ask, writer: str, partitions: Sequence[int], *, strays: bool = False) -> Held:
+    """Count the pages of partitions: their fields but for the watermarks. Raises RedisError if nobody answers at all.
+
+    Which writers there are is looked up in a few small partitions; a writer that has been nowhere but in others makes
+    the number too high by one for each of those. A partition that is elsewhere now has none here. With `strays` the
+    partitions that are not named are looked for, too.
+    """
+    sizes, errors = _sizes(ask, partitions)
+    if errors and not sizes:
+        raise next(iter(errors.values()))
+    marks = _marks(ask, writer, sizes)
+    found: list[int] = []
+    if strays:
+        wanted = set(partitions)
+        others, _ = _sizes(ask, [at for at in range(PARTITIONS) if at not in wanted])
+        found = [at for at, size in others.items() if size]
+    return Held({at: size - marks.get(at, 0) for at, size in sizes.items()}, errors, found)
+
+
+def beyond(ask: Ask) -> list[str]:
+    """Return a warning if there are partitions that there are not."""
+    sizes, _ = _sizes(ask, range(PARTITIONS, 2 * PARTITIONS))
+    known = [at for at, size in sizes.items() if size]
+    if not known:
+        return []
+    return [f"it holds partition {known[0]}, but pages are in {PARTITIONS} partitions: another version wrote it"]
+
+
+def _sizes(ask: Ask, partitions: Sequence[int]) -> tuple[dict[int, int], dict[int, RedisError]]:
+    """Return the number of fields of each partition, none of one that is elsewhere; and why others do not say."""
+    replies = ask([(at, pack(b"HLEN", partition_key(at))) for at in partitions], repeat(is_number))
+    if replies and all(map(is_away, replies)):
+        raise replies[0]
+    sizes = {
+        at: 0 if is_elsewhere(reply) else reply
+        for at, reply in zip(partitions, replies, strict=True)
+        if is_elsewhere(reply) or not isinstance(reply, RedisError)
+    }
+    return sizes, {at: reply for at, reply in zip(partitions, replies, strict=True) if at not in sizes}
+
+
+def _marks(ask: Ask, writer: str, sizes: Mapping[int, int]) -> dict[int, int]:
+    """Return how many watermarks each partition has."""
+    small = sorted((size, at) for at, size in sizes.items() if 0 < size <= _SAMPLE_FIELDS)[:_SAMPLE_PARTITIONS]
+    writers = {watermark_field(writer), LOSSES_FIELD}
+    for fields in ask([(at, pack(b"HKEYS", partition_key(at))) for _, at in small], repeat(are_texts)):
+        if not isinstance(fields, RedisError):
+            writers |= {field for field in fields if field.startswith(b"\t")}
+    filled = [at for at, size in sizes.items() if size]
+    commands = [(at, pack(b"HMGET", partition_key(at), *sorted(writers))) for at in filled]
+    replies = ask(commands, repeat(values(len(writers))))
+    return {
+        at: sum(mark is not None for mark in reply)
+        for at, reply in zip(filled, replies, strict=True)
+        if not isinstance(reply, RedisError)
+    }

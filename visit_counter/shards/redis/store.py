@@ -1,0 +1,450 @@
+"""RedisStore: a shard, which is one Redis or Valkey server; with sentinels, whichever of several they say it is.
+
+With sentinels, redis-py asks them for the primary whenever a connection is opened. A connection that fails, or that
+says READONLY because its server has been demoted, is closed, so the next call finds the new primary.
+"""
+
+from __future__ import annotations
+
+import logging
+from itertools import repeat
+from typing import TYPE_CHECKING, Any, TypedDict
+
+from redis.exceptions import ConnectionError, RedisError  # noqa: A004 - redis-py's name
+
+from visit_counter.errors import PartitionMovedError, StoreError, StoreRefusedError, StoreUnavailableError
+from visit_counter.shards.contract import NOT_A_PARTITION, Applied, Batch, Store, Stored, is_token
+from visit_counter.shards.identity import KEY as IDENTITY_KEY
+from visit_counter.shards.identity import Expected, Identity
+from visit_counter.shards.rebalance import moving
+from visit_counter.shards.redis.applying import LOSSES_FIELD, Applier, partition_key, text_of, watermark_field
+from visit_counter.shards.redis.breaker import Breaker
+from visit_counter.shards.redis.describe import Description, Seen, describe, read_info
+from visit_counter.shards.redis.exchange import impossible, pack
+from visit_counter.shards.redis.inspection import beyond, look_into
+from visit_counter.shards.redis.replicas import Replicas
+from visit_counter.shards.redis.shapes import (
+    anything,
+    are_pairs,
+    either,
+    is_empty,
+    is_number,
+    is_pong,
+    is_text,
+    is_text_or_nothing,
+    sequence,
+    values,
+)
+from visit_counter.shards.redis.wire import Wire, explain, is_away, is_elsewhere
+from visit_counter.shards.ring import partition_of
+from visit_counter.shards.shard_map import KEY as TOPOLOGY_KEY
+from visit_counter.shards.shard_map import public_url
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+
+    from visit_counter.config.settings import Shard
+    from visit_counter.shards.redis.replicas import Replica
+    from visit_counter.shards.redis.shapes import Shape
+
+log = logging.getLogger(__name__)
+
+
+class Patience(TypedDict, total=False):
+    """The time-outs of RedisStore by name, in seconds."""
+
+    connect_seconds: float
+    read_seconds: float
+    add_seconds: float
+    apply_seconds: float
+
+
+# Of the largest count there is, 2^63 - 1.
+_COUNT_DIGITS = 19
+# Bounds what waits in the buffers of both sides in one round trip.
+CHUNK_READS = 1000
+
+# KEYS  1 the topology
+# ARGV  1 a topology's text, which begins with its version
+# Returns the one there is afterwards: the newer of the two.
+_OFFER = b"""
+local present = redis.call('GET', KEYS[1]) or '0'
+if tonumber(string.match(present, '^%d+') or 0) < tonumber(string.match(ARGV[1], '^%d+')) then
+  redis.call('SET', KEYS[1], ARGV[1])
+  return ARGV[1]
+end
+return present
+"""
+
+
+class RedisStore(Store):
+    """Counts on one server. Nothing is opened before the first call.
+
+    Three kinds of connections, each with its own patience: a reader waits a tenth of a second at most, a visit that
+    is counted at once (`add`) may wait for the disk of the server, and a flush has time. Reads and adds go through
+    the breaker: while the shard is away they fail at once. Everything reports to it.
+    """
+
+    def __init__(  # noqa: PLR0913 - each time-out is named in the call, and has a default
+        self,
+        shard: Shard,
+        *,
+        connect_seconds: float = 0.05,
+        read_seconds: float = 0.1,
+        add_seconds: float = 1.0,
+        apply_seconds: float = 5.0,
+        breaker: Breaker | None = None,
+        known_replicas: Callable[[], int] | None = None,
+        replicas: Replicas | None = None,
+        primary: str = "",
+    ) -> None:
+        self.name = shard.name
+        self._address = shard.address
+        self.address = public_url(shard.url)
+        self.breaker = breaker or Breaker()
+        # Whether absences are told in the log: a process that lives for one flush would tell each of them again.
+        self._is_telling = False
+        self._trouble = ""
+        self._expected = Expected()
+        self._reads = Wire(shard, connect_seconds, read_seconds, self._expected)
+        self._adds = Wire(shard, connect_seconds, add_seconds, self._expected)
+        self._flushes = Wire(shard, apply_seconds, apply_seconds, self._expected)
+        # Asks who a server is that may be the wrong one.
+        self._questions = Wire(shard, connect_seconds, read_seconds)
+        # Of one server, whatever its address is; those of a cluster share them, each under its address.
+        self._replicas, self._primary = replicas or Replicas(), primary
+        self._listed_replicas = known_replicas or self._flushes.known_replicas
+        # Half, so that the server's answer to a wait arrives before this side gives up on the connection.
+        self.applier = Applier(self.name, self._flushes, apply_seconds / 2, self._report, self._due_replicas)
+
+    def add(self, page: str, visits: int) -> int:
+        """Count visits of a page at once and return its new count; waits up to `add_seconds`.
+
+        Raises PartitionMovedError where another shard has it, StoreRefusedError while it is on its way there.
+        """
+        (count,) = self.ask_add([add_command(page, visits)], is_number)
+        if is_elsewhere(count):
+            # Tells where to, unless it is still on its way.
+            self._values(self.ask_add, [(partition_of(page), [page.encode()])])
+            raise StoreRefusedError(self.name, f"partition {partition_of(page)} is being moved")
+        return int(self._answers([count])[0])
+
+    def read(self, writer: str, pages: Sequence[str]) -> list[Stored]:
+        """Return what is stored for each page, in order; waits up to `read_seconds` for each reply."""
+        stored: list[Stored] = []
+        mark = watermark_field(writer)
+        for first in range(0, len(pages), CHUNK_READS):
+            wanted = [
+                (partition_of(page), (page.encode(), mark, LOSSES_FIELD)) for page in pages[first : first + CHUNK_READS]
+            ]
+            stored += [stored_of(self.name, reply) for reply in self._values(self.ask_read, wanted)]
+        return stored
+
+    def apply(self, writer: str, batches: Iterable[Batch]) -> list[Applied]:
+        """Apply each batch, 64 or about 1 MB in a round trip; waits up to `apply_seconds` for each reply."""
+        results = self.applier.apply(writer, list(batches))
+        elsewhere = [index for index, result in enumerate(results) if result.error and "WRONGTYPE" in result.error]
+        if elsewhere:
+            places = self.run([moving.look(results[index].partition) for index in elsewhere], repeat(moving.LOOKED))
+            for index, place in zip(elsewhere, places, strict=True):
+                results[index] = _waiting(results[index], place)
+        return results
+
+    def watermarks(self, writer: str, partitions: Sequence[int]) -> list[str]:
+        """Return the writer's watermark token in each partition; waits up to `apply_seconds` for each reply."""
+        return all_of(self.watermarks_each(writer, partitions))
+
+    def watermarks_each(self, writer: str, partitions: Sequence[int]) -> list[str | StoreError]:
+        """Return the writer's watermark token in each partition, or why that one's cannot be had.
+
+        Of a shard that is away, a ping is awaited first: a flush comes back soon, and has other shards to see to.
+        """
+        if self.breaker.state != "closed" and not self.ping():
+            raise StoreUnavailableError(self.name, self.reason())
+        field = watermark_field(writer)
+        found = self._values(self.ask_flush, [(at, (field,)) for at in partitions], strange=[NOT_A_PARTITION.encode()])
+        return [text_of(mark or b"") for (mark,) in found]
+
+    def read_topology(self) -> str:
+        """Return the topology kept here, or ""; waits up to `read_seconds`."""
+        (text,) = self._answers(self._ask_who([pack(b"GET", TOPOLOGY_KEY)]))
+        return (text or b"").decode(errors="replace")
+
+    def offer_topology(self, text: str) -> str:
+        """Keep this topology unless a newer one is here; waits up to `apply_seconds`."""
+        (kept,) = self._answers(self.run([offer(text)], [is_text]))
+        return bytes(kept).decode(errors="replace")
+
+    def read_identity(self) -> Identity:
+        """Return who the server says it is; waits up to `read_seconds`."""
+        (text,) = self._answers(self._ask_who([pack(b"GET", IDENTITY_KEY)]))
+        return Identity.from_text((text or b"").decode(errors="replace"))
+
+    def name_server(self, identity: Identity) -> None:
+        """Tell a server that says nothing who it is; waits up to `apply_seconds`."""
+        self._answers(self.run([(b"SET", IDENTITY_KEY, identity.to_text().encode(), b"NX")], [anything]))
+
+    def expect(self, identity: Identity) -> None:
+        """Speak from the next connection on with no server that says it is another."""
+        self._expected.identity = identity
+
+    def run(self, commands: Sequence[moving.Command], shapes: Iterable[Shape] | None = None) -> list[Any]:
+        """Run commands in one round trip, over one connection; return the reply or the RedisError of each."""
+        return self.ask_patiently([pack(*command) for command in commands], shapes or repeat(anything))
+
+    def raise_losses(self, by: Mapping[int, int]) -> set[int]:
+        """Raise the `losses` of each partition by a number; waits up to `apply_seconds` for each reply."""
+        commands = [(partition, losses_command(partition, number)) for partition, number in by.items()]
+        replies = self.ask_each(commands, repeat(is_number))
+        return {partition for partition, reply in zip(by, replies, strict=True) if isinstance(reply, int)}
+
+    def persist(self, timeout_seconds: float) -> bool | None:
+        """Wait until everything applied is on disk, for half of `apply_seconds` at most; None without WAITAOF.
+
+        False at once while the shard is away: a flush has just found that out, and has other shards to see to.
+        """
+        if self.breaker.state != "closed":
+            return False
+        return self.applier.persist(timeout_seconds)
+
+    def remember_replicas(self, known: Mapping[str, Replica]) -> None:
+        """Take these for the replicas that `persist` has to wait for, beside those it finds; it adds to them."""
+        self._replicas.remember(known)
+
+    def known_replicas(self) -> dict[str, Replica]:
+        """Return the replicas there are and were, by address."""
+        return self._replicas.known()
+
+    def _due_replicas(self, address: str, connected: Sequence[str]) -> int | None:
+        """Return how many replicas must have what was applied; None while one that must is away."""
+        if self._replicas.see(self._primary, address, connected):
+            return None
+        return max(len(connected), self._listed_replicas())
+
+    def ping(self) -> bool:
+        """Tell whether the server answers PING within `read_seconds`, and tell the breaker."""
+        (reply,) = self._reads.ask([pack(b"PING")], [is_pong])
+        self._report([reply])
+        return not isinstance(reply, RedisError)
+
+    def reason(self) -> str:
+        """Return why the server is taken for away, or "": what it was last heard of, and how long ago that began."""
+        if self.breaker.state == "closed":
+            return ""
+        why = f" ({self._trouble})" if self._trouble else ""
+        return f"no answer for {self.breaker.since:.1f} s{why}"
+
+    def tell_absences(self) -> None:
+        """Tell in the log from now on when the server is away, and when it is back."""
+        self._is_telling = True
+
+    def is_away(self, page: str) -> bool:  # noqa: ARG002 - this store keeps every page it is asked for
+        """Tell whether the breaker is not closed."""
+        return self.breaker.state != "closed"
+
+    def probe(self) -> None:
+        """Ping the server if it is away and the breaker's time has come."""
+        if self.breaker.state != "closed" and self.breaker.allows():
+            self.ping()
+
+    def describe(self) -> Description:
+        """Return what the server is and how it is set up; raises StoreError. Waits up to `apply_seconds`."""
+        settings = (b"appendfsync", b"cluster-require-full-coverage")
+        # One by one: Redis 6 takes no more than one name.
+        commands = [(b"INFO",), *((b"CONFIG", b"GET", name) for name in settings)]
+        replies = self.run(commands, [is_text, *(are_pairs for _ in settings)])
+        if isinstance(replies[0], RedisError):
+            raise explain(self.name, replies[0])
+        return describe(read_info(replies))
+
+    def look(self, writer: str, partitions: Sequence[int], *, strays: bool = False) -> list[Seen]:
+        """Return one row: what the server is like, and how many pages it has in these partitions.
+
+        A server that does not answer is down, with the reason. With `strays` it is told what else it holds.
+        """
+        try:
+            said = self.describe()
+            held = look_into(self.ask_each, writer, partitions, strays=strays)
+            warnings = (*said.warnings, *held.warnings(self.name), *beyond(self.ask_each))
+        except StoreError as error:
+            return [self.seen_down(len(partitions), error.reason)]
+        except RedisError as error:
+            return [self.seen_down(len(partitions), explain(self.name, error).reason)]
+        pages = sum(held.pages.values())
+        return [Seen(self.server, partitions=len(partitions), up=True, pages=pages, said=said, warnings=warnings)]
+
+    def seen_down(self, partitions: int, reason: str) -> Seen:
+        """Return the row of a server that does not answer."""
+        return Seen(self.server or self._address, partitions=partitions, error=reason)
+
+    @property
+    def server(self) -> str:
+        """The server as host:port, for people; with sentinels the primary they named last, or nothing."""
+        return self._flushes.address
+
+    def ask_each(self, commands: Sequence[tuple[int, bytes]], shapes: Iterable[Shape]) -> list[Any]:
+        """Exchange the packed commands of partitions, with the patience of a flush."""
+        return self.ask_patiently([command for _, command in commands], shapes)
+
+    def close(self) -> None:
+        """Close all connections."""
+        self.applier.close()
+        for wire in (self._reads, self._adds, self._flushes, self._questions):
+            wire.close()
+
+    # -- packed commands: what came for each, its reply or the RedisError ---------------------------------------
+
+    def ask_read(self, commands: Sequence[bytes], shape: Shape, *, asking: bool = False) -> list[Any]:
+        """Exchange packed commands as a reader does; all fail at once while the breaker is open."""
+        return self._ask_if_up(self._reads, commands, shape, asking=asking)
+
+    def ask_add(self, commands: Sequence[bytes], shape: Shape, *, asking: bool = False) -> list[Any]:
+        """Exchange packed commands with the patience of a visit that is counted at once."""
+        return self._ask_if_up(self._adds, commands, shape, asking=asking)
+
+    def ask_flush(self, commands: Sequence[bytes], shape: Shape, *, asking: bool = False) -> list[Any]:
+        """Exchange packed commands with the patience of a flush, whatever the breaker says."""
+        return self.ask_patiently(commands, repeat(shape), asking=asking)
+
+    def ask_patiently(self, commands: Sequence[bytes], shapes: Iterable[Shape], *, asking: bool = False) -> list[Any]:
+        """Do what `ask_flush` does, with a shape for each reply."""
+        replies = self._flushes.ask(commands, shapes, asking=asking)
+        self._report(replies)
+        return replies
+
+    def _ask_if_up(self, wire: Wire, commands: Sequence[bytes], shape: Shape, *, asking: bool) -> list[Any]:
+        if not self.breaker.allows():
+            return [ConnectionError(f"{self.reason()}; not asked again yet")] * len(commands)
+        replies = wire.ask(commands, repeat(shape), asking=asking)
+        self._report(replies)
+        return replies
+
+    def _ask_who(self, commands: Sequence[bytes]) -> list[Any]:
+        """Ask a server that may be the wrong one; only that it does not answer is told to the breaker."""
+        if self.breaker.state != "closed" and not self._expected.identity.names and not self.breaker.allows():
+            return [ConnectionError(f"{self.reason()}; not asked again yet")] * len(commands)
+        replies = self._questions.ask(commands, repeat(is_text_or_nothing))
+        if not self._expected.identity.names or any(map(is_away, replies)):
+            self._report(replies)
+        return replies
+
+    def _values(
+        self,
+        ask: Callable[[list[bytes], Shape], list[Any]],
+        wanted: Sequence[tuple[int, Sequence[bytes]]],
+        *,
+        strange: list[bytes | None] | None = None,
+    ) -> list[list[bytes | None]]:
+        """Return the values of fields of partitions, also of one that is frozen here.
+
+        Where there is something else than a partition, that is `strange`; without it, this raises StoreRefusedError.
+        Raises PartitionMovedError with all partitions that are on other shards now.
+        """
+        if not wanted:
+            return []
+        shape = values(len(wanted[0][1]))  # the same number of fields in each
+        replies = ask([pack(b"HMGET", partition_key(at), *fields) for at, fields in wanted], shape)
+        elsewhere = [index for index, reply in enumerate(replies) if is_elsewhere(reply)]
+        if not elsewhere:
+            return self._answers(replies)
+        self._answers([reply for reply in replies if not is_elsewhere(reply)])
+        placed = sequence(is_text, either(shape, is_empty))
+        found = ask([pack(*moving.find(*wanted[index])) for index in elsewhere], placed)
+        self._answers([reply for reply in found if not is_elsewhere(reply)])
+        moved: dict[int, str] = {}
+        for index, reply in zip(elsewhere, found, strict=True):
+            # No string, and no hash either: the script was refused as the command was.
+            text, fields = (b"?", []) if is_elsewhere(reply) else reply
+            place = moving.Place.from_bytes(text)
+            if place.kind == "?":
+                if strange is None:
+                    raise StoreRefusedError(self.name, f"WRONGTYPE visits:{{{wanted[index][0]}}} is not a partition")
+                replies[index] = strange
+                continue
+            if place.kind == "moved":
+                moved[wanted[index][0]] = place.shard
+            elif len(fields) != len(wanted[index][1]):
+                raise StoreUnavailableError(self.name, str(impossible(fields)))
+            replies[index] = fields
+        if moved:
+            raise PartitionMovedError(self.name, moved)
+        return replies
+
+    def _answers(self, replies: list[Any]) -> list[Any]:
+        """Return the replies if all are; raises StoreError for the first that is an error."""
+        for reply in replies:
+            if isinstance(reply, RedisError):
+                raise explain(self.name, reply)
+        return replies
+
+    def _report(self, replies: Sequence[Any]) -> None:
+        """Tell the breaker, and once for each absence the log when it begins and when it ends."""
+        failed = next(filter(is_away, replies), None)
+        if failed is None:
+            if self.breaker.state != "closed" and (seconds := self.breaker.success()) is not None and self._is_telling:
+                log.warning("shard %s answers again; it was away for %.1f s", self.name, seconds)
+            return
+        self._trouble = explain(self.name, failed).reason
+        if self.breaker.failure() and self._is_telling:
+            log.warning("shard %s is away: %s", self.name, self._trouble)
+
+
+def add_command(page: str, visits: int) -> bytes:
+    """Return the packed command that counts visits at once and replies with the count."""
+    return pack(b"HINCRBY", partition_key(partition_of(page)), page.encode(), b"%d" % visits)
+
+
+STORED = values(3)
+
+
+def read_command(writer: str, page: str) -> bytes:
+    """Return the packed command whose reply `stored_of` understands."""
+    return pack(b"HMGET", partition_key(partition_of(page)), page.encode(), watermark_field(writer), LOSSES_FIELD)
+
+
+def losses_command(partition: int, by: int) -> bytes:
+    """Return the packed command that raises the losses of a partition."""
+    return pack(b"HINCRBY", partition_key(partition), LOSSES_FIELD, b"%d" % by)
+
+
+def watermark_command(writer: str, partition: int) -> bytes:
+    """Return the packed command that replies with a writer's watermark token, or nothing."""
+    return pack(b"HGET", partition_key(partition), watermark_field(writer))
+
+
+def stored_of(shard: str, reply: Sequence[bytes | None]) -> Stored:
+    """Return the count and the watermark that a reply holds; raises StoreRefusedError for anything else."""
+    count, watermark, losses = reply
+    mark = text_of(watermark or b"")
+    if not is_token(mark):
+        raise StoreRefusedError(shard, "the partition has a watermark that no flush wrote; the next flush mends it")
+    for number in (count, losses):
+        if number is not None and not (number.isdigit() and len(number) <= _COUNT_DIGITS):
+            raise StoreRefusedError(shard, "the partition holds a value that is not a count")
+    return Stored(int(count or 0), mark, int(losses or 0))
+
+
+def all_of(found: Sequence[str | StoreError]) -> list[str]:
+    """Return the watermarks if all could be had; raises the first error."""
+    for each in found:
+        if isinstance(each, StoreError):
+            raise each
+    return list(found)  # type: ignore[arg-type]  # none of them is an error
+
+
+def offer(text: str) -> moving.Command:
+    """Return the command that keeps a topology unless a newer one is there."""
+    return (b"EVAL", _OFFER, b"1", TOPOLOGY_KEY, text.encode())
+
+
+def _waiting(applied: Applied, reply: Any) -> Applied:
+    """Say why a batch was not applied, given what `moving.look` said of its partition's place."""
+    if isinstance(reply, RedisError):
+        return applied
+    place = moving.Place.from_bytes(reply[0])
+    if place.kind == "moved":
+        reason = f"partition {applied.partition} has moved to {place.shard}"
+        return applied._replace(error=reason, moved_to=place.shard)
+    if place.kind == "?":
+        return applied
+    return applied._replace(error="a partition is being moved; the next flush brings its visits")

@@ -1,0 +1,427 @@
+"""ShardedStore: several stores as one; the topology says which of them has a page.
+
+With `shared`, which several shards always are in service, nothing is read or written before the topology that the
+shards keep is known, and partitions that have moved are followed. What a shard is named in an answer (`served_via`)
+is the one that has the page now, as far as this process knows.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from contextlib import suppress
+from functools import partial
+from threading import Lock
+from types import MappingProxyType
+from typing import TYPE_CHECKING, TypeVar
+
+from visit_counter.errors import (
+    PartitionMovedError,
+    StoreError,
+    StoreRefusedError,
+    StoreUnavailableError,
+    TopologyError,
+)
+from visit_counter.shards.contract import NO_WATERMARK, Applied, Batch, Store, Stored
+from visit_counter.shards.identity import Identity, mistaken, swapped
+from visit_counter.shards.ownership import Ownership, unknown_shard
+from visit_counter.shards.parallel import in_parallel
+from visit_counter.shards.ring import partition_of
+from visit_counter.shards.shard_map import Topology, newest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+# A partition that is found after this many moves is on its way again; the next call finds it.
+_HOPS = 4
+# After an error the shards are asked for a newer topology, at most this often.
+_ASK_AGAIN_SECONDS = 5.0
+
+
+# What was told already. A worker has it from its master, which tells it at the start, for all of them.
+_told: set[str] = set()
+
+
+def _tell(warning: str) -> None:
+    if warning not in _told:
+        _told.add(warning)
+        log.warning("%s", warning)
+
+
+class ShardedStore(Store):
+    """Routes each page and partition to its shard. Calls to several shards run side by side, a thread for each."""
+
+    name = "sharded"
+
+    def __init__(
+        self, stores: Sequence[Store], *, shared: bool = False, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.stores: Mapping[str, Store] = MappingProxyType({store.name: store for store in stores})
+        self._ownership = Ownership(stores)
+        self._known = not shared
+        self._shared = shared
+        # By name, why a server is not the shard that the list takes it for; nothing is read or written there.
+        self.mistaken: Mapping[str, str] = {}
+        self._lock = Lock()
+        self._clock = clock
+        self._asked = clock()
+
+    # -- who has what ------------------------------------------------------------------------------------------------
+
+    def shard_name(self, page: str) -> str:
+        """Return the name of the shard that has a page."""
+        return self._ownership.owners[partition_of(page)]
+
+    def shard_of(self, partition: int) -> str:
+        """Return the name of the shard that has a partition."""
+        return self._ownership.owners[partition]
+
+    @property
+    def layout(self) -> str:
+        """A short text that is the same as long as every partition has the same shard."""
+        return self._ownership.layout
+
+    @property
+    def agreed(self) -> Topology | None:
+        """The topology this process works by; None before the first call, and where there is none."""
+        return self._ownership.topology
+
+    def refresh(self) -> None:
+        """Look for a newer topology in the shards; keep the known one where none can be had. Raises StoreError."""
+        if self._shared:
+            with self._lock:
+                self._agree()
+
+    def settle(self) -> None:
+        """Have a topology. Raises StoreError: nothing may be read or written."""
+        if not self._known:
+            with self._lock:
+                if not self._known:
+                    self._agree()
+
+    def _agree(self) -> None:
+        """Adopt the newest topology that the shards keep, and give it to members that lack it."""
+        self._asked = self._clock()
+        texts, said, errors = self._kept()
+        try:
+            best = newest(texts)
+        except TopologyError as error:
+            raise StoreRefusedError(self.name, str(error)) from None
+        present = self._ownership.topology
+        if best is None and present is None:
+            if errors:
+                # One of those that are away may keep a topology in which the others have no part.
+                raise StoreUnavailableError(
+                    errors[0].store, f"{errors[0].reason}; which shards have the counts is unknown"
+                )
+            best = self._found()
+        if best is not None and (present is None or best.id != present.id or best.version > present.version):
+            self._ownership.adopt(best)
+            if best.shards.keys() != self.stores.keys():
+                _tell(
+                    f"VISITS_SHARDS has {', '.join(self.stores)}, the counts are on {', '.join(sorted(best.shards))}; "
+                    "flask shards rebalance moves them"
+                )
+        self._recognise(texts, said)
+        self._known = True
+        self._give(texts, said)
+
+    def _kept(self) -> tuple[dict[str, str], dict[str, Identity], list[StoreError]]:
+        """Return what each shard keeps as the topology, who it says it is, and why others do not say."""
+
+        def ask(store: Store) -> tuple[str, str, Identity] | StoreError:
+            try:
+                # In this order: a rebalance that gives a new name tells of it before.
+                return store.name, store.read_topology(), store.read_identity()
+            except StoreError as error:
+                return error
+
+        answers = in_parallel([partial(ask, store) for store in self.stores.values()])
+        known = [answer for answer in answers if not isinstance(answer, StoreError)]
+        return (
+            {name: text for name, text, _ in known},
+            {name: identity for name, _, identity in known},
+            [answer for answer in answers if isinstance(answer, StoreError)],
+        )
+
+    def _recognise(self, texts: Mapping[str, str], said: Mapping[str, Identity]) -> None:
+        """Compare who the servers say they are with whom the list takes them for; what is mistaken is not used."""
+        topology = self._ownership.topology
+        if topology is None:
+            return
+        complaints = {name: mistaken(name, self.stores[name].address, one, topology) for name, one in said.items()}
+        silent = {name: self.stores[name].address for name, one in said.items() if not one.names and texts[name]}
+        complaints |= swapped(silent, topology)
+        # Of a server that does not answer the last word stands.
+        complaints = {name: why for name, why in self.mistaken.items() if name not in said} | complaints
+        self.mistaken = {
+            name: f"{self.stores[name].address} is not this shard: {why}" for name, why in complaints.items() if why
+        }
+        for name, why in self.mistaken.items():
+            _tell(f"shard {name}: {why}; see VISITS_SHARDS")
+        self._ownership.recognise(said, self.mistaken)
+        known_as = {store.name: name for name, store in self._ownership.renamed.items()}
+        for name, store in self.stores.items():
+            own = said[name].name if name in said and name not in self.mistaken else ""
+            wanted = own or known_as.get(name) or (name if name in topology.everyone else "")
+            if wanted:
+                store.expect(Identity(topology.id, (wanted,)))
+
+    def _found(self) -> Topology:
+        """Make a topology of the configured shards, all of which are known to have none.
+
+        Of several hosts that do this at once the first one at the shard with the lowest name wins.
+        """
+        made = Topology(1, {name: store.address for name, store in self.stores.items()})
+        first = self.stores[min(self.stores)]
+        try:
+            return Topology.from_text(first.offer_topology(made.to_text()))
+        except TopologyError as error:
+            raise StoreRefusedError(self.name, str(error)) from None
+
+    def _give(self, texts: Mapping[str, str], said: Mapping[str, Identity]) -> None:
+        """Give the topology and its name to members that lack it: after the first start, or to one without its data."""
+        topology = self._ownership.topology
+        if topology is None:
+            return
+        text = topology.to_text()
+        members = {name: self.stores[name] for name in topology.everyone.keys() & self.stores.keys()}
+        for name, store in (members | dict(self._ownership.renamed)).items():
+            if store.name not in texts or store.name in self.mistaken:
+                continue
+            try:
+                if texts[store.name] != text and name in self.stores:
+                    store.offer_topology(text)
+                if not said[store.name].names:
+                    store.name_server(Identity(topology.id, (name,)))
+            except StoreError as error:
+                log.debug("no topology for %s: %s", name, error)
+
+    def _follow(self, error: PartitionMovedError) -> None:
+        """Note where partitions have moved. Raises StoreUnavailableError for a shard that is not known here."""
+        for partition, name in error.moved.items():
+            if not self._ownership.follow(partition, name):
+                self._ownership.store(name)
+
+    def _following(self, call: Callable[[], T]) -> T:
+        """Make a call, again for partitions that have moved; its errors may be due to an old topology."""
+        self.settle()
+        try:
+            for _ in range(_HOPS):
+                try:
+                    return call()
+                except PartitionMovedError as error:
+                    self._follow(error)
+            raise StoreUnavailableError(self.name, "a partition is being moved")
+        except StoreError:
+            self._look_again()
+            raise
+
+    def _look_again(self) -> None:
+        """After an error: have the next call work by a newer topology if there is one."""
+        if self._shared and self._clock() - self._asked >= _ASK_AGAIN_SECONDS and self._lock.acquire(blocking=False):
+            try:
+                self._agree()
+            except StoreError as error:
+                log.debug("no newer topology: %s", error)
+            finally:
+                self._lock.release()
+
+    # -- the contract ------------------------------------------------------------------------------------------------
+
+    def add(self, page: str, visits: int) -> int:
+        """Count visits of a page on its shard."""
+        return self._following(lambda: self._store(partition_of(page)).add(page, visits))
+
+    def read(self, writer: str, pages: Sequence[str]) -> list[Stored]:
+        """Read each page from its shard; raises the first shard's error once all have answered."""
+        if len(pages) == 1:  # nearly every call: no threads, no grouping
+            return self._following(lambda: self._store(partition_of(pages[0])).read(writer, pages))
+        return self._following(
+            lambda: self._spread(
+                pages, self.shard_name, lambda name, mine: self._ownership.store(name).read(writer, mine)
+            )
+        )
+
+    def apply(self, writer: str, batches: Iterable[Batch]) -> list[Applied]:
+        """Apply each batch to its shard; a shard that is away fails its own batches only."""
+        batches = list(batches)
+        try:
+            self.settle()
+        except StoreError as error:
+            return _all_failed(batches, error)
+        results: dict[int, Applied] = {}
+        waiting = list(range(len(batches)))
+        for _ in range(_HOPS):
+            answers = self._spread(
+                [batches[index] for index in waiting],
+                lambda batch: self.shard_of(batch.partition),
+                partial(self._apply, writer),
+            )
+            results.update(zip(waiting, answers, strict=True))
+            waiting = [
+                index
+                for index in waiting
+                if (to := results[index].moved_to) and self._ownership.follow(batches[index].partition, to)
+            ]
+            if not waiting:
+                break
+        return [results[index] for index in range(len(batches))]
+
+    def watermarks(self, writer: str, partitions: Sequence[int]) -> list[str]:
+        """Return the watermark of each partition from its shard; raises the first shard's error."""
+        return self._following(
+            lambda: self._spread(
+                partitions, self.shard_of, lambda name, mine: self._ownership.store(name).watermarks(writer, mine)
+            )
+        )
+
+    def raise_losses(self, by: Mapping[int, int]) -> set[int]:
+        """Raise the `losses` of each partition at its shard; one that moves meanwhile is not done."""
+        return {
+            partition
+            for store, mine in self.by_store(by)
+            for partition in store.raise_losses({partition: by[partition] for partition in mine})
+        }
+
+    def persist(self, timeout_seconds: float) -> bool | None:
+        """Wait for all shards at once: False if any is late, else None if any cannot tell, else True."""
+        answers = self.persist_each(timeout_seconds).values()
+        if False in answers:
+            return False
+        return None if None in answers else True
+
+    def persist_each(self, timeout_seconds: float) -> dict[str, bool | None]:
+        """Wait for all shards at once; return what each of them answers."""
+        answers = in_parallel([partial(store.persist, timeout_seconds) for store in self.stores.values()])
+        return dict(zip(self.stores, answers, strict=True))
+
+    def ping(self) -> bool:
+        """Tell whether all shards answer; ask `stores` for each."""
+        return all(self.ping_each().values())
+
+    def ping_each(self) -> dict[str, bool]:
+        """Tell for each shard, by name, whether it answers and is who it is taken for."""
+        answers = dict(zip(self.stores, in_parallel([store.ping for store in self.stores.values()]), strict=True))
+        return {name: answer and name not in self.mistaken for name, answer in answers.items()}
+
+    def reasons(self) -> dict[str, str]:
+        """Return, without asking, why shards or parts of them are taken for away, by name; nothing of the others."""
+        reasons = {name: self.mistaken.get(name) or store.reason() for name, store in self.stores.items()}
+        return {name: reason for name, reason in reasons.items() if reason}
+
+    def tell_absences(self) -> None:
+        """Tell in the log from now on when a shard is away and when it is back, once each."""
+        for store in self.stores.values():
+            store.tell_absences()
+
+    def owner(self, page: str) -> str:
+        """Return the shard that has a page, and which of its servers."""
+        try:
+            return self._store(partition_of(page)).owner(page)
+        except StoreError:
+            return self.shard_name(page)
+
+    def is_away(self, page: str) -> bool:
+        """Tell whether the shard of a page is known not to answer now, or not known at all."""
+        try:
+            return self._store(partition_of(page)).is_away(page)
+        except StoreError:
+            return True
+
+    def needs_probe(self) -> bool:
+        """Tell whether any shard is known not to answer now."""
+        return any(store.needs_probe() for store in self.stores.values())
+
+    def probe(self) -> None:
+        """Ask the shards that are away, all at once, whether they are back."""
+        in_parallel([store.probe for store in self.stores.values() if store.needs_probe()])
+
+    def close(self) -> None:
+        """Release the connections of all shards."""
+        for store in self.stores.values():
+            store.close()
+
+    # -- for the flush -----------------------------------------------------------------------------------------------
+
+    def watermarks_of_reachable(
+        self, writer: str, partitions: Sequence[int]
+    ) -> tuple[dict[int, str], list[StoreError]]:
+        """Return the watermark of each partition that can be reached, and why others cannot; never raises."""
+        try:
+            self.settle()
+        except StoreError as error:
+            return {}, [error]
+        found: dict[int, str] = {}
+        errors: list[StoreError] = []
+        waiting = list(partitions)
+        for _ in range(_HOPS):
+            groups = self._by_owner(waiting)
+            calls = [partial(self._try_watermarks, writer, name, mine) for name, mine in groups.items()]
+            waiting = []
+            for mine, answer in zip(groups.values(), in_parallel(calls), strict=True):
+                if isinstance(answer, PartitionMovedError):
+                    lost = {at: to for at, to in answer.moved.items() if not self._ownership.follow(at, to)}
+                    waiting += [at for at in mine if at not in lost]
+                    errors += [unknown_shard(name) for name in set(lost.values())]
+                elif isinstance(answer, StoreError):
+                    errors.append(answer)
+                else:
+                    for at, mark in zip(mine, answer, strict=True):
+                        if isinstance(mark, StoreError):
+                            errors.append(mark)
+                        else:
+                            found[at] = mark
+        if waiting:
+            errors.append(StoreUnavailableError(self.name, "a partition is being moved"))
+        return found, errors
+
+    def _try_watermarks(self, writer: str, name: str, partitions: Sequence[int]) -> list[str | StoreError] | StoreError:
+        try:
+            return self._ownership.store(name).watermarks_each(writer, partitions)
+        except StoreError as error:
+            return error
+
+    def by_store(self, partitions: Iterable[int]) -> Iterator[tuple[Store, list[int]]]:
+        """Give each store known here that has any of the partitions, and those it has."""
+        for name, mine in self._by_owner(partitions).items():
+            with suppress(StoreError):
+                yield self._ownership.store(name), mine
+
+    def _by_owner(self, partitions: Iterable[int]) -> dict[str, list[int]]:
+        owned: dict[str, list[int]] = {}
+        for partition in partitions:
+            owned.setdefault(self.shard_of(partition), []).append(partition)
+        return owned
+
+    def _store(self, partition: int) -> Store:
+        return self._ownership.store(self.shard_of(partition))
+
+    def _apply(self, writer: str, name: str, batches: Sequence[Batch]) -> list[Applied]:
+        try:
+            return self._ownership.store(name).apply(writer, batches)
+        except StoreError as error:
+            return _all_failed(batches, error)
+
+    def _spread(
+        self, items: Sequence[T], owner: Callable[[T], str], call: Callable[[str, Sequence[T]], Sequence[R]]
+    ) -> list[R]:
+        """Call each owner with its items, and put the results into the order of the items."""
+        places: dict[str, list[int]] = {}
+        for place, item in enumerate(items):
+            places.setdefault(owner(item), []).append(place)
+        answers = in_parallel([partial(call, name, [items[place] for place in mine]) for name, mine in places.items()])
+        results: dict[int, R] = {}
+        for mine, answer in zip(places.values(), answers, strict=True):
+            results.update(zip(mine, answer, strict=True))
+        return [results[place] for place in range(len(items))]
+
+
+def _all_failed(batches: Sequence[Batch], error: StoreError) -> list[Applied]:
+    refused = isinstance(error, StoreRefusedError)
+    return [Applied(batch.partition, NO_WATERMARK, str(error), refused=refused) for batch in batches]
