@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 from coverage import Coverage
 
-from tests.servers import GunicornServer, ValkeyServer
+from tests.support.servers import GunicornServer, ValkeyServer
 from visit_counter.config.settings import Settings
 
 if TYPE_CHECKING:

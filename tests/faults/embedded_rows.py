@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 import redis
 
 from tests.faults import rows
-from tests.faults.oracle import BrokenError
 from tests.faults.service import FaultyService
-from tests.servers import REPOSITORY, GunicornServer, free_ports, listening, process_runs, wait_until
+from tests.support.oracle import BrokenError
+from tests.support.servers import REPOSITORY, GunicornServer, free_ports, listening, process_runs, wait_until
 from visit_counter.config import embedded_files as files
 from visit_counter.errors import EmbeddedError
 from visit_counter.shards.redis.resp import look

@@ -1,6 +1,6 @@
 """The rows of the campaign that fail over: a Redis Cluster, and a primary with its replica under sentinels.
 
-Each trial has a host of its own under load in this process (`tests.under_load`) and ends with its oracle's judgement.
+Each trial has a host of its own under load in this process (`support.under_load`) and ends with its oracle's judgement.
 In half of the trials the replica that will be promoted lacks what the primary was told last.
 """
 
@@ -11,10 +11,10 @@ import shutil
 import time
 from typing import TYPE_CHECKING
 
-from tests.cluster import Cluster
-from tests.faults.oracle import BrokenError
-from tests.sentinels import Sentinels
-from tests.under_load import PAGES, load
+from tests.support.cluster import Cluster
+from tests.support.oracle import BrokenError
+from tests.support.sentinels import Sentinels
+from tests.support.under_load import PAGES, load
 from visit_counter.shards.cluster.slots import SLOT_OF
 from visit_counter.shards.factory import make_store
 from visit_counter.shards.ring import partition_of

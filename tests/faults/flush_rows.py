@@ -15,10 +15,10 @@ from contextlib import closing
 from random import Random
 from typing import TYPE_CHECKING, Any
 
-from tests.faults.oracle import BrokenError
 from tests.faults.service import FaultyService
-from tests.servers import ValkeyServer, wait_until
-from tests.unit.core import Host
+from tests.support.host import Host
+from tests.support.oracle import BrokenError
+from tests.support.servers import ValkeyServer, wait_until
 from visit_counter.config.settings import Shard
 from visit_counter.journal.buffer import WriteBuffer
 from visit_counter.journal.checkpoint import State, acknowledge

@@ -9,11 +9,11 @@ import time
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from tests.faults.oracle import BrokenError
 from tests.faults.rows import repeat
 from tests.faults.service import FaultyService
-from tests.servers import listening, wait_until
-from tests.slow_clients import KINDS, SlowClients
+from tests.support.oracle import BrokenError
+from tests.support.servers import listening, wait_until
+from tests.support.slow_clients import KINDS, SlowClients
 
 if TYPE_CHECKING:
     from collections.abc import Callable

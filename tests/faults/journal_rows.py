@@ -11,9 +11,9 @@ import time
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from tests.faults.oracle import BrokenError
 from tests.faults.service import FaultyService
-from tests.servers import wait_until
+from tests.support.oracle import BrokenError
+from tests.support.servers import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -18,8 +18,8 @@ from contextlib import contextmanager, suppress
 from random import Random
 from typing import TYPE_CHECKING, Any, Self
 
-from tests.faults.oracle import BrokenError
-from tests.servers import GunicornServer, ValkeyServer, process_runs, wait_until
+from tests.support.oracle import BrokenError
+from tests.support.servers import GunicornServer, ValkeyServer, process_runs, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

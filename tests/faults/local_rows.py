@@ -7,10 +7,10 @@ from contextlib import ExitStack
 from random import Random
 from typing import TYPE_CHECKING
 
-from tests.faults.oracle import BrokenError
-from tests.faults.proxy import Proxy
 from tests.faults.simulation import run_seeds
-from tests.servers import ValkeyServer
+from tests.support.oracle import BrokenError
+from tests.support.proxy import Proxy
+from tests.support.servers import ValkeyServer
 from visit_counter.config.settings import Shard
 from visit_counter.flush.flusher import Flusher
 from visit_counter.journal.buffer import WriteBuffer

@@ -18,8 +18,8 @@ from contextlib import ExitStack, closing
 from threading import Event, Lock, Thread
 from typing import TYPE_CHECKING, NamedTuple, Self
 
-from tests.faults.oracle import BrokenError
-from tests.redis_servers import Server
+from tests.support.oracle import BrokenError
+from tests.support.redis_servers import Server
 from visit_counter.config.shard_urls import Shard
 from visit_counter.counting.cache import LocalCache
 from visit_counter.counting.counter import BufferedCounter

@@ -10,9 +10,9 @@ import subprocess
 import time
 from typing import TYPE_CHECKING
 
-from tests.faults.oracle import BrokenError
 from tests.faults.service import FaultyService
-from tests.servers import process_runs, wait_until
+from tests.support.oracle import BrokenError
+from tests.support.servers import process_runs, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable

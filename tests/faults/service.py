@@ -14,8 +14,8 @@ from random import Random
 from typing import TYPE_CHECKING, Self
 from urllib.parse import quote
 
-from tests.faults.oracle import BrokenError, Oracle
-from tests.servers import REPOSITORY, GunicornServer, ValkeyServer, process_runs, wait_until
+from tests.support.oracle import BrokenError, Oracle
+from tests.support.servers import REPOSITORY, GunicornServer, ValkeyServer, process_runs, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

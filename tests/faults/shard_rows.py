@@ -10,13 +10,13 @@ from contextlib import closing
 from functools import partial
 from typing import TYPE_CHECKING, Self, TypeVar
 
-from tests.cluster import Cluster
 from tests.faults.flush_rows import WORKERS
-from tests.faults.oracle import BrokenError
-from tests.faults.proxy import Proxy
 from tests.faults.service import FaultyService
-from tests.servers import wait_until
-from tests.under_load import PAGES, load
+from tests.support.cluster import Cluster
+from tests.support.oracle import BrokenError
+from tests.support.proxy import Proxy
+from tests.support.servers import wait_until
+from tests.support.under_load import PAGES, load
 from visit_counter.shards.cluster.slots import SLOT_OF
 from visit_counter.shards.cluster.store import ClusterStore
 from visit_counter.shards.factory import make_store

@@ -15,10 +15,10 @@ from contextlib import closing
 from random import Random
 from typing import TYPE_CHECKING, Any
 
-from tests.faults.oracle import BrokenError
-from tests.load import Load
-from tests.own_shards import Service
-from tests.servers import wait_until
+from tests.support.load import Load
+from tests.support.oracle import BrokenError
+from tests.support.own_shards import Service
+from tests.support.servers import wait_until
 from visit_counter.journal.checkpoint import State
 from visit_counter.journal.segments import Journal
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from tests.servers import ValkeyServer
+    from tests.support.servers import ValkeyServer
 
 _PAGES = 300
 # How long a shard is away, from about nothing to longer than every time-out but that of a flush.

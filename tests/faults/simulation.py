@@ -3,7 +3,7 @@
 Real journals, write buffers, flushers and counters run on simulated disks and shards. At every step of a process
 (each system call that changes the journal, each exchange with a shard, each named step) the process may die, or
 another process may run in between. Machines lose power, disks fill up, shards lose replies, execute late, go away and
-come back with older data. Time passes only where the simulation says so. The oracle (`tests.faults.oracle`) watches.
+come back with older data. Time passes only where the simulation says so. The oracle (`tests.support.oracle`) watches.
 
     python -m tests.faults.simulation --seeds 1000 --first 0
 """
@@ -27,9 +27,9 @@ from random import Random
 from types import SimpleNamespace
 from typing import Any
 
-from tests.faults.oracle import BrokenError, Oracle
 from tests.faults.simulated_disk import Disk, SimulatedOs, SimulatedPath
 from tests.faults.simulated_shard import Shard, ShardClient, write_into
+from tests.support.oracle import BrokenError, Oracle
 from visit_counter import steps
 from visit_counter.counting.cache import LocalCache
 from visit_counter.counting.counter import BufferedCounter

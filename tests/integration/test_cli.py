@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import redis
 
-from tests.servers import REPOSITORY, GunicornServer, ValkeyServer, free_ports, listening
+from tests.support.servers import REPOSITORY, GunicornServer, ValkeyServer, free_ports, listening
 from visit_counter import create_app
 from visit_counter.config.embedded_files import server_pid, shard_dir, supervisor_lock
 from visit_counter.shards.ring import Ring, partition_of

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster import SLOTS, Cluster, cut_off
-from tests.least_acl import LEAST_USER, PASSWORD
-from tests.redis_servers import LossyProxy, Server, free_port, wait_until
-from tests.under_load import PAGES, load
+from tests.support.cluster import SLOTS, Cluster, cut_off
+from tests.support.least_acl import LEAST_USER, PASSWORD
+from tests.support.redis_servers import LossyProxy, Server, free_port, wait_until
+from tests.support.under_load import PAGES, load
 from visit_counter.config.settings import Shard
 from visit_counter.errors import StoreError, StoreRefusedError, StoreUnavailableError
 from visit_counter.shards.check import check_shard, warnings_of

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.servers import ValkeyServer, free_ports
+from tests.support.servers import ValkeyServer, free_ports
 from visit_counter.config.settings import Shard
 from visit_counter.errors import StoreRefusedError
 from visit_counter.shards import check as connect

@@ -17,7 +17,7 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from tests.servers import REPOSITORY, ValkeyServer, free_ports, listening, process_runs, wait_until
+from tests.support.servers import REPOSITORY, ValkeyServer, free_ports, listening, process_runs, wait_until
 from visit_counter.config import embedded_files as files
 from visit_counter.config.embedded_files import server_pid, shard_dir
 from visit_counter.embedded.server import server_binary

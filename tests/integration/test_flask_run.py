@@ -12,7 +12,7 @@ import urllib.request
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from tests.servers import DEADLINE_SECONDS, REPOSITORY, free_ports, listening, wait_until
+from tests.support.servers import DEADLINE_SECONDS, REPOSITORY, free_ports, listening, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -15,7 +15,7 @@ from urllib.request import Request, urlopen
 import pytest
 
 from tests.faults.service import INSIDE
-from tests.servers import REPOSITORY, GunicornServer, ValkeyServer, wait_until
+from tests.support.servers import REPOSITORY, GunicornServer, ValkeyServer, wait_until
 from visit_counter.counting.cache import LocalCache
 from visit_counter.flush import launcher as flush_launcher
 from visit_counter.flush.launcher import FlushProcess

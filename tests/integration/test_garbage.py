@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.fake_shards import GARBAGE, FakeShard
-from tests.redis_servers import Server, wait_until
+from tests.support.fake_shards import GARBAGE, FakeShard
+from tests.support.redis_servers import Server, wait_until
 from visit_counter.config.settings import Shard
 from visit_counter.errors import RebalanceError, StoreError, StoreRefusedError, StoreUnavailableError
 from visit_counter.shards.check import check_shard

@@ -14,7 +14,7 @@ from click.testing import Result
 from flask import Flask
 from flask.testing import FlaskClient
 
-from tests.servers import ValkeyServer, wait_until
+from tests.support.servers import ValkeyServer, wait_until
 from visit_counter import create_app
 from visit_counter.config.settings import Settings
 from visit_counter.journal.checkpoint import State

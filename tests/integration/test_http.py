@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.integration.gunicorn_server import Client, Reply
-from tests.servers import GunicornServer, ValkeyServer
+from tests.support.gunicorn_server import Client, Reply
+from tests.support.servers import GunicornServer, ValkeyServer
 from visit_counter.config.settings import PROFILES
 
 if TYPE_CHECKING:
@@ -41,7 +41,9 @@ def service(
             client.flushall()
     urls = ",".join(shard.url for shard in shards)
     environ = {"VISITS_PROFILE": request.param, "VISITS_SHARDS": urls}
-    server = GunicornServer(tmp_path_factory.mktemp("service"), app="tests.patient_app:patient_app()", **environ)
+    server = GunicornServer(
+        tmp_path_factory.mktemp("service"), app="tests.support.patient_app:patient_app()", **environ
+    )
     try:
         yield server.start().port
     finally:

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.faults.proxy import Proxy
 from tests.faults.rebalancing import plan, rebalance
 from tests.integration.test_rebalance import flask
-from tests.redis_servers import Server, wait_until
+from tests.support.proxy import Proxy
+from tests.support.redis_servers import Server, wait_until
 from visit_counter.config.settings import Settings, Shard
 from visit_counter.errors import RebalanceError, StartupError, StoreUnavailableError
 from visit_counter.server.startup import tell_of_other_shards

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.integration.gunicorn_server import Client
-from tests.servers import GunicornServer, ValkeyServer, free_ports, listening, wait_until
+from tests.support.gunicorn_server import Client
+from tests.support.servers import GunicornServer, ValkeyServer, free_ports, listening, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -53,7 +53,7 @@ def visit_all(server: GunicornServer) -> list[int]:
 def embedded(gunicorn: Make) -> Callable[[str], GunicornServer]:
     """Make a service of a profile with embedded shards."""
     ports = ",".join(map(str, free_ports(2)))
-    environ = {"app": "tests.patient_app:patient_app()", "VISITS_EMBEDDED_PORTS": ports}
+    environ = {"app": "tests.support.patient_app:patient_app()", "VISITS_EMBEDDED_PORTS": ports}
     return lambda profile, *arguments: gunicorn(*arguments, VISITS_PROFILE=profile, **environ)
 
 
@@ -85,7 +85,7 @@ def test_every_worker_counts_a_visit_that_another_has_answered(
 ) -> None:
     urls = ",".join(shard.url for shard in two_valkeys)
     environ = {"VISITS_PROFILE": profile, "VISITS_SHARDS": urls, "VISITS_FLUSH_SECONDS": "0.2"}
-    server = gunicorn("-w", "4", app="tests.patient_app:patient_app()", **environ).start()
+    server = gunicorn("-w", "4", app="tests.support.patient_app:patient_app()", **environ).start()
     wait_until(lambda: len(server.worker_pids) == 4, "four workers")
     workers = server.worker_pids
     clients: list[Client] = []
@@ -110,7 +110,7 @@ def test_a_reload_and_a_killed_worker_lose_and_double_nothing(
 ) -> None:
     """A client that repeats only what was certainly not sent counts to the exact total, through both."""
     urls = ",".join(shard.url for shard in two_valkeys)
-    environ = {"app": "tests.patient_app:patient_app()", "VISITS_SHARDS": urls, "VISITS_FLUSH_SECONDS": "0.2"}
+    environ = {"app": "tests.support.patient_app:patient_app()", "VISITS_SHARDS": urls, "VISITS_FLUSH_SECONDS": "0.2"}
     server = gunicorn(**environ).start()
     answered = unknown = 0
     done = threading.Event()

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.load import Load
-from tests.own_shards import Service
-from tests.servers import DEADLINE_SECONDS
+from tests.support.load import Load
+from tests.support.own_shards import Service
+from tests.support.servers import DEADLINE_SECONDS
 from visit_counter.journal.checkpoint import State
 from visit_counter.journal.segments import Journal
 

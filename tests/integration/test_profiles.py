@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.patient_app import patient_stores
-from tests.servers import ValkeyServer, wait_until
+from tests.support.patient_app import patient_stores
+from tests.support.servers import ValkeyServer, wait_until
 from visit_counter import create_app
 from visit_counter.config.settings import Settings
 

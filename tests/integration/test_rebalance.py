@@ -15,9 +15,9 @@ import pytest
 
 from tests.faults import rebalancing
 from tests.faults.rebalancing import Trial, plan, rebalance
-from tests.least_acl import LEAST_USER, MANUAL, PASSWORD, rules
-from tests.redis_servers import Server
-from tests.servers import REPOSITORY
+from tests.support.least_acl import LEAST_USER, MANUAL, PASSWORD, rules
+from tests.support.redis_servers import Server
+from tests.support.servers import REPOSITORY
 from visit_counter import steps
 from visit_counter.config.settings import Shard
 from visit_counter.errors import PartitionMovedError, RebalanceError, StoreError, StoreRefusedError

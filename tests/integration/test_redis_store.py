@@ -11,7 +11,7 @@ from threading import Thread
 
 import pytest
 
-from tests.redis_servers import LossyProxy, Server, free_port, wait_until
+from tests.support.redis_servers import LossyProxy, Server, free_port, wait_until
 from visit_counter.config.settings import Shard
 from visit_counter.errors import StoreError, StoreRefusedError, StoreUnavailableError
 from visit_counter.shards.contract import NOT_A_PARTITION, Applied, Batch, Store, Stored

@@ -14,9 +14,9 @@ from urllib.parse import quote
 
 import pytest
 
-from tests.redis_servers import Server, free_port
-from tests.servers import REPOSITORY, GunicornServer, wait_until
-from tests.tls import Authority, TlsFront
+from tests.support.redis_servers import Server, free_port
+from tests.support.servers import REPOSITORY, GunicornServer, wait_until
+from tests.support.tls import Authority, TlsFront
 from visit_counter.config.settings import Settings, Shard
 from visit_counter.errors import StoreRefusedError
 from visit_counter.shards.check import check_shard, warnings_of

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.fake_shards import FakeShard
-from tests.least_acl import LEAST_USER, PASSWORD
-from tests.redis_servers import Server, free_port, wait_until
-from tests.sentinels import SERVICE, Sentinels
-from tests.tls import Authority, TlsFront
-from tests.under_load import load
+from tests.support.fake_shards import FakeShard
+from tests.support.least_acl import LEAST_USER, PASSWORD
+from tests.support.redis_servers import Server, free_port, wait_until
+from tests.support.sentinels import SERVICE, Sentinels
+from tests.support.tls import Authority, TlsFront
+from tests.support.under_load import load
 from visit_counter.config.settings import Shard
 from visit_counter.errors import StoreRefusedError, StoreUnavailableError
 from visit_counter.shards.contract import Applied, Batch, Stored

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.servers import GunicornServer, ValkeyServer, free_ports, listening, wait_until
+from tests.support.servers import GunicornServer, ValkeyServer, free_ports, listening, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 @pytest.fixture
 def service(gunicorn: Callable[..., GunicornServer]) -> Callable[..., GunicornServer]:
     """Make services of the stub app."""
-    return functools.partial(gunicorn, app="tests.stub_app:app")
+    return functools.partial(gunicorn, app="tests.support.stub_app:app")
 
 
 @pytest.fixture

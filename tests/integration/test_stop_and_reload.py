@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.gunicorn_server import Client
-from tests.servers import GunicornServer, ValkeyServer, listening, wait_until
+from tests.support.gunicorn_server import Client
+from tests.support.servers import GunicornServer, ValkeyServer, listening, wait_until
 
 Make = Callable[..., GunicornServer]
 Connect = Callable[[GunicornServer], Client]

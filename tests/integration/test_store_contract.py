@@ -10,10 +10,10 @@ from threading import Barrier
 import pytest
 from redis import Redis
 
-from tests.cluster import Cluster
-from tests.least_acl import user_options
-from tests.redis_servers import Server
-from tests.sentinels import Sentinels
+from tests.support.cluster import Cluster
+from tests.support.least_acl import user_options
+from tests.support.redis_servers import Server
+from tests.support.sentinels import Sentinels
 from visit_counter.config.settings import Shard
 from visit_counter.shards.cluster.store import ClusterStore
 from visit_counter.shards.contract import NO_WATERMARK, Applied, Batch, Store, Stored, segment_of

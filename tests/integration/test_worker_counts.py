@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.integration.gunicorn_server import Client
-from tests.servers import GunicornServer, ValkeyServer, wait_until
+from tests.support.gunicorn_server import Client
+from tests.support.servers import GunicornServer, ValkeyServer, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

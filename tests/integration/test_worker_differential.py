@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.servers import GunicornServer, ValkeyServer
+from tests.support.servers import GunicornServer, ValkeyServer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

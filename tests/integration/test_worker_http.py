@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.integration.gunicorn_server import Client, Server, wait_until
+from tests.support.gunicorn_server import Client, Server, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -18,8 +18,8 @@ from typing import Self
 
 import pytest
 
-from tests.integration.gunicorn_server import ROOT, STUB, Server, wait_until
-from tests.servers import listening
+from tests.support.gunicorn_server import ROOT, STUB, Server, wait_until
+from tests.support.servers import listening
 
 
 def written(file: Path) -> bool:

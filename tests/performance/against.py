@@ -20,7 +20,7 @@ from typing import NamedTuple
 from tests.performance import wrk
 from tests.performance.worker import LOAD_CORE, SERVER_CORE, cpu_seconds, two_shards
 from tests.performance.wrk import pinned
-from tests.servers import REPOSITORY, GunicornServer
+from tests.support.servers import REPOSITORY, GunicornServer
 
 KINDS = (
     ("POST", "generator", "turn"),

@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tests.servers import ValkeyServer
+from tests.support.servers import ValkeyServer
 from visit_counter.config.settings import Shard
 from visit_counter.flush.flusher import Flusher
 from visit_counter.journal.buffer import WriteBuffer

@@ -17,9 +17,9 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tests.load import Load, Sample, percentile
-from tests.own_shards import Service
-from tests.servers import wait_until
+from tests.support.load import Load, Sample, percentile
+from tests.support.own_shards import Service
+from tests.support.servers import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable

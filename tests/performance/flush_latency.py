@@ -18,7 +18,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from tests.servers import GunicornServer, ValkeyServer
+from tests.support.servers import GunicornServer, ValkeyServer
 
 HOT_PAGES = 1000
 SECONDS = 2.0

@@ -20,8 +20,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from tests.load import Load, percentile
-from tests.own_shards import Service
+from tests.support.load import Load, percentile
+from tests.support.own_shards import Service
 from visit_counter.journal.checkpoint import State
 from visit_counter.journal.segments import Journal
 from visit_counter.shards.contract import segment_of

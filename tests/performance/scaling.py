@@ -24,9 +24,9 @@ from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any
 
-from tests.load import Load, percentile
-from tests.own_shards import Service
-from tests.servers import ValkeyServer
+from tests.support.load import Load, percentile
+from tests.support.own_shards import Service
+from tests.support.servers import ValkeyServer
 from visit_counter.config.settings import Shard
 from visit_counter.counting.cache import LocalCache
 from visit_counter.flush.flusher import Flusher

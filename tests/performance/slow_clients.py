@@ -14,10 +14,10 @@ import tempfile
 from contextlib import ExitStack
 from pathlib import Path
 
-from tests.load import Load, percentile
 from tests.performance.worker import two_shards
-from tests.servers import GunicornServer
-from tests.slow_clients import KINDS, SlowClients
+from tests.support.load import Load, percentile
+from tests.support.servers import GunicornServer
+from tests.support.slow_clients import KINDS, SlowClients
 
 PAGES = [f"page/{number}" for number in range(200)]
 

@@ -8,7 +8,7 @@ from time import perf_counter
 
 import pytest
 
-from tests.redis_servers import Server
+from tests.support.redis_servers import Server
 from visit_counter.shards.contract import Batch
 from visit_counter.shards.redis.applying import partition_key
 from visit_counter.shards.redis.exchange import pack

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pytest
 
 from tests.conftest import is_whole_suite
-from tests.servers import REPOSITORY, GunicornServer, ValkeyServer
+from tests.support.servers import REPOSITORY, GunicornServer, ValkeyServer
 from visit_counter.config.settings import PROFILES
 
 if TYPE_CHECKING:

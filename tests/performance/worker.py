@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from tests.performance.wrk import CONNECTIONS, pinned
-from tests.servers import GunicornServer, ValkeyServer, free_ports, listening, wait_until
+from tests.support.servers import GunicornServer, ValkeyServer, free_ports, listening, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -16,7 +16,7 @@ from pathlib import Path
 from tests.performance.life.bench import visit_each
 from tests.performance.processes import pss_mb
 from tests.performance.worker import WORKER, Load, cpu_seconds, measure, two_shards
-from tests.servers import GunicornServer
+from tests.support.servers import GunicornServer
 
 IDLE = 5000
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tests.performance.worker import WORKER, Load, cpu_seconds, measure, two_shards
-from tests.servers import GunicornServer
+from tests.support.servers import GunicornServer
 
 AT_MOST = 1.15
 # wrk opens its connections all at once, and a worker that is awake may take nearly all: then only one is at work.

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 import pytest
 
-from tests.servers import REPOSITORY
+from tests.support.servers import REPOSITORY
 from visit_counter import create_app
 from visit_counter.config.settings import PROFILES
 

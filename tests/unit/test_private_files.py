@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.servers import REPOSITORY
+from tests.support.servers import REPOSITORY
 from visit_counter.errors import StartupError
 from visit_counter.private_files import check_data_dir, open_private
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from tests.performance import processes, wrk
 from tests.performance.worker import two_shards, webdis
-from tests.servers import REPOSITORY, GunicornServer, free_ports, listening, wait_until
+from tests.support.servers import REPOSITORY, GunicornServer, free_ports, listening, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

@@ -12,11 +12,11 @@ from tests.performance import processes, wrk
 from tests.performance.life.bench import Line, at_least, at_most, end_service, visit_each
 from tests.performance.life.probe import first_answer
 from tests.performance.wrk import Requests
-from tests.servers import wait_until
+from tests.support.servers import wait_until
 
 if TYPE_CHECKING:
     from tests.performance.life.bench import Bench
-    from tests.servers import GunicornServer
+    from tests.support.servers import GunicornServer
 
 _LOOK_SECONDS = 0.2
 _MOST_SECONDS = 300.0

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from tests.performance import processes, wrk
 from tests.performance.life.bench import Line, at_most, visit_each
-from tests.servers import GunicornServer, free_ports
+from tests.support.servers import GunicornServer, free_ports
 
 if TYPE_CHECKING:
     from tests.performance.life.bench import Bench

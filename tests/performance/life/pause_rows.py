@@ -12,7 +12,7 @@ from tests.performance import processes, wrk
 from tests.performance.life.bench import INSIDE, Line, at_most, end_service, visit_each
 from tests.performance.life.probe import Probe, Wait, first_answer
 from tests.performance.wrk import Requests
-from tests.servers import REPOSITORY, GunicornServer, free_ports, wait_until
+from tests.support.servers import REPOSITORY, GunicornServer, free_ports, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -6,8 +6,8 @@ import threading
 
 import pytest
 
-from tests.unit.core import Clock
-from tests.unit.test_counter import Watched
+from tests.support.host import Clock
+from tests.unit.counting.test_counter import Watched
 from visit_counter.counting.cache import LocalCache
 from visit_counter.counting.direct import DirectCounter
 from visit_counter.errors import CountUnknownError

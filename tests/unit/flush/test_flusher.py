@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.unit.core import NAMES, Host
+from tests.support.host import NAMES, Host
 from visit_counter.errors import FlushBusyError, StoreUnavailableError
 from visit_counter.journal.checkpoint import State
 from visit_counter.journal.segments import Segment

@@ -9,7 +9,7 @@ from random import Random
 import pytest
 
 from tests.faults.simulated_shard import Shard, ShardClient, aside
-from tests.unit.core import NAMES, Host
+from tests.support.host import NAMES, Host
 from visit_counter.journal.checkpoint import State
 from visit_counter.model.answers import Answer, Ask
 from visit_counter.shards.contract import is_token

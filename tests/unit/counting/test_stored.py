@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.unit.core import NAMES, Host
-from tests.unit.test_counter import Watched
+from tests.support.host import NAMES, Host
+from tests.unit.counting.test_counter import Watched
 from visit_counter.errors import CountUnknownError
 from visit_counter.journal.records import Folded, Known, read_line, visit_line
 from visit_counter.journal.segments import Segment

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.unit.core import Host
-from tests.unit.test_buffer import append, file_size_limit, pending
+from tests.support.host import Host
+from tests.unit.journal.test_buffer import append, file_size_limit, pending
 from visit_counter.errors import JournalError, UncertainError
 from visit_counter.journal.segments import Journal
 

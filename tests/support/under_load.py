@@ -13,8 +13,8 @@ from contextlib import contextmanager
 from threading import Event, Lock, Thread
 from typing import TYPE_CHECKING
 
-from tests.redis_servers import wait_until
-from tests.unit.core import Host
+from tests.support.host import Host
+from tests.support.redis_servers import wait_until
 from visit_counter.errors import CountUnknownError, StoreError
 from visit_counter.model.answers import Answer
 

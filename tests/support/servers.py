@@ -22,7 +22,7 @@ from visit_counter.embedded.server import server_binary
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-REPOSITORY = Path(__file__).resolve().parent.parent
+REPOSITORY = Path(__file__).resolve().parent.parent.parent
 # Long enough for a loaded machine: no test waits this long unless the code is broken.
 DEADLINE_SECONDS = 30.0
 

@@ -1,6 +1,6 @@
 """The service as it is, but patient with its shards: that a loaded machine is slow is not what a test is about.
 
-`gunicorn "tests.patient_app:patient_app()"`; for an application in the test's own process, `patient_stores` alone.
+`gunicorn "tests.support.patient_app:patient_app()"`; in the test's own process, `patient_stores`.
 """
 
 from __future__ import annotations

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.unit.core import NAMES, Host
-from tests.unit.test_buffer import file_size_limit
-from tests.unit.test_flusher import Shard
+from tests.support.host import NAMES, Host
+from tests.unit.flush.test_flusher import Shard
+from tests.unit.journal.test_buffer import file_size_limit
 from visit_counter.counting.cache import LocalCache
 from visit_counter.counting.counter import BufferedCounter
 from visit_counter.errors import CountUnknownError, JournalError, UncertainError

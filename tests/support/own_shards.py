@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tests.servers import GunicornServer, ValkeyServer
+from tests.support.servers import GunicornServer, ValkeyServer
 from visit_counter.config.settings import Shard
 from visit_counter.shards.redis.store import RedisStore
 from visit_counter.shards.ring import Ring, partition_of
 
 if TYPE_CHECKING:
-    from tests.load import Load
+    from tests.support.load import Load
 
 
 class Service:

@@ -9,7 +9,7 @@ import time
 from random import Random
 from typing import TYPE_CHECKING
 
-from tests.fake_shards import GARBAGE
+from tests.support.fake_shards import GARBAGE
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 ROOT = Path(__file__).parents[2]
-STUB = "tests.integration.stub_service:create_app()"
+STUB = "tests.support.stub_service:create_app()"
 WAIT_SECONDS = 20.0
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
-from tests.unit.core import Clock
+from tests.support.host import Clock
 from visit_counter.journal.checkpoint import LastFlush, State, acknowledge, acknowledged
 from visit_counter.runtime.health import FlushWatch, Health, flush_complaints
 

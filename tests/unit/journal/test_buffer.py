@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.unit.core import Host
+from tests.support.host import Host
 from visit_counter.errors import JournalError, JournalFullError, UncertainError
 from visit_counter.journal.records import encode, visit_line
 
