@@ -33,7 +33,7 @@ class Breakage(NamedTuple):
 BREAKAGES = (
     Breakage(
         "drop the watermark check in the script",
-        "shards/redis/applying.py",
+        "shards/redis/apply.lua",
         "if present ~= expected then return present end",
         "",
         "tests/integration/test_store_contract.py",
@@ -124,7 +124,7 @@ BREAKAGES = (
     ),
     Breakage(
         "add to a count that is no number",
-        "shards/redis/applying.py",
+        "shards/redis/apply.lua",
         "if not sound then\n      held",
         "if false then\n      held",
         "tests/integration/test_redis_store.py",

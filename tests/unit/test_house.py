@@ -6,6 +6,7 @@ import ast
 import re
 import subprocess
 import sys
+from itertools import takewhile
 from pathlib import Path
 
 import pytest
@@ -122,6 +123,18 @@ def test_the_picture_of_the_house_is_the_tree() -> None:
             shown.add("".join(folders) + name)
     is_shown = [path for path in PACKAGE.rglob("*") if path.suffix in (".py", ".lua") and path.stem != "__init__"]
     assert shown == {path.relative_to(PACKAGE).as_posix() for path in is_shown} | {"__init__.py"}
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.lua")), ids=lambda path: path.stem)
+def test_every_script_says_above_its_code_what_it_is_given_and_what_it_returns(path: Path) -> None:
+    lines = path.read_text(encoding="utf-8").splitlines()
+    head = list(takewhile(lambda line: line.startswith("--"), lines))
+    code = "\n".join(lines[len(head) :])
+    for name in ("KEYS", "ARGV"):
+        numbers = sorted({int(number) for number in re.findall(rf"\b{name}\[(\d)\]", code)})
+        told = "\n".join(head).split(f"-- {name}")[1]
+        assert all(re.search(rf"(^|-)\s+{number}\s", told) for number in numbers), f"{path.name}: {name} {numbers}"
+    assert any("Returns" in line for line in head), path.name
 
 
 def test_every_exception_is_in_errors_and_in_its_tree() -> None:

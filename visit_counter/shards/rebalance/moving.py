@@ -29,6 +29,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from visit_counter.shards.redis.applying import partition_key
+from visit_counter.shards.redis.scripts import load_script
 from visit_counter.shards.redis.shapes import is_number, is_text, sequence
 
 if TYPE_CHECKING:
@@ -65,92 +66,14 @@ def keys_of(partition: int) -> tuple[bytes, bytes, bytes]:
     return key, key + b":held", key + b":copy"
 
 
-# KEYS  1 the partition  2 held
-# ARGV  fields
-# Returns what stands in the partition's place ('' for the hash or nothing), and the values of the fields.
-_FIND = b"""
-if redis.call('TYPE', KEYS[1])['ok'] ~= 'string' then return {'', redis.call('HMGET', KEYS[1], unpack(ARGV))} end
-local place = redis.call('GET', KEYS[1])
-if string.find(place, '^moved ') then return {place, {}} end
-return {place, redis.call('HMGET', KEYS[2], unpack(ARGV))}
-"""
-
-# KEYS  1 the partition  2 held
-# Returns what stands in its place, and how many fields the hash or what is held has.
-_LOOK = b"""
-local kind = redis.call('TYPE', KEYS[1])['ok']
-if kind == 'string' then return {redis.call('GET', KEYS[1]), redis.call('HLEN', KEYS[2])} end
-return {'', redis.call('HLEN', KEYS[1])}
-"""
-
-# KEYS  1 the hash: the partition or what is held
-# Returns how many pages it has: its fields but for the watermarks, which begin with a tab. A COUNT larger than the hash
-# has HSCAN go over all of it at once.
-_PAGES = b"""
-local marks = redis.call('HSCAN', KEYS[1], 0, 'MATCH', '\\t*', 'COUNT', 100000000)[2]
-return redis.call('HLEN', KEYS[1]) - #marks / 2
-"""
-
-# KEYS  1 the partition  2 held
-# ARGV  1 'moving NAME RUN'
-# Returns what stands in its place then.
-_FREEZE = b"""
-local kind = redis.call('TYPE', KEYS[1])['ok']
-if kind == 'hash' then redis.call('RENAME', KEYS[1], KEYS[2])
-elseif kind == 'none' then redis.call('UNLINK', KEYS[2])
-elseif not string.find(redis.call('GET', KEYS[1]), '^moving ') then return redis.call('GET', KEYS[1]) end
-redis.call('SET', KEYS[1], ARGV[1])
-return ARGV[1]
-"""
-
-# KEYS  1 the partition  2 held  3 copy
-# ARGV  1 'arriving NAME RUN'  2 the number of fields the copy must have
-# Returns what stands in its place then; 'taken' if counts are there already, 'incomplete' if fields are missing.
-_PLACE = b"""
-if redis.call('TYPE', KEYS[1])['ok'] == 'hash' then return 'taken' end
-if redis.call('HLEN', KEYS[3]) ~= tonumber(ARGV[2]) then return 'incomplete' end
-redis.call('UNLINK', KEYS[2])
-if ARGV[2] ~= '0' then redis.call('RENAME', KEYS[3], KEYS[2]) end
-redis.call('SET', KEYS[1], ARGV[1])
-return ARGV[1]
-"""
-
-# KEYS  1 the partition  2 held
-# ARGV  1 'moving NAME RUN'  2 'moved NAME'
-# Returns what stands in its place then, 'hash' for counts or nothing. A repeat writes again, so that the offset which
-# WAITAOF waits for on this connection lies behind it.
-_BURY = b"""
-if redis.call('TYPE', KEYS[1])['ok'] ~= 'string' then return 'hash' end
-local place = redis.call('GET', KEYS[1])
-if place ~= ARGV[1] and place ~= ARGV[2] then return place end
-redis.call('SET', KEYS[1], ARGV[2])
-redis.call('UNLINK', KEYS[2])
-return ARGV[2]
-"""
-
-# KEYS  1 the partition  2 held
-# ARGV  1 'arriving ' or 'moving '
-# Puts what is held back into the partition's own place if that says ARGV 1. Returns what stands there then.
-_RELEASE = b"""
-if redis.call('TYPE', KEYS[1])['ok'] ~= 'string' then return '' end
-local place = redis.call('GET', KEYS[1])
-if string.sub(place, 1, #ARGV[1]) ~= ARGV[1] then return place end
-redis.call('DEL', KEYS[1])
-if redis.call('EXISTS', KEYS[2]) == 1 then redis.call('RENAME', KEYS[2], KEYS[1]) end
-return ''
-"""
-
-# KEYS  1 the partition  2 held  3 copy
-# ARGV  1 'moved NAME'
-# Throws away a copy that its source does not give up. Returns what stands in its place then.
-_REJECT = b"""
-redis.call('UNLINK', KEYS[3])
-if redis.call('TYPE', KEYS[1])['ok'] ~= 'string' then return '' end
-if not string.find(redis.call('GET', KEYS[1]), '^arriving ') then return redis.call('GET', KEYS[1]) end
-redis.call('UNLINK', KEYS[2])
-redis.call('SET', KEYS[1], ARGV[1])
-return ARGV[1]
-"""
+_FIND = load_script(__package__, "find")
+_INSPECT = load_script(__package__, "inspect")
+_COUNT_PAGES = load_script(__package__, "count_pages")
+_FREEZE = load_script(__package__, "freeze")
+_PLACE = load_script(__package__, "place")
+_BURY = load_script(__package__, "bury")
+_RELEASE = load_script(__package__, "release")
+_REJECT = load_script(__package__, "reject")
 
 
 def find(partition: int, fields: Sequence[bytes]) -> Command:
@@ -160,12 +83,12 @@ def find(partition: int, fields: Sequence[bytes]) -> Command:
 
 def look(partition: int) -> Command:
     """Return the command that tells what stands in a partition's place, and its number of fields."""
-    return _script(_LOOK, keys_of(partition)[:2])
+    return _script(_INSPECT, keys_of(partition)[:2])
 
 
 def count_pages(partition: int, *, held: bool) -> Command:
     """Return the command that counts the pages of a partition."""
-    return _script(_PAGES, [keys_of(partition)[1 if held else 0]])
+    return _script(_COUNT_PAGES, [keys_of(partition)[1 if held else 0]])
 
 
 def freeze(partition: int, moving: Place) -> Command:
@@ -199,5 +122,5 @@ def reject(partition: int, owner: str) -> Command:
 
 
 def _script(script: bytes, keys: Sequence[bytes], arguments: Sequence[bytes] = ()) -> Command:
-    # By its text, not by its SHA-1: these are rare, and need no care for servers that forgot it.
+    # EVAL sends the whole text. These calls are rare, and so no server has to remember the script.
     return (b"EVAL", script, b"%d" % len(keys), *keys, *arguments)

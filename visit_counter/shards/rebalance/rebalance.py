@@ -24,6 +24,7 @@ from visit_counter.shards.rebalance import moving
 from visit_counter.shards.rebalance.moving import Place
 from visit_counter.shards.rebalance.plan import Plan, groups_of, make_plan
 from visit_counter.shards.rebalance.running import run_all, run_on_disk
+from visit_counter.shards.redis.scripts import load_script
 from visit_counter.shards.redis.shapes import anything, are_pairs, is_number, is_text, sequence
 from visit_counter.shards.redis.store import RedisStore, offer
 from visit_counter.shards.shard_map import Topology, newest
@@ -37,15 +38,8 @@ GROUP = 32
 _SCAN_FIELDS = b"1000"
 _LOCK_KEY = b"visits:{0}:rebalance"
 
-# KEYS  1 the lock
-# ARGV  1 the run  2 milliseconds
-# Takes or keeps the lock; returns the run that has it then.
-_LOCK = b"""
-local holder = redis.call('GET', KEYS[1]) or ARGV[1]
-if holder == ARGV[1] then redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2]) end
-return holder
-"""
-_UNLOCK = b"if redis.call('GET', KEYS[1]) == ARGV[1] then redis.call('DEL', KEYS[1]) end return 1"
+_LOCK = load_script(__package__, "lock")
+_UNLOCK = load_script(__package__, "unlock")
 
 
 def gather_stores(wanted: Sequence[Shard], former: Sequence[Shard] = ()) -> dict[str, RedisStore]:

@@ -18,6 +18,7 @@ from visit_counter.errors import StoreRefusedError
 from visit_counter.shards.contract import NO_WATERMARK, Applied, Batch, is_token, segment_of
 from visit_counter.shards.redis.exchange import drop, exchange, exchange_asking, impossible, pack
 from visit_counter.shards.redis.replicas import replicas_of
+from visit_counter.shards.redis.scripts import load_script
 from visit_counter.shards.redis.shapes import is_pair_of_numbers, is_text, is_text_or_nothing
 from visit_counter.shards.redis.wire import explain, is_away, is_elsewhere, peer_of
 
@@ -32,66 +33,9 @@ if TYPE_CHECKING:
 CHUNK_BATCHES = 64
 CHUNK_BYTES = 1_000_000
 
-# KEYS  1  the partition
-# ARGV  1  the writer's watermark field
-#       2  the watermark expected there ('' for none)
-#       3  the watermark of the batch
-#       4  a page, 5 its visits, and so on in pairs
-# Returns the watermark there is afterwards; an error means that nothing was changed. Behind it, with tabs between, are
-# the pages of the batch whose counts are no numbers, because a person or another program wrote there. Their visits are
-# set aside in fields of their own (TAB aside TAB page, and the sum of all in TAB aside), and are counted with the next
-# visit of the page once its count has been mended.
-#
-# A script does not roll back, so everything is checked and added up before the first write, and up to 999 pages and
-# the watermark are one HSET (Lua's unpack allows about 8,000 values). Lua counts in doubles, which are exact below
-# 2^53: a count beyond is left to HINCRBY. A batch that is there already has its watermark written again, so that the
-# offset WAITAOF waits for on this connection lies behind it.
-SCRIPT = b"""
-local key, field, expected, watermark = KEYS[1], ARGV[1], ARGV[2], ARGV[3]
-local aside = '\taside'
-local marks = redis.call('HMGET', key, field, aside)
-local present = marks[1] or ''
-if present == watermark then
-  redis.call('HSET', key, field, watermark)
-  return watermark
-end
-if present ~= expected then return present end
-local before = tonumber(marks[2]) or 0
-local held, answer, writes, large = before, watermark, {}, {}
-for first = 4, #ARGV, 1998 do
-  local pages, write = {}, {}
-  for at = first, math.min(first + 1996, #ARGV), 2 do pages[#pages + 1] = ARGV[at] end
-  local counts = redis.call('HMGET', key, unpack(pages))
-  local function put(name, number) write[#write + 1], write[#write + 2] = name, string.format('%.0f', number) end
-  for index, page in ipairs(pages) do
-    local count, visits = counts[index] or '0', tonumber(ARGV[first + 2 * index - 1])
-    local sound = #count <= 18 and (count == '0' or string.find(count, '^[1-9]%d*$'))
-    local name, kept = aside .. '\t' .. page, 0
-    if not sound or before > 0 then kept = tonumber(redis.call('HGET', key, name)) or 0 end
-    if not sound then
-      held, answer = held + visits, answer .. '\t' .. page
-      put(name, kept + visits)
-    else
-      if kept > 0 then held, visits = held - kept, visits + kept; put(name, 0) end
-      local total = tonumber(count) + visits
-      if total < 9007199254740992 then put(page, total) else large[#large + 1] = {page, visits} end
-    end
-  end
-  writes[#writes + 1] = write
-end
-local last = writes[#writes] or {}
-if held ~= before then last[#last + 1], last[#last + 2] = aside, string.format('%.0f', held) end
-last[#last + 1] = field
-last[#last + 1] = watermark
-writes[math.max(#writes, 1)] = last
-for _, each in ipairs(large) do redis.call('HINCRBY', key, each[1], string.format('%.0f', each[2])) end
-for _, write in ipairs(writes) do
-  if #write > 0 then redis.call('HSET', key, unpack(write)) end
-end
-return answer
-"""
-# SHA-1 is the name Redis gives a script, and no secret.
-SCRIPT_SHA = sha1(SCRIPT, usedforsecurity=False).hexdigest().encode()
+_SCRIPT = load_script(__package__, "apply")
+# Redis calls a script by its SHA-1, which is no secret.
+_SCRIPT_SHA = sha1(_SCRIPT, usedforsecurity=False).hexdigest().encode()
 
 
 # What an Applier vouches for: the watermark it applied, by writer and partition.
@@ -219,7 +163,7 @@ class Applier:
         replies = send(connection, commands, repeat(is_text))
         missed = [index for index, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
         if missed and connection.is_connected:
-            exchange(connection, [pack(b"SCRIPT", b"LOAD", SCRIPT)], [is_text])
+            exchange(connection, [pack(b"SCRIPT", b"LOAD", _SCRIPT)], [is_text])
             again = send(connection, [commands[index] for index in missed], repeat(is_text))
             for index, reply in zip(missed, again, strict=True):
                 replies[index] = reply
@@ -234,7 +178,7 @@ class Applier:
         self._applied.clear()
         self._connection = None
         connection = self._connection = self._wire.open(instead_of=connection)
-        (reply,) = exchange(connection, [pack(b"SCRIPT", b"LOAD", SCRIPT)], [is_text])
+        (reply,) = exchange(connection, [pack(b"SCRIPT", b"LOAD", _SCRIPT)], [is_text])
         if isinstance(reply, RedisError):
             raise reply
         return connection
@@ -352,7 +296,7 @@ def _chunks(batches: Sequence[Batch], field: bytes) -> Iterator[list[bytes]]:
 
 
 def _pack_batch(batch: Batch, field: bytes) -> bytes:
-    parts = [b"EVALSHA", SCRIPT_SHA, b"1", partition_key(batch.partition), field]
+    parts = [b"EVALSHA", _SCRIPT_SHA, b"1", partition_key(batch.partition), field]
     parts += (bytes_of(batch.expected), batch.watermark.encode())
     for page, visits in batch.visits.items():
         parts += (page.encode(), b"%d" % visits)

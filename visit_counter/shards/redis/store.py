@@ -23,6 +23,7 @@ from visit_counter.shards.redis.describe import Description, Seen, describe, rea
 from visit_counter.shards.redis.exchange import impossible, pack
 from visit_counter.shards.redis.inspection import beyond, look_into
 from visit_counter.shards.redis.replicas import Replicas
+from visit_counter.shards.redis.scripts import load_script
 from visit_counter.shards.redis.shapes import (
     anything,
     are_pairs,
@@ -64,17 +65,8 @@ _COUNT_DIGITS = 19
 # Bounds what waits in the buffers of both sides in one round trip.
 CHUNK_READS = 1000
 
-# KEYS  1 the topology
-# ARGV  1 a topology's text, which begins with its version
-# Returns the one there is afterwards: the newer of the two.
-_OFFER = b"""
-local present = redis.call('GET', KEYS[1]) or '0'
-if tonumber(string.match(present, '^%d+') or 0) < tonumber(string.match(ARGV[1], '^%d+')) then
-  redis.call('SET', KEYS[1], ARGV[1])
-  return ARGV[1]
-end
-return present
-"""
+
+_OFFER = load_script(__package__, "offer")
 
 
 class RedisStore(Store):
