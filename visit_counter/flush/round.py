@@ -373,20 +373,19 @@ class Round:
         """Ask the shards whether what they confirmed is on their disks; clear `state.unpersisted` where it is."""
         for partition in [p for p in self.state.unpersisted if is_base(self.state.confirmed.get(p, ":"))]:
             del self.state.unpersisted[partition]  # it has no watermark that could be asked for
-        owned = self.store.by_store(self.state.unpersisted)
-        # Not those that this flush has found away: each would take its whole time-out again, and the others wait.
-        mine = {store.name: partitions for store, partitions in owned if store.name not in self.trouble}
-        # A server vouches for what came over this process's connection, and for all that was written before it: so
-        # each is written to, even if what is unpersisted was sent by another process.
-        marks = {name: self.store.stores[name].one_per_server(partitions) for name, partitions in mine.items()}
+        owned = self.store.partitions_by_store(self.state.unpersisted)
+        # Leave out the shards that did not answer in this flush: each would take its whole time-out again while the
+        # others wait.
+        mine = {name: partitions for name, partitions in owned.items() if name not in self.trouble}
+        # WAITAOF covers the last write of this connection and everything before it. So write once to each server: that
+        # covers other processes' batches too.
+        marks = {name: self.store.one_per_server_of(name, partitions) for name, partitions in mine.items()}
         again = [(p, self.state.confirmed[p]) for each in marks.values() for p in each]
         written = self.store.apply(self.state.writer, [Batch(p, mark, mark, {}) for p, mark in again])
         there = {applied.partition: applied.watermark for applied in written if applied.error is None}
-        for name, store in self.store.stores.items():
-            store.remember_replicas(self.state.replicas.get(name, {}))
+        self.store.remember_replicas_of(self.state.replicas)
         answers = self.store.persist_each(_PERSIST_SECONDS)
-        known = {name: store.known_replicas() for name, store in self.store.stores.items()}
-        self.state.replicas = {name: replicas for name, replicas in known.items() if replicas}
+        self.state.replicas = self.store.replicas_by_store()
         for name, partitions in mine.items():
             # Without that write a server has nothing to wait for, and says at once that it is done.
             marked = all(there.get(p) == self.state.confirmed[p] for p in marks[name])
@@ -398,7 +397,7 @@ class Round:
     def _all_there(self, shard: str, partitions: list[int]) -> bool:
         """Tell whether a shard still includes all it confirmed: it may have come back with less just before."""
         try:
-            found = self.store.stores[shard].watermarks(self.state.writer, partitions)
+            found = self.store.watermarks_at(shard, self.state.writer, partitions)
         except StoreError:
             return False
         return found == [self.state.confirmed[partition] for partition in partitions]

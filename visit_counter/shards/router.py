@@ -30,7 +30,9 @@ from visit_counter.shards.ring import partition_of
 from visit_counter.shards.shard_map import Topology, newest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+
+    from visit_counter.shards.redis.replicas import Replica
 
 log = logging.getLogger(__name__)
 
@@ -285,8 +287,8 @@ class ShardedStore(Store):
         """Raise the `losses` of each partition at its shard; one that moves meanwhile is not done."""
         return {
             partition
-            for store, mine in self.by_store(by)
-            for partition in store.raise_losses({partition: by[partition] for partition in mine})
+            for name, mine in self.partitions_by_store(by).items()
+            for partition in self.stores[name].raise_losses({partition: by[partition] for partition in mine})
         }
 
     def persist(self, timeout_seconds: float) -> bool | None:
@@ -387,11 +389,31 @@ class ShardedStore(Store):
         except StoreError as error:
             return error
 
-    def by_store(self, partitions: Iterable[int]) -> Iterator[tuple[Store, list[int]]]:
-        """Give each store known here that has any of the partitions, and those it has."""
+    def partitions_by_store(self, partitions: Iterable[int]) -> dict[str, list[int]]:
+        """Return which of the partitions each store has, by its name in the list; none of those of unknown shards."""
+        found: dict[str, list[int]] = {}
         for name, mine in self._by_owner(partitions).items():
             with suppress(StoreError):
-                yield self._ownership.store(name), mine
+                found.setdefault(self._ownership.store(name).name, []).extend(mine)
+        return found
+
+    def one_per_server_of(self, name: str, partitions: Sequence[int]) -> list[int]:
+        """Return one of these partitions of a store for each of its servers: see `Store.one_per_server`."""
+        return self.stores[name].one_per_server(partitions)
+
+    def watermarks_at(self, name: str, writer: str, partitions: Sequence[int]) -> list[str]:
+        """Return the watermark that each partition has at this store, and nowhere else. Raises StoreError."""
+        return self.stores[name].watermarks(writer, partitions)
+
+    def remember_replicas_of(self, by_store: Mapping[str, Mapping[str, Replica]]) -> None:
+        """Tell each store, by its name in the list, which replicas it has had: see `Store.remember_replicas`."""
+        for name, store in self.stores.items():
+            store.remember_replicas(by_store.get(name, {}))
+
+    def replicas_by_store(self) -> dict[str, dict[str, Replica]]:
+        """Return the replicas that each store has or has had, by its name in the list; no stores without any."""
+        known = {name: store.known_replicas() for name, store in self.stores.items()}
+        return {name: replicas for name, replicas in known.items() if replicas}
 
     def _by_owner(self, partitions: Iterable[int]) -> dict[str, list[int]]:
         owned: dict[str, list[int]] = {}
