@@ -72,6 +72,7 @@ class StoredCounts:
         self._telling: tuple[Table, int] | None = None  # where `tell_visited` is: how many pages of which table
         buffer.on_load = self._forget_all
         buffer.on_read = self._hear
+        buffer.known_of = self._known_of
 
     def known(self, page: str) -> Known | None:
         """Return what was read less than the cache time ago, or the last known count while the page's shard is away.
@@ -149,14 +150,7 @@ class StoredCounts:
         table, seen = self._telling or (tables.current, 0)
         pages = list(islice(table.visits, seen, seen + _TELL_PAGES))
         told = table.told | tables.current.told if table is not tables.current else table.told
-        untold = ((page, self.cache.peek(page)) for page in pages if page not in told)
-        # Up to the floor nothing is pending here any more, and no file that others still have reaches across it.
-        to = self.buffer.included_to
-        reads = [
-            (page, Known(known.losses, max(known.segment, to), known.stored))
-            for page, known in untold
-            if known is not None
-        ]
+        reads = self._known_of(page for page in pages if page not in told)
         if reads and not self.buffer.tell(reads):
             return False
         self._telling = table, seen + len(pages)
@@ -166,6 +160,17 @@ class StoredCounts:
         if later is not None:
             self._telling = later, 0
         return later is not None
+
+    def _known_of(self, pages: Iterable[str]) -> list[tuple[str, Known]]:
+        """Return those of the pages of which something is known, and what can be told of them."""
+        # Up to the floor nothing is pending here any more, and no file that others still have reaches across it.
+        to = self.buffer.included_to
+        found = ((page, self.cache.peek(page)) for page in pages)
+        return [
+            (page, Known(known.losses, max(known.segment, to), known.stored))
+            for page, known in found
+            if known is not None
+        ]
 
     # -- what others have read -------------------------------------------------------------------------------------
 

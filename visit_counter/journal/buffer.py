@@ -41,7 +41,7 @@ from visit_counter.journal.repair import Mending
 from visit_counter.journal.segments import Journal, Segment
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from visit_counter.journal.recall import Found
 
@@ -81,6 +81,8 @@ class WriteBuffer:
         self.loads = 0
         self.on_load: Callable[[], None] = lambda: None
         self.on_read: Callable[[str, Known], None] = lambda _page, _known: None
+        # Gives what is known of these pages now, to be told again where the lines that told of them may be gone.
+        self.known_of: Callable[[Iterable[str]], list[tuple[str, Known]]] = lambda _pages: []
         self._always_sync = fsync == "always"
         self._every_second = fsync == "everysec"
         self._max_bytes, self._max_pages = max_bytes, max_pages
@@ -208,16 +210,19 @@ class WriteBuffer:
             self._dirty = True
         return counts
 
-    def tell(self, reads: Sequence[tuple[str, Known]]) -> bool:
+    def tell(self, reads: Sequence[tuple[str, Known]], *, mending: bool = False) -> bool:
         """Append what was read of pages' stored counts, and follow it; tell whether all processes can know it now.
 
-        Never raises: reads take no more than a share of what the journal may have, and none where the disk fails.
+        Never raises: reads take no more than a share of what the journal may have, and none where the disk fails or
+        the journal is in doubt. `mending`: the caller has just begun a segment that is not.
         """
         data = b"".join(starmap(read_line, reads))
         pages = {page for page, _ in reads}
         # Again if they came behind a seal, where nothing counts.
         for _ in range(_TELL_TRIES):
-            if self.halted or self.offset + self._other_bytes + len(data) > self._max_bytes // _READS_SHARE:
+            if self.halted and not mending:
+                return False
+            if self.offset + self._other_bytes + len(data) > self._max_bytes // _READS_SHARE:
                 return False
             try:
                 segment = self.tables.current.last

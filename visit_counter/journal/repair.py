@@ -52,6 +52,7 @@ class Mending:
         self.doubtful: dict[Segment, Content | None] = {}
         self._unsynced: set[Segment] = set()  # those of them whose bytes may not be on the disk
         self._looked_at: dict[Segment, tuple[int, int, int]] = {}  # waiting files that were as they must be
+        self._told_again: set[Segment] = set()  # those of them whose lines `read` were told again
         self._reason = ""  # for which visits are refused
         self._notes: list[str] = []  # of damage, that are not on the disk yet
         self.locked = False  # this process holds the flush lock for mending
@@ -164,6 +165,7 @@ class Mending:
                     self.doubtful.setdefault(segment, None)
                 self._unsynced |= journal.find_doubtful()
                 todo = [(segment, content or self._known(segment)) for segment, content in self.doubtful.items()]
+                self._tell_again()
             for segment, mine in todo:
                 if mine is not None and self._restore(segment, mine, state):
                     reason = self._reason or f"journal segment {segment.last} was removed or changed"
@@ -182,6 +184,17 @@ class Mending:
             if not self.doubtful:
                 self._reason = ""
                 buffer.resume()
+
+    def _tell_again(self) -> None:
+        """Tell in the current segment what the doubtful ones say of stored counts: others may not have followed so far.
+
+        Once for each, and before they are written anew without such lines. The locks are held.
+        """
+        new = self.doubtful.keys() - self._told_again
+        tables = [table for table in self._buffer.tables.sealed if Segment(table.first, table.last) in new]
+        if reads := self._buffer.known_of(sorted({page for table in tables for page in table.told})):
+            self._buffer.tell(reads, mending=True)
+        self._told_again = set(self.doubtful)
 
     def _restore_home(self) -> State:
         """Put the writer's id and the state back if they are gone; return the state. The locks are held."""

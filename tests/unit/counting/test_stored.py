@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from typing import TYPE_CHECKING
 
@@ -57,6 +58,24 @@ def test_a_reader_of_two_workers_sees_no_count_go_down_while_another_host_counts
     host.clock.now += 3
     assert first.count("a") == Answer(10, NAMES[0])
     assert second.answer([Ask(False, "a"), Ask(True, "a")]) == [Answer(11, "in_memory"), Answer(11, NAMES[0])]
+
+
+def test_what_one_worker_has_read_is_told_again_after_the_segment_that_told_it_was_cut(host: Host, other: Host) -> None:
+    first, second = host.process(), host.process()
+    assert second.count("a").visits == 0
+    host.clock.now += 3
+    assert first.count("a").visits == second.count("a").visits == 0
+    visit(other, "a", 10)
+    host.clock.now += 3
+    second.count("b")
+    second.count("a")  # the time of what it knows of the page begins anew
+    first.stored.cache.expire()
+    visit(other, "a", 5)
+    assert first.count("a").visits == 15
+    os.truncate(host.journal.path / host.journal.segments()[-1].name, 0)
+    first.tick()
+    second.tick()
+    assert second.answer([Ask(False, "a")]) == [Answer(15, "in_memory")]
 
 
 def test_with_a_shard_away_every_worker_answers_what_any_has_read_or_counted(
