@@ -517,7 +517,8 @@ class World:
             return
         self.copied = True
         path = f"{self.directory}/{len(self.hosts)}"
-        shutil.copytree(host.path, path)
+        # Without the names under which the simulated disk keeps what a power loss may bring back.
+        shutil.copytree(host.path, path, ignore=shutil.ignore_patterns("*.kept*"))
         copy = Host(self, path)
         copy.disk.all_synced(path)
         self.hosts.append(copy)

@@ -230,6 +230,11 @@ class StoredCounts:
             if not pages:
                 return found
             stored = self._ask(pages)
+            if self.buffer.is_renamed():
+                # Under the id that was asked for, a shard says nothing of what was sent under the new one.
+                self.buffer.tick(self.rebase)
+                retained = None
+                continue
             with self.buffer.lock:
                 # What others have told since; and a flush seals a segment before its token is in a shard.
                 self.buffer.catch_up()

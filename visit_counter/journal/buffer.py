@@ -253,6 +253,12 @@ class WriteBuffer:
         """Tell whether a segment is sealed, as far as this process has followed the journal."""
         return segment.last < self.tables.current.last
 
+    def is_renamed(self) -> bool:
+        """Tell whether a flush may have gone on under another writer's id than `writer`. Reads files; takes no lock."""
+        with suppress(JournalError):
+            return self.journal.state_version() != self._state_version and self.journal.writer != self.writer
+        return False
+
     def refusal(self) -> str | None:
         """Tell why a visit could not be accepted now: a limit, or the last append or sync failed. Else None."""
         return self._limit_reached(_LINE_BYTES) or self.failed or None
@@ -394,7 +400,8 @@ class WriteBuffer:
             return
         self.state = state
         self.included_to = max(self.included_to, self.state.floor)
-        self.writer = self.journal.writer
+        # Under a new id nothing is sent before the state says so.
+        self.writer = self.state.writer or self.journal.writer
 
     # -- following the file --------------------------------------------------------------------------------------
 

@@ -200,6 +200,23 @@ def test_a_copied_journal_makes_no_count_go_down_before_the_clash_is_found(
     copy.close()
 
 
+def test_a_read_right_after_the_flush_of_a_copied_journal_took_a_new_id_counts_nothing_twice(
+    tmp_path: Path, host: Host, shard: Watched
+) -> None:
+    visit(host, "a", 4)
+    visit(host, "b", 1)
+    shutil.copytree(host.journal.path, tmp_path / "copy" / "journal")
+    copy = Host(tmp_path / "copy", [shard])
+    first, second = copy.process(), copy.process()
+    host.counters[0].record("b")
+    host.flusher.flush()
+    first.record("a")
+    copy.flusher.flush()  # finds the clash, and sends the visit under a new id
+    copy.clock.now += 6
+    assert [counter.count("a").visits for counter in (first, second)] == [5, 5]
+    copy.close()
+
+
 def test_what_cannot_be_told_is_not_believed_of_a_known_page_and_read_each_time_of_another(
     host: Host, other: Host, shard: Watched, monkeypatch: pytest.MonkeyPatch
 ) -> None:
