@@ -67,7 +67,7 @@ class Shard:
         for page in self.unsound:
             name = aside(page)
             before = {page: self.counts.get(page, 0), name: self.counts.get(name, 0)}
-            self._note(before, ("", 0), NO_WATERMARK)
+            self._note(before, ("", 0), NO_WATERMARK, page)
             self.counts |= {page: before[page] + before[name], name: 0}
         self.unsound.clear()
         self.blocked.clear()
@@ -78,12 +78,13 @@ class Shard:
         self.losses[partition] = before + by
         self._log.append(lambda: self.losses.update({partition: before}))
 
-    def _note(self, counts: dict[str, int], key: Key, mark: str) -> None:
-        """Remember what a change replaced."""
+    def _note(self, counts: dict[str, int], key: Key, mark: str, *unsound: str) -> None:
+        """Remember what a change replaced, and which pages were unsound before it."""
 
         def undo() -> None:
             self.counts |= counts
             self.marks[key] = mark
+            self.unsound.update(unsound)
 
         self._log.append(undo)
 
