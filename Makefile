@@ -25,8 +25,8 @@ check: $(BIN)/ruff  ## lint, formatting and types
 test: $(BIN)/ruff  ## the whole suite, as the README has it
 	$(BIN)/pytest
 
-test-fast: $(BIN)/ruff  ## the tests that take no server, some ten seconds
-	$(BIN)/pytest --no-cov -q tests/unit
+test-fast: $(BIN)/ruff  ## the tests that need no servers or hardly any time, under a minute
+	$(BIN)/pytest --no-cov -q -m "not slow"
 
 bench: $(BIN)/ruff  ## requests a second against webdis and gthread (needs wrk and webdis; about five minutes)
 	$(BIN)/python -m tests.performance.worker

@@ -5,17 +5,20 @@ from __future__ import annotations
 import os
 import signal
 from contextlib import ExitStack
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 from coverage import Coverage
 
+from tests.support.progress import Progress
 from tests.support.servers import GunicornServer, ValkeyServer
 from visit_counter.config.settings import Settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
+
+QUICK_FOLDER = Path(__file__).parent / "unit"
 
 
 def is_whole_suite(config: pytest.Config) -> bool:
@@ -34,12 +37,27 @@ def let_children_be_interrupted() -> None:
         signal.signal(signal.SIGINT, lambda *_: None)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add what `tests.support.progress` can be told."""
+    parser.addoption("--keep-durations", action="store_true", help="write what the tests took to tests/durations.json")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark as slow what needs servers, but for modules and tests that are marked as quick."""
+    for item in items:
+        if not item.path.is_relative_to(QUICK_FOLDER) and item.get_closest_marker("quick") is None:
+            item.add_marker(pytest.mark.slow)
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Measure coverage where the whole suite runs: a part of it covers a part, and a benchmark is not to be slowed.
 
     pytest-cov has started by now, because of the `--cov` in pyproject.toml: only so does it see what is imported here.
     """
     let_children_be_interrupted()
+    reporter = config.pluginmanager.get_plugin("terminalreporter")
+    if isinstance(reporter, pytest.TerminalReporter):
+        config.pluginmanager.register(Progress(reporter, keep=config.option.keep_durations))
     measuring = config.pluginmanager.get_plugin("_cov")
     asked = any(argument.startswith("--cov") for argument in config.invocation_params.args)
     if measuring is not None and not asked and not is_whole_suite(config):
@@ -47,6 +65,17 @@ def pytest_configure(config: pytest.Config) -> None:
         if (coverage := Coverage.current()) is not None:
             coverage.stop()
         os.environ.pop("COVERAGE_PROCESS_CONFIG", None)
+
+
+@pytest.fixture
+def uncovered() -> Iterator[None]:
+    """Measure no coverage meanwhile: tracing would be a part of the time that a test measures."""
+    coverage = Coverage.current()
+    if coverage is not None:
+        coverage.stop()
+    yield
+    if coverage is not None:
+        coverage.start()
 
 
 @pytest.fixture

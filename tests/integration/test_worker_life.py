@@ -19,7 +19,7 @@ from typing import Self
 import pytest
 
 from tests.support.gunicorn_server import ROOT, STUB, Server, wait_until
-from tests.support.servers import listening
+from tests.support.servers import listening, process_state
 
 
 def written(file: Path) -> bool:
@@ -102,6 +102,9 @@ def test_kept_connections_are_shared_among_idle_workers(tmp_path: Path, at_first
             server.signal(signal.SIGTTIN)
 
         def visit() -> list[str]:
+            # A worker that the machine has not let run yet is not idle, and the kernel gives it nothing.
+            known = set(log.read_text().split()) if log.exists() else set()
+            wait_until(lambda: all(process_state(int(pid[1:-1])) == "S" for pid in known), "the workers rest")
             server.client().ask("GET", "/visits/a").answer()
             return log.read_text().split()
 

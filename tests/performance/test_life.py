@@ -1,4 +1,7 @@
-"""The benchmark of the whole cost of a visit works: each of its rows, in a short version. Speeds are not judged."""
+"""The benchmark of the whole cost of a visit works: its rows, in a short version. Speeds are not judged.
+
+In the whole suite a few rows stand for all, one of each kind; `pytest tests/performance/test_life.py` tries them all.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +12,15 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.conftest import is_whole_suite
 from tests.performance import processes
 from tests.performance.life.__main__ import ROWS, Row, measure
 from tests.performance.life.bench import SHORT
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+IN_THE_WHOLE_SUITE = ("first", "distinct", "worker", "start")
 
 
 @pytest.fixture(autouse=True)
@@ -28,7 +34,9 @@ def nothing_left(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
-def test_a_row_measures_figures_against_goals(row: Row) -> None:
+def test_a_row_measures_figures_against_goals(row: Row, pytestconfig: pytest.Config) -> None:
+    if row.name not in IN_THE_WHOLE_SUITE and is_whole_suite(pytestconfig):
+        pytest.skip("in the whole suite a few rows stand for all")
     if row.missing:
         pytest.skip(row.missing)
     lines = measure(row, SHORT)

@@ -36,7 +36,7 @@ class Effort(NamedTuple):
     tolerance: float
 
 
-FULL, SHORT = Effort(turns=3, seconds=2.0, tolerance=0.8), Effort(turns=1, seconds=0.3, tolerance=0.5)
+FULL, SHORT = Effort(turns=3, seconds=2.0, tolerance=0.8), Effort(turns=3, seconds=0.2, tolerance=0.4)
 
 
 @pytest.fixture

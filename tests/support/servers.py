@@ -50,12 +50,20 @@ def listening(port: int) -> bool:
         return client.connect_ex(("127.0.0.1", port)) == 0
 
 
+def process_state(pid: int) -> str:
+    """Return the state of a process's first thread: S where it sleeps, R where it runs or could, Z, and so on.
+
+    Nothing where there is no such process.
+    """
+    try:
+        return Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()[0]
+    except OSError:
+        return ""
+
+
 def process_runs(pid: int) -> bool:
     """Tell whether a process exists and is no zombie."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
+    return process_state(pid) not in ("", "Z")
 
 
 class ValkeyServer:

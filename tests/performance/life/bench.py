@@ -32,6 +32,7 @@ class Effort(NamedTuple):
 
     turns: int = 3
     requests: float = 5  # one turn of a row that asks as fast as it can
+    warm_up: float = 1  # before it: what is slow only at first is not measured
     flush_every: float = 60  # as the service has it by default
     zipf: tuple[float, float] = (30, 60)  # before, so that a flush is in the turn; the turn
     life: tuple[float, float] = (54, 70)  # before the first flush; a turn with two flushes
@@ -45,7 +46,7 @@ class Effort(NamedTuple):
     settle: float = 5  # until an idle service is really idle
 
 
-SHORT = Effort(1, 1, 3, (0, 1), (1, 5), 2, 0.5, 1, 2_000, 5_000, 2_000, 2_000, 0.5)
+SHORT = Effort(1, 1, 0, 3, (0, 1), (1, 5), 2, 0.5, 1, 2_000, 5_000, 2_000, 2_000, 0.5)
 
 
 class Line(NamedTuple):
@@ -168,8 +169,9 @@ class Bench:
 
     # -- turns -------------------------------------------------------------------------------------------------------
 
-    def turn(self, system: System, requests: wrk.Requests, seconds: float, warm_up: float = 1) -> Turn:
-        """Ask a system as fast as it answers; what is slow only at first is not measured."""
+    def turn(self, system: System, requests: wrk.Requests, seconds: float, warm_up: float | None = None) -> Turn:
+        """Ask a system as fast as it answers; not measured are `warm_up` seconds before, by default the effort's."""
+        warm_up = self.effort.warm_up if warm_up is None else warm_up
         with self.own_folder() as folder:
             if warm_up:
                 first = requests._replace(path=system.path, pages="turn" if requests.pages == "new" else requests.pages)
