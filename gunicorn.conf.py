@@ -1,69 +1,11 @@
-"""gunicorn's configuration. Its own options go over this file: `-b`, `-w`, GUNICORN_CMD_ARGS."""
+"""The configuration that `gunicorn` finds when it is started here: the package's own, for both ways to start it."""
 
-import os
+import runpy
 import sys
 from pathlib import Path
-from typing import Any
 
+_HERE = Path(__file__).resolve().parent
 # gunicorn reads this file before it looks for the app, and from a script in another directory.
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-
-from visit_counter.server import life as gunicorn_life
-from visit_counter.server import options as gunicorn_options
-from visit_counter.server import startup
-
-settings = startup.load_settings()
-
-bind = "127.0.0.1:8000"
-worker_class = startup.worker_class()
-logger_class = "visit_counter.server.log.Logger"
-threads = 4
-worker_connections = gunicorn_life.worker_connections()
-with startup.told_in_one_line():
-    gunicorn_options.check_worker_class(worker_class, os.environ, sys.argv[1:])
-    workers = startup.worker_count(settings, os.environ)
-# Seconds: for the requests under way and the last flush.
-graceful_timeout = 30
-# A thread in the master, and a socket file that two services of one user would share.
-control_socket_disable = True
-
-
-def on_starting(server: Any) -> None:
-    """Check everything and start the embedded shards, in the master."""
-    inherited = server.cfg.reuse_port or {"GUNICORN_FD", "LISTEN_FDS"} & os.environ.keys()
-    with startup.told_in_one_line():
-        warnings = startup.prepare(settings, server.cfg.workers, [] if inherited else server.cfg.address)
-    for warning in warnings:
-        server.log.warning(warning)
-    gunicorn_life.refuse_in_json()
-    gunicorn_life.end_while_booting()
-    gunicorn_life.guard_reload(server, settings)
-
-
-def when_ready(server: Any) -> None:
-    """Say where the service is."""
-    for line in startup.start_log(settings, server.cfg.address):
-        server.log.info(line)
-
-
-def post_worker_init(worker: Any) -> None:
-    """Open journal and connections, after the fork."""
-    gunicorn_life.bound_gthread(worker)
-    startup.start_service(worker.wsgi)
-
-
-def worker_int(worker: Any) -> None:  # noqa: ARG001 - gunicorn passes it
-    """Let the first Ctrl-C or SIGQUIT be the last signal of a worker."""
-    startup.ignore_signals()
-
-
-def worker_exit(server: Any, worker: Any) -> None:
-    """Flush a last time. gunicorn also calls this in the master, where the worker has no app."""
-    startup.stop_service(getattr(worker, "wsgi", None))
-    if os.getpid() != server.pid:
-        gunicorn_life.leave_threads()
-
-
-def on_exit(server: Any) -> None:  # noqa: ARG001 - gunicorn passes it
-    """End the embedded shards, after the last worker."""
-    startup.clean_up()
+sys.path.insert(0, str(_HERE))
+# Not an import: gunicorn reads its configuration anew on SIGHUP, and a module is executed once.
+globals().update(runpy.run_path(str(_HERE / "visit_counter" / "server" / "gunicorn_conf.py")))

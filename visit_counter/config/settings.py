@@ -28,7 +28,10 @@ PROFILES = ("basic", "redis", "cached", "batched", "sharded")
 # Profiles that keep or cache their numbers in one process: a second worker would answer with other numbers.
 SINGLE_PROCESS_PROFILES = ("basic", "cached")
 FSYNC_POLICIES = ("always", "everysec", "os")
-CONFIG_DIR = Path(__file__).resolve().parent.parent.parent / "config"
+
+_HERE = Path(__file__).resolve().parent
+# An installed package has the files of the folder config/ with it; in a checkout there is that folder itself.
+CONFIG_DIR = _HERE / "defaults" if (_HERE / "defaults").is_dir() else _HERE.parent.parent / "config"
 
 _PREFIX = "VISITS_"
 

@@ -1,6 +1,6 @@
 """What the service adds to the life of gunicorn's processes: room, a careful reload, a stop that takes seconds.
 
-Called by gunicorn.conf.py's hooks, in the master and in every class of worker.
+Called by gunicorn_conf.py's hooks, in the master and in every class of worker.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gunicorn import util
@@ -22,6 +23,7 @@ from visit_counter.config.settings import Settings
 from visit_counter.errors import StartupError
 from visit_counter.model.problems import problem
 from visit_counter.private_files import check_data_dir
+from visit_counter.server.serve import program_of
 from visit_counter.server.startup import check_shards
 
 if TYPE_CHECKING:
@@ -63,7 +65,7 @@ def guard_reload(server: Any, settings: Settings) -> None:
     reload: Callable[[], None] = server.handle_hup
 
     def reload_if_right() -> None:
-        wrong = _wrong_configuration(server.START_CTX["cwd"], settings)
+        wrong = _wrong_configuration(program_of(server.app), server.START_CTX["cwd"], settings)
         if wrong:
             server.log.error("SIGHUP: the new configuration is wrong, the service goes on with the old one: %s", wrong)
         else:
@@ -72,11 +74,11 @@ def guard_reload(server: Any, settings: Settings) -> None:
     server.handle_hup = reload_if_right
 
 
-def _wrong_configuration(directory: str, running: Settings) -> str:
+def _wrong_configuration(program: str, directory: str, running: Settings) -> str:
     """Return what is wrong with the configuration as it is on the disk now, or an empty text."""
     # A process of its own: nothing that is read for the check stays in the master. Not sys.argv[0]: that may be a file
     # of gunicorn's own, from which Python would find gunicorn's `http` in place of the library's.
-    command = [sys.executable, "-m", "gunicorn", *sys.argv[1:], "--check-config"]
+    command = [sys.executable, "-m", program, *sys.argv[1:], "--check-config"]
     environ = {name: text for name, text in os.environ.items() if name not in ("GUNICORN_PID", "GUNICORN_FD")}
     try:
         checked = subprocess.run(
@@ -85,11 +87,20 @@ def _wrong_configuration(directory: str, running: Settings) -> str:
     except subprocess.TimeoutExpired:
         return f"reading it takes more than {_CHECK_SECONDS:.0f} s"
     if checked.returncode:
-        return checked.stderr.strip() or f"gunicorn --check-config ends with status {checked.returncode}"
+        return checked.stderr.strip() or f"{program} --check-config ends with status {checked.returncode}"
     try:
         return _wrong_settings(Settings.load(os.environ), running)
     except StartupError as error:
         return str(error)
+
+
+def start_again_by_name(server: Any) -> None:
+    """Let SIGUSR2 start `python -m` as it was started; gunicorn would run the file behind the name as a script.
+
+    Python then looks for modules in that file's folder first, and finds gunicorn's `http` in place of the library's.
+    """
+    if Path(sys.argv[0]).name == "__main__.py":
+        server.START_CTX["args"] = [sys.executable, "-m", program_of(server.app), *sys.argv[1:]]
 
 
 def _wrong_settings(new: Settings, running: Settings) -> str:

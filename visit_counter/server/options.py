@@ -1,4 +1,4 @@
-"""What gunicorn is told on its command line, checked before gunicorn does it; gunicorn.conf.py calls this."""
+"""What gunicorn is told on its command line, checked before gunicorn does it; gunicorn_conf.py calls this."""
 
 from __future__ import annotations
 

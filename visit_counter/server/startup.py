@@ -1,4 +1,4 @@
-"""What happens before the first worker starts and after the last one ended; gunicorn.conf.py calls it.
+"""What happens before the first worker starts and after the last one ended; gunicorn_conf.py calls it.
 
 Everything that would stop the service is found here, in the master, and told in one line for a person.
 """
@@ -31,7 +31,7 @@ DEFAULT_WORKERS = 2
 # gunicorn's status of a worker that cannot start: its master ends then, and does not try for ever.
 _WORKER_BOOT_ERROR = 3
 
-# Of this process. Not in gunicorn.conf.py, which gunicorn reads again on SIGHUP.
+# Of this process. Not in gunicorn_conf.py, which gunicorn reads again on SIGHUP.
 _embedded: list[EmbeddedShards] = []
 _loaded: list[Settings] = []
 
