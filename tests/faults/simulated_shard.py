@@ -9,6 +9,7 @@ from random import Random
 from typing import TYPE_CHECKING
 
 from visit_counter.errors import StoreRefusedError, StoreUnavailableError
+from visit_counter.model.visits import Tally
 from visit_counter.shards.contract import (
     NO_WATERMARK,
     NOT_A_PARTITION,
@@ -203,7 +204,7 @@ class ShardClient(Store):
                 present = shard.marks.get((writer, partition), NO_WATERMARK)
                 if present != mark and not (is_token(present) and segment_of(present) > segment_of(mark)):
                     return False
-                shard.execute(writer, Batch(partition, present, present, {}))
+                shard.execute(writer, Batch(partition, present, present, Tally()))
                 self._offset = shard.changes
         shard.sync(self._offset)
         self._vouched.clear()

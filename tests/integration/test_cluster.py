@@ -14,6 +14,7 @@ from tests.support.redis_servers import LossyProxy, Server, free_port, wait_unti
 from tests.support.under_load import PAGES, load
 from visit_counter.config.settings import Shard
 from visit_counter.errors import StoreError, StoreRefusedError, StoreUnavailableError
+from visit_counter.model.visits import Tally
 from visit_counter.shards.check import check_shard, warnings_of
 from visit_counter.shards.cluster.slots import SLOT_OF
 from visit_counter.shards.cluster.store import ClusterStore
@@ -58,7 +59,7 @@ def store(cluster: Cluster) -> Iterator[ClusterStore]:
 
 def home_batch(number: int) -> Batch:
     """Return the batch that takes page `home` from segment number - 1 to number."""
-    return Batch(HOME, f"{number - 1}:a" if number > 1 else "", f"{number}:a", {"home": 1})
+    return Batch(HOME, f"{number - 1}:a" if number > 1 else "", f"{number}:a", Tally({"home": 1}))
 
 
 def other_primary(cluster: Cluster, server: Server) -> Server:
@@ -122,7 +123,7 @@ def test_a_server_is_up_and_its_pages_are_counted_while_a_slot_leaves_it(
     cluster: Cluster, store: ClusterStore, with_key: bool
 ) -> None:
     pages = [f"page/{at}" for at in range(PARTITIONS)]
-    store.apply("writer", [Batch(at, "", "1:a", {page: 1}) for at, page in enumerate(pages)])
+    store.apply("writer", [Batch(at, "", "1:a", Tally({page: 1})) for at, page in enumerate(pages)])
     source, target = begin_move(cluster, with_key=with_key)
     try:
         rows = store.look("writer", range(PARTITIONS), strays=True)
@@ -159,7 +160,7 @@ def test_a_server_vouches_only_for_what_it_was_sent_itself(cluster: Cluster, sto
         with closing(patient(cluster.shard)) as another:
             assert another.watermarks("writer", [HOME]) == ["1:a"]
             (chosen,) = another.one_per_server([HOME])
-            assert another.apply("writer", [Batch(chosen, "1:a", "1:a", {})]) == [Applied(HOME, "1:a")]
+            assert another.apply("writer", [Batch(chosen, "1:a", "1:a", Tally())]) == [Applied(HOME, "1:a")]
             assert another.persist(5) is False
     finally:
         cluster.move_slot(SLOT, source, target)
@@ -176,7 +177,9 @@ def test_a_slot_that_nobody_has_is_the_trouble_of_its_partitions_alone(cluster: 
             assert PARTITIONS - 3 <= len(found) < PARTITIONS
             assert HOME not in found
             assert [error.store for error in errors] == ["cluster"] * len(errors)
-            results = store.apply("writer", [Batch(at, "", "1:a", {f"page/{at}": 1}) for at in range(PARTITIONS)])
+            results = store.apply(
+                "writer", [Batch(at, "", "1:a", Tally({f"page/{at}": 1})) for at in range(PARTITIONS)]
+            )
             assert {result.partition for result in results if result.error} == set(range(PARTITIONS)) - found.keys()
             # The servers that said so are not taken for away.
             assert not any(store.is_away(page) for page in PAGES if partition_of(page) in found)
@@ -230,7 +233,7 @@ def test_a_primary_that_is_gone_with_its_replica_leaves_the_other_slots_as_they_
     assert store.ping() is True
     replica.kill()
     primary.kill()
-    results = store.apply("writer", [Batch(partition, "", "1:a", {"x": 1}) for partition in range(PARTITIONS)])
+    results = store.apply("writer", [Batch(partition, "", "1:a", Tally({"x": 1})) for partition in range(PARTITIONS)])
     lost = {result.partition for result in results if result.error is not None}
     assert HOME in lost
     assert PARTITIONS / 4 < len(lost) < PARTITIONS / 2
@@ -292,7 +295,7 @@ def test_what_a_promoted_replica_lacks_is_not_called_persisted_until_it_is_sent_
     promoted.call("HDEL", f"visits:{{{HOME}}}", "\twriter")  # as if it had never received it
     cluster.move_slot(SLOT, promoted, other_primary(cluster, promoted))
     assert store.persist(1) is False
-    assert store.apply("writer", [Batch(HOME, "", "2:a", {"home": 1})]) == [Applied(HOME, "2:a")]
+    assert store.apply("writer", [Batch(HOME, "", "2:a", Tally({"home": 1}))]) == [Applied(HOME, "2:a")]
     assert store.persist(5) is True
 
 
@@ -369,7 +372,7 @@ def test_an_add_whose_reply_is_lost_is_sent_once_and_reported_unknown(
 
 def test_each_server_is_looked_at_with_its_partitions_and_pages(cluster: Cluster, store: ClusterStore) -> None:
     for writer in ("writer", "other"):
-        store.apply(writer, [Batch(at, "", "1:a", {f"page/{at}": 1}) for at in range(PARTITIONS)])
+        store.apply(writer, [Batch(at, "", "1:a", Tally({f"page/{at}": 1})) for at in range(PARTITIONS)])
     rows = store.look("writer", range(PARTITIONS))
     assert sorted(row.address for row in rows) == sorted(f"127.0.0.1:{each.port}" for each in cluster.primaries())
     assert sum(row.partitions for row in rows) == PARTITIONS

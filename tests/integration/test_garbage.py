@@ -12,6 +12,7 @@ from tests.support.fake_shards import GARBAGE, FakeShard
 from tests.support.redis_servers import Server, wait_until
 from visit_counter.config.settings import Shard
 from visit_counter.errors import RebalanceError, StoreError, StoreRefusedError, StoreUnavailableError
+from visit_counter.model.visits import Tally
 from visit_counter.shards.check import check_shard
 from visit_counter.shards.cluster.store import ClusterStore
 from visit_counter.shards.contract import Batch, Store
@@ -22,7 +23,7 @@ from visit_counter.shards.ring import PARTITIONS, partition_of
 from visit_counter.shards.router import ShardedStore
 
 HOME = partition_of("home")
-BATCH = Batch(HOME, "", "1:a", {"home": 1})
+BATCH = Batch(HOME, "", "1:a", Tally({"home": 1}))
 
 CALLS: dict[str, Callable[[RedisStore | ClusterStore], object]] = {
     "read": lambda store: store.read("w", ["home", "other"]),

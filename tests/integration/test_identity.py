@@ -14,6 +14,7 @@ from tests.support.proxy import Proxy
 from tests.support.redis_servers import Server, wait_until
 from visit_counter.config.settings import Settings, Shard
 from visit_counter.errors import RebalanceError, StartupError, StoreUnavailableError
+from visit_counter.model.visits import Tally
 from visit_counter.server.startup import tell_of_other_shards
 from visit_counter.shards.contract import Batch, Stored
 from visit_counter.shards.redis.store import RedisStore
@@ -69,7 +70,7 @@ def fill(store: ShardedStore) -> list[Stored]:
     visits: dict[int, dict[str, int]] = {}
     for page in PAGES:
         visits.setdefault(partition_of(page), {})[page] = 1
-    applied = store.apply("writer", [Batch(partition, "", "1:a", pages) for partition, pages in visits.items()])
+    applied = store.apply("writer", [Batch(partition, "", "1:a", Tally(pages)) for partition, pages in visits.items()])
     assert {result.error for result in applied} == {None}
     return store.read("writer", PAGES)
 
@@ -109,7 +110,7 @@ def test_swapped_addresses_are_refused_before_anything_is_read_or_written(
     for call in (lambda: host.read("writer", [OF_A]), lambda: host.add(OF_B, 1)):
         with pytest.raises(StoreUnavailableError, match="is not this shard"):
             call()
-    (applied,) = host.apply("writer", [Batch(partition_of(OF_A), "1:a", "2:a", {OF_A: 1})])
+    (applied,) = host.apply("writer", [Batch(partition_of(OF_A), "1:a", "2:a", Tally({OF_A: 1}))])
     assert applied.error is not None
     assert host.ping_each() == {"a": False, "b": False}
     assert host.reasons().keys() == {"a", "b"}

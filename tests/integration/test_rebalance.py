@@ -21,6 +21,7 @@ from tests.support.servers import REPOSITORY
 from visit_counter import steps
 from visit_counter.config.settings import Shard
 from visit_counter.errors import PartitionMovedError, RebalanceError, StoreError, StoreRefusedError
+from visit_counter.model.visits import Tally
 from visit_counter.shards.contract import Batch, Stored
 from visit_counter.shards.rebalance import moving
 from visit_counter.shards.rebalance.moving import Place
@@ -104,7 +105,7 @@ def fill(store: ShardedStore) -> list[Stored]:
     visits: dict[int, dict[str, int]] = {}
     for number, page in enumerate(PAGES):
         visits.setdefault(partition_of(page), {})[page] = number + 1
-    applied = store.apply("writer", [Batch(partition, "", "1:a", pages) for partition, pages in visits.items()])
+    applied = store.apply("writer", [Batch(partition, "", "1:a", Tally(pages)) for partition, pages in visits.items()])
     assert {result.error for result in applied} == {None}
     return store.read("writer", PAGES)
 
@@ -171,7 +172,7 @@ def test_a_host_with_the_old_list_refuses_what_has_moved_and_serves_the_rest(
     found, failures = old.watermarks_of_reachable("writer", range(PARTITIONS))
     assert found.keys() == {partition for partition in range(PARTITIONS) if owners[partition] != "c"}
     assert failures
-    batches = [Batch(partition_of(page), "1:a", "2:b", {page: 1}) for page in (moved[0], here[0])]
+    batches = [Batch(partition_of(page), "1:a", "2:b", Tally({page: 1})) for page in (moved[0], here[0])]
     assert [bool(result.error) for result in old.apply("writer", batches)] == [True, False]
     assert opened(shards).read("writer", moved[:1]) == [stored[PAGES.index(moved[0])]]
 
@@ -273,16 +274,16 @@ def test_a_partition_on_its_way_is_read_where_it_is_held_and_takes_no_visit(
     servers: list[Server], shards: list[Shard]
 ) -> None:
     with closing(RedisStore(shards[0], read_seconds=5)) as store:
-        store.apply("writer", [Batch(partition_of("home"), "", "1:a", {"home": 7})])
+        store.apply("writer", [Batch(partition_of("home"), "", "1:a", Tally({"home": 7}))])
         store.run([moving.freeze(partition_of("home"), Place("moving", "b", "run"))])
         assert store.read("writer", ["home"]) == [Stored(7, "1:a")]
         assert store.watermarks("writer", [partition_of("home")]) == ["1:a"]
-        (applied,) = store.apply("writer", [Batch(partition_of("home"), "1:a", "2:a", {"home": 1})])
+        (applied,) = store.apply("writer", [Batch(partition_of("home"), "1:a", "2:a", Tally({"home": 1}))])
         assert applied.error == "a partition is being moved; the next flush brings its visits"
         with pytest.raises(StoreRefusedError, match="is being moved"):
             store.add("home", 1)
         store.run([moving.bury(partition_of("home"), Place("moving", "b", "run"))])
-        (applied,) = store.apply("writer", [Batch(partition_of("home"), "1:a", "2:a", {"home": 1})])
+        (applied,) = store.apply("writer", [Batch(partition_of("home"), "1:a", "2:a", Tally({"home": 1}))])
         assert applied.moved_to == "b"
         for call in (
             lambda: store.add("home", 1),
@@ -299,7 +300,7 @@ def test_what_was_applied_before_a_partition_moved_does_not_keep_others_from_bei
 ) -> None:
     at = partition_of("home")
     with closing(RedisStore(shards[0], read_seconds=5)) as store:
-        store.apply("writer", [Batch(at, "", "1:a", {"home": 7}), Batch(at + 1, "", "1:a", {})])
+        store.apply("writer", [Batch(at, "", "1:a", Tally({"home": 7})), Batch(at + 1, "", "1:a", Tally())])
         store.run([moving.freeze(at, Place("moving", "b", "run"))])
         store.close()
         assert store.persist(5) is False
@@ -363,7 +364,9 @@ def test_nothing_is_read_or_written_until_it_is_known_which_shards_have_the_coun
     page = next(page for page in PAGES if Ring("abc").shard_of(partition_of(page)) == "c")
     with pytest.raises(StoreError, match="unknown"):
         host.read("writer", [page])
-    assert all(result.error for result in host.apply("writer", [Batch(partition_of(page), "", "1:a", {page: 1})]))
+    assert all(
+        result.error for result in host.apply("writer", [Batch(partition_of(page), "", "1:a", Tally({page: 1}))])
+    )
     assert host.watermarks_of_reachable("writer", [1])[1]
     assert raw(servers[2]) == {}
 

@@ -14,6 +14,7 @@ import pytest
 from tests.support.redis_servers import LossyProxy, Server, free_port, wait_until
 from visit_counter.config.settings import Shard
 from visit_counter.errors import StoreError, StoreRefusedError, StoreUnavailableError
+from visit_counter.model.visits import Tally
 from visit_counter.shards.contract import NOT_A_PARTITION, Applied, Batch, Store, Stored
 from visit_counter.shards.memory import MemoryStore
 from visit_counter.shards.redis.breaker import Breaker
@@ -33,7 +34,7 @@ def patient(shard: Shard, breaker: Breaker | None = None) -> RedisStore:
 
 def home_batch(number: int, visits: int = 1) -> Batch:
     """Return the batch that takes page `home` from segment number - 1 to number."""
-    return Batch(HOME, f"{number - 1}:a" if number > 1 else "", f"{number}:a", {"home": visits})
+    return Batch(HOME, f"{number - 1}:a" if number > 1 else "", f"{number}:a", Tally({"home": visits}))
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +84,7 @@ def test_a_count_that_is_no_number_holds_up_no_other_page_and_its_visits_are_set
     bad = pages[position]
     server.call("HSET", "visits:{5}", bad, value)
     for number in (1, 2):
-        batch = Batch(5, "" if number == 1 else "1:a", f"{number}:a", dict.fromkeys(pages, 1))
+        batch = Batch(5, "" if number == 1 else "1:a", f"{number}:a", Tally(dict.fromkeys(pages, 1)))
         assert store.apply("writer", [batch]) == [Applied(5, f"{number}:a", aside=(bad,))]
     stored = server.call("HGETALL", "visits:{5}")
     assert isinstance(stored, dict)
@@ -95,16 +96,16 @@ def test_a_count_that_is_no_number_holds_up_no_other_page_and_its_visits_are_set
     }
     # Mended by a person, they are counted with the next visit.
     server.call("HSET", "visits:{5}", bad, "100")
-    assert store.apply("writer", [Batch(5, "2:a", "3:a", {bad: 1})]) == [Applied(5, "3:a")]
+    assert store.apply("writer", [Batch(5, "2:a", "3:a", Tally({bad: 1}))]) == [Applied(5, "3:a")]
     assert server.call("HMGET", "visits:{5}", bad, "\taside", f"\taside\t{bad}") == ["103", "0", "0"]
 
 
 def test_visits_of_several_pages_are_set_aside_each_for_itself(server: Server, store: RedisStore) -> None:
     server.call("HSET", "visits:{5}", "a", "x", "b", "y")
-    [applied] = store.apply("writer", [Batch(5, "", "1:a", {"a": 1, "b": 2, "c": 3})])
+    [applied] = store.apply("writer", [Batch(5, "", "1:a", Tally({"a": 1, "b": 2, "c": 3}))])
     assert applied.aside == ("a", "b")
     server.call("HDEL", "visits:{5}", "a")
-    assert store.apply("writer", [Batch(5, "1:a", "2:a", {"a": 5, "c": 1})]) == [Applied(5, "2:a")]
+    assert store.apply("writer", [Batch(5, "1:a", "2:a", Tally({"a": 5, "c": 1}))]) == [Applied(5, "2:a")]
     assert server.call("HMGET", "visits:{5}", "a", "b", "c", "\taside", "\taside\tb") == ["6", "y", "4", "2", "2"]
 
 
@@ -126,7 +127,7 @@ def test_what_stands_for_a_watermark_is_returned_as_it_is_and_can_be_replaced(
     server.call("SET", "visits:{8}", "a string")
     found = store.watermarks("writer", [HOME, 7, 8, 9])
     assert found[1:] == [NOT_A_PARTITION, NOT_A_PARTITION, ""]
-    assert store.apply("writer", [Batch(HOME, found[0], "1:a", {"home": 2})]) == [Applied(HOME, "1:a")]
+    assert store.apply("writer", [Batch(HOME, found[0], "1:a", Tally({"home": 2}))]) == [Applied(HOME, "1:a")]
     assert store.read("writer", ["home"]) == [Stored(2, "1:a")]
 
 
@@ -211,7 +212,7 @@ def test_a_batch_whose_reply_is_lost_is_sent_once_and_counts_once_when_sent_agai
 def test_once_a_shard_is_away_the_rest_of_a_flush_is_not_tried(proxy: LossyProxy) -> None:
     with closing(patient(proxy.shard)) as store:
         proxy.lose_reply_to = b"EVALSHA"
-        results = store.apply("writer", [Batch(partition, "", "1:a", {"x": 1}) for partition in range(1000)])
+        results = store.apply("writer", [Batch(partition, "", "1:a", Tally({"x": 1})) for partition in range(1000)])
         assert [result.partition for result in results] == list(range(1000))
         assert all(result.error for result in results[64:])
         assert proxy.requests.count(b"EVALSHA") == 64
@@ -220,7 +221,9 @@ def test_once_a_shard_is_away_the_rest_of_a_flush_is_not_tried(proxy: LossyProxy
 def test_a_server_that_forgot_the_script_is_given_it_again(server: Server, store: RedisStore) -> None:
     for number in range(1, 4):
         server.call("SCRIPT", "FLUSH")
-        batches = [Batch(partition, home_batch(number).expected, f"{number}:a", {"x": 1}) for partition in range(100)]
+        batches = [
+            Batch(partition, home_batch(number).expected, f"{number}:a", Tally({"x": 1})) for partition in range(100)
+        ]
         assert store.apply("writer", batches) == [Applied(partition, f"{number}:a") for partition in range(100)]
     assert server.call("HGET", "visits:{99}", "x") == "3"
 
@@ -467,15 +470,16 @@ import os
 from visit_counter.config.settings import Shard
 from visit_counter.shards.contract import Batch, Stored
 from visit_counter.shards.redis.store import RedisStore
+from visit_counter.model.visits import Tally
 store = RedisStore(Shard(name="s", url="redis://127.0.0.1:{server.port}"), connect_seconds=10, read_seconds=10)
 def work(writer):
     for number in range(200):
         old, new = (f"{{number}}:a" if number else "", f"{{number + 1}}:a")
-        assert store.apply(writer, [Batch({HOME}, old, new, {{"home": 1}})])[0].watermark == new
+        assert store.apply(writer, [Batch({HOME}, old, new, Tally({{"home": 1}}))])[0].watermark == new
         assert store.read(writer, ["home"])[0].watermark == new
     assert store.persist(10) is True
 store.add("home", 1)
-store.apply("before", [Batch({HOME}, "", "1:a", {{"home": 1}})])
+store.apply("before", [Batch({HOME}, "", "1:a", Tally({{"home": 1}}))])
 child = os.fork()
 work("child" if child == 0 else "parent")
 if child == 0:
@@ -498,7 +502,7 @@ def test_of_several_shards_one_that_is_away_fails_its_own_pages_alone(server: Se
     with closing(ShardedStore(stores)) as store:
         names = {partition: store.shard_of(partition) for partition in range(200)}
         assert set(names.values()) == {each.name for each in stores}
-        results = store.apply("writer", [Batch(partition, "", "1:a", {"x": 1}) for partition in names])
+        results = store.apply("writer", [Batch(partition, "", "1:a", Tally({"x": 1})) for partition in names])
         assert [(result.partition, result.error is None) for result in results] == [
             (partition, name != "gone") for partition, name in names.items()
         ]

@@ -15,6 +15,7 @@ from tests.support.tls import Authority, TlsFront
 from tests.support.under_load import load
 from visit_counter.config.settings import Shard
 from visit_counter.errors import StoreRefusedError, StoreUnavailableError
+from visit_counter.model.visits import Tally
 from visit_counter.shards.contract import Applied, Batch, Stored
 from visit_counter.shards.redis.breaker import Breaker
 from visit_counter.shards.redis.store import RedisStore
@@ -67,13 +68,13 @@ def test_no_visit_is_lost_or_doubled_when_the_primary_is_killed_under_load(
 
 def test_the_promoted_server_is_found_and_vouches_for_what_it_received(sentinels: Sentinels) -> None:
     with closing(patient(sentinels.shard)) as store:
-        store.apply("writer", [Batch(HOME, "", "1:a", {"home": 1})])
+        store.apply("writer", [Batch(HOME, "", "1:a", Tally({"home": 1}))])
         assert store.persist(5) is True
         sentinels.fail_over()
         wait_until(store.ping, "the new primary to be found")
         assert store.read("writer", ["home"]) == [Stored(1, "1:a")]
         wait_until(lambda: store.persist(1) is True, "the promoted server to vouch for it")
-        assert store.apply("writer", [Batch(HOME, "1:a", "2:a", {"home": 1})]) == [Applied(HOME, "2:a")]
+        assert store.apply("writer", [Batch(HOME, "1:a", "2:a", Tally({"home": 1}))]) == [Applied(HOME, "2:a")]
 
 
 def test_a_primary_that_has_become_a_replica_is_left_for_the_new_one(sentinels: Sentinels) -> None:
@@ -148,7 +149,7 @@ def test_of_several_sentinels_the_one_with_the_latest_word_counts(tmp_path: Path
         hosts = ",".join(f"127.0.0.1:{fake.port}" for fake in fakes)
         store = RedisStore(Shard("main", f"redis+sentinel://{hosts}/main"), connect_seconds=5, read_seconds=5)
         with closing(store):
-            assert store.apply("w", [Batch(HOME, "", "1:a", {"home": 1})]) == [Applied(HOME, "1:a")]
+            assert store.apply("w", [Batch(HOME, "", "1:a", Tally({"home": 1}))]) == [Applied(HOME, "1:a")]
             assert store.read("w", ["home"]) == [Stored(1, "1:a")]
         assert primary.call("HGET", f"visits:{{{HOME}}}", "home") == "1"
 

@@ -15,6 +15,7 @@ from tests.support.least_acl import user_options
 from tests.support.redis_servers import Server
 from tests.support.sentinels import Sentinels
 from visit_counter.config.settings import Shard
+from visit_counter.model.visits import Tally
 from visit_counter.shards.cluster.store import ClusterStore
 from visit_counter.shards.contract import NO_WATERMARK, Applied, Batch, Store, Stored, segment_of
 from visit_counter.shards.factory import make_store
@@ -86,7 +87,7 @@ def batches_of(visits: dict[str, int], expected: str, watermark: str) -> list[Ba
     by_partition: dict[int, dict[str, int]] = {}
     for page, count in visits.items():
         by_partition.setdefault(partition_of(page), {})[page] = count
-    return [Batch(partition, expected, watermark, pages) for partition, pages in by_partition.items()]
+    return [Batch(partition, expected, watermark, Tally(pages)) for partition, pages in by_partition.items()]
 
 
 def counts(store: Store, pages: list[str], writer: str = "writer") -> list[int]:
@@ -155,13 +156,13 @@ def test_a_batch_that_expects_another_watermark_changes_nothing_and_returns_the_
 
 def test_batches_of_one_partition_in_one_call_are_applied_in_order(store: Store) -> None:
     tokens = ["", *(f"{number}:a" for number in range(1, 101))]
-    batches = [Batch(partition_of("home"), old, new, {"home": 1}) for old, new in pairwise(tokens)]
+    batches = [Batch(partition_of("home"), old, new, Tally({"home": 1})) for old, new in pairwise(tokens)]
     assert [applied.watermark for applied in store.apply("writer", batches)] == tokens[1:]
     assert store.read("writer", ["home"]) == [Stored(100, "100:a")]
 
 
 def test_a_batch_without_visits_moves_the_watermark_alone(store: Store) -> None:
-    assert store.apply("writer", [Batch(7, "", "9:z", {})]) == [Applied(7, "9:z")]
+    assert store.apply("writer", [Batch(7, "", "9:z", Tally())]) == [Applied(7, "9:z")]
     assert store.watermarks("writer", [7, 8]) == ["9:z", ""]
 
 
@@ -182,7 +183,7 @@ def test_a_page_with_the_name_of_the_writer_is_a_page(store: Store) -> None:
 def test_a_batch_of_any_size_is_applied_whole(store: Store, pages: int) -> None:
     visits = {f"page/{number}": number + 1 for number in range(pages)}
     for old, new in (("", "1:a"), ("1:a", "2:a")):
-        assert store.apply("writer", [Batch(3, old, new, visits)]) == [Applied(3, new)]
+        assert store.apply("writer", [Batch(3, old, new, Tally(visits))]) == [Applied(3, new)]
     # All in one partition on purpose, so they are looked up there and not by their own partition.
     if isinstance(store, RedisStore):
         assert sum(int(value) for value in hash_of(store, 3).values() if value.isdigit()) == pages * (pages + 1)
@@ -198,7 +199,7 @@ def hash_of(store: RedisStore, partition: int) -> dict[str, str]:
 
 
 def test_every_partition_can_be_applied_in_one_call(store: Store) -> None:
-    batches = [Batch(partition, "", f"{partition + 1}:a", {}) for partition in range(PARTITIONS)]
+    batches = [Batch(partition, "", f"{partition + 1}:a", Tally()) for partition in range(PARTITIONS)]
     assert store.apply("writer", batches) == [Applied(batch.partition, batch.watermark) for batch in batches]
     assert store.watermarks("writer", range(PARTITIONS)) == [batch.watermark for batch in batches]
 
@@ -232,7 +233,7 @@ def test_of_threads_that_race_with_different_batches_one_wins_and_all_are_told_w
     for round_number in range(1, 21):
         results = in_threads(
             lambda me, present=present, number=round_number: store.apply(  # type: ignore[misc]
-                "writer", [Batch(partition_of("home"), present, f"{number}:{me}", {"home": 1})]
+                "writer", [Batch(partition_of("home"), present, f"{number}:{me}", Tally({"home": 1}))]
             )
         )
         assert len({str(result) for result in results}) == 1
@@ -277,5 +278,5 @@ def test_losses_are_raised_in_their_partitions_and_read_with_every_count(store: 
     assert store.raise_losses({}) == set()
     assert store.raise_losses({at: 2}) == {at}
     assert store.raise_losses({at: 1}) == {at}
-    store.apply("writer", [Batch(at, NO_WATERMARK, "1:a", {"home": 4})])
+    store.apply("writer", [Batch(at, NO_WATERMARK, "1:a", Tally({"home": 4}))])
     assert store.read("writer", ["home", "other"]) == [Stored(4, "1:a", 3), Stored(0, NO_WATERMARK, 0)]

@@ -34,6 +34,7 @@ from visit_counter.journal.buffer import WriteBuffer
 from visit_counter.journal.pending import Table
 from visit_counter.journal.records import Known
 from visit_counter.journal.segments import Journal
+from visit_counter.model.visits import Tally
 from visit_counter.shards.redis.applying import partition_key, watermark_field
 from visit_counter.shards.redis.exchange import pack
 from visit_counter.shards.redis.store import RedisStore
@@ -144,9 +145,9 @@ def grow_cache(pages: int) -> None:
 def grow_table(pages: int) -> None:
     """Print the memory of pending pages."""
     before = resident()
-    table = Table(1, 1, {})
+    table = Table(1, 1, Tally())
     for number in range(pages):
-        table.visits[page(number)] = 300 + number
+        table.visits.add([(page(number), 300 + number)])
     print(f"{pages:23,} pending {(resident() - before) / pages:7.1f} bytes each", flush=True)
 
 

@@ -10,6 +10,7 @@ from time import perf_counter
 import pytest
 
 from tests.support.redis_servers import Server
+from visit_counter.model.visits import Tally
 from visit_counter.shards.contract import Batch
 from visit_counter.shards.redis.applying import partition_key
 from visit_counter.shards.redis.exchange import pack
@@ -69,7 +70,9 @@ def test_apply_is_at_least_half_as_fast_as_a_stream_of_hincrby(servers: list[Ser
 
         def apply(number: int) -> None:
             old, new = (f"{number}:a" if number else "", f"{number + 1}:a")
-            results = store.apply("writer", [Batch(partition, old, new, pages) for partition, pages in visits.items()])
+            results = store.apply(
+                "writer", [Batch(partition, old, new, Tally(pages)) for partition, pages in visits.items()]
+            )
             assert {result.watermark for result in results} == {new}
 
         # In turn, and the best of each: more rounds where something else kept the machine busy in the first ones.

@@ -109,7 +109,7 @@ class BufferedCounter(VisitCounter):
                 entries = [self.stored.loaded(ask.page, loaded) for ask in asks]
             unknown = loaded.errors
             run = [
-                (ask.page, ask.visits)
+                ask.visit
                 for ask, entry in zip(asks, entries, strict=True)
                 if ask.is_visit and (entry or ask.page in unknown)
             ]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from visit_counter.journal.records import MERGED
 from visit_counter.journal.segments import Segment
+from visit_counter.model.visits import Tally
 from visit_counter.shards.contract import NO_WATERMARK, segment_of
 
 if TYPE_CHECKING:
@@ -65,12 +66,11 @@ def _confirmed(flushed: Round, partition: int) -> int:
 
 def _merge(flushed: Round, group: list[Segment]) -> None:
     whole = Segment(group[0].first, group[-1].last)
-    visits: dict[str, int] = {}
+    visits = Tally()
     for segment in group:
         for partition, pages in flushed.content_of(segment).items():
             if _confirmed(flushed, partition) < segment.last:
-                for page, number in pages.items():
-                    visits[page] = visits.get(page, 0) + number
+                visits.merge(pages)
             else:
                 flushed.note_forgotten(segment, [partition])
     known: KnownCounts = {}

@@ -13,6 +13,7 @@ from visit_counter.errors import StoreError
 from visit_counter.flush.unsound import strange_ones, take_for_confirmed, told_aside, told_of_none, told_of_strange
 from visit_counter.journal.checkpoint import GIVEN_UP
 from visit_counter.journal.records import Folded, encode
+from visit_counter.model.visits import Tally
 from visit_counter.shards.contract import NO_WATERMARK, NOT_A_PARTITION, Batch, is_base, segment_of
 from visit_counter.shards.ring import partition_of
 
@@ -32,15 +33,7 @@ _MOST_TOLD = 8
 # Of more missing segments than this only the first ones are remembered.
 _MOST_MISSING = 1000
 
-ByPartition = dict[int, dict[str, int]]
-
-
-def by_partition(visits: dict[str, int]) -> ByPartition:
-    """Return the visits of each page, by partition."""
-    result: ByPartition = {}
-    for page, number in visits.items():
-        result.setdefault(partition_of(page), {})[page] = number
-    return result
+ByPartition = dict[int, Tally]
 
 
 class Rollback(NamedTuple):
@@ -159,7 +152,7 @@ class Round:
                 log.warning("segment %d stays as it is: %s", segment.last, error.strerror)
         self.journal.sync(segment)
         self.sealed[segment] = folded.sealed_as
-        self.content[segment] = by_partition(folded.visits)
+        self.content[segment] = folded.visits.split(partition_of)
         self.known[segment] = folded.known
 
     def _with_visits(self) -> set[int]:
@@ -224,11 +217,10 @@ class Round:
             have = max(have, self.state.floor)
             if watermark and partition not in self._strange:
                 self._confirm(partition, watermark)
-        visits: dict[str, int] = {}
+        visits = Tally()
         for segment in self.sealed:
-            if segment.last > have:
-                for page, number in self.content_of(segment).get(partition, {}).items():
-                    visits[page] = visits.get(page, 0) + number
+            if segment.last > have and (more := self.content_of(segment).get(partition)):
+                visits.merge(more)
         if not visits and have < had and partition not in self._strange:
             # Nothing is left to send. Counting goes on from what the shard has.
             self.state.confirmed[partition] = watermark or f"{have}:"
@@ -245,7 +237,7 @@ class Round:
     def content_of(self, segment: Segment) -> ByPartition:
         """Return the visits of a sealed segment; an included one is read when it is asked for."""
         if segment not in self.content:
-            self.content[segment] = by_partition(self.journal.read(segment).visits)
+            self.content[segment] = self.journal.read(segment).visits.split(partition_of)
         return self.content[segment]
 
     def _is_lost(self, partition: int, have: int) -> bool:
@@ -293,7 +285,7 @@ class Round:
             if watermark and partition not in foreign and partition not in self._strange:
                 self.state.confirmed[partition] = watermark
         partition, watermark = next(iter(foreign.items()))
-        visits = sum(sum(content.get(p, {}).values()) for content in self.content.values() for p in foreign)
+        visits = sum(content[p].total for content in self.content.values() for p in foreign if p in content)
         self._damage(
             f"another journal uses this writer's id {self.state.writer} (a copied or restored data directory): "
             f"{len(foreign)} partitions, e.g. {partition} at {watermark}; going on under a new id; "
@@ -354,7 +346,7 @@ class Round:
 
     def _take_in(self, batch: Batch, answer: Applied) -> None:
         self._confirm(batch.partition, batch.watermark)
-        self.visits += sum(batch.visits.values())
+        self.visits += batch.visits.total
         self.pages += len(batch.visits)
         if answer.aside or self.state.uncounted:
             before = set(self.state.uncounted)
@@ -381,7 +373,7 @@ class Round:
         # covers other processes' batches too.
         marks = {name: self.store.one_per_server_of(name, partitions) for name, partitions in mine.items()}
         again = [(p, self.state.confirmed[p]) for each in marks.values() for p in each]
-        written = self.store.apply(self.state.writer, [Batch(p, mark, mark, {}) for p, mark in again])
+        written = self.store.apply(self.state.writer, [Batch(p, mark, mark, Tally()) for p, mark in again])
         there = {applied.partition: applied.watermark for applied in written if applied.error is None}
         self.store.remember_replicas_of(self.state.replicas)
         answers = self.store.persist_each(_PERSIST_SECONDS)

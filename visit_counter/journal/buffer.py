@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 from visit_counter import steps
 from visit_counter.errors import JournalError, JournalFullError, UncertainError
 from visit_counter.journal.checkpoint import State
-from visit_counter.journal.pending import Table, Tables, Visits, total_of
+from visit_counter.journal.pending import Table, Tables
 from visit_counter.journal.recall import recalled
 from visit_counter.journal.records import (
     AGAIN,
@@ -39,11 +39,13 @@ from visit_counter.journal.records import (
 )
 from visit_counter.journal.repair import Mending
 from visit_counter.journal.segments import Journal, Segment
+from visit_counter.model.visits import together
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
     from visit_counter.journal.recall import Found
+    from visit_counter.model.visits import Tally, Visit
 
 log = logging.getLogger(__name__)
 
@@ -100,7 +102,7 @@ class WriteBuffer:
         self._dirty = False
         self._left: list[tuple[Segment, int]] = []  # files that hold bytes of ours which are not synced yet
         self._state_version = (0, 0)
-        self._retained: tuple[int, dict[Segment, Visits]] = (-1, {})
+        self._retained: tuple[int, dict[Segment, Tally]] = (-1, {})
         self._news = False  # the flush has told of a new state; `tick` acts on it
         self._merged: list[Segment] = []  # segments that are one file now; `tick` acts on it
 
@@ -171,7 +173,7 @@ class WriteBuffer:
 
     # -- counting ----------------------------------------------------------------------------------------------
 
-    def append(self, run: Sequence[tuple[str, int]]) -> list[int]:
+    def append(self, run: Sequence[Visit]) -> list[int]:
         """Append visits with one write; return what each page has in the current segment once it counted.
 
         The list is shorter than `run` when the disk took only a part: what is missing was not counted. Raises
@@ -203,7 +205,7 @@ class WriteBuffer:
         # From here on the visits are in the file, and everybody who follows it counts them, whatever becomes of them.
         self.offset = end
         self.tail = data
-        counts = self.tables.current.count(run)
+        counts = self.tables.current.visits.add(run)
         if self._always_sync:
             self._sync_appended()
         else:
@@ -236,7 +238,7 @@ class WriteBuffer:
                 return True
         return False
 
-    def read_retained(self) -> dict[Segment, Visits]:
+    def read_retained(self) -> dict[Segment, Tally]:
         """Return the visits in the segments that all partitions should include. Reads files; takes no lock.
 
         Raises FileNotFoundError if one is forgotten meanwhile.
@@ -374,10 +376,10 @@ class WriteBuffer:
             parts = [table for table in self.tables.sealed if whole.first <= table.first and table.last <= whole.last]
         # What was left out is what some merge knew to be included, not what is known to be included now: the oldest
         # visits of a page, as many as the parts have and the merged file has not.
-        left_out = {page: visits - kept.get(page, 0) for page, visits in total_of(parts).items()}
+        left_out = dict(together(table.visits for table in parts).minus(kept))
 
         def rebase_left_out(page: str, visits: int, last: int) -> None:
-            if left_out[page] > 0:
+            if left_out.get(page, 0) > 0:
                 left_out[page] -= visits
                 self._rebase_to(page, last, rebase)
 
@@ -420,7 +422,7 @@ class WriteBuffer:
         if visits is not None:
             self.offset += len(data)
             self.tail = data
-            self.tables.current.count(visits)
+            self.tables.current.visits.add(visits)
             return False
         if not self.mending.is_continued():
             self.mending.note_cut(end)
@@ -435,7 +437,7 @@ class WriteBuffer:
             return True
         self.offset += folded.consumed
         self.tail = data[: folded.consumed] or self.tail
-        self.tables.current.count(folded.visits.items())
+        self.tables.current.visits.merge(folded.visits)
         for (page, losses, segment), stored in folded.known.items():
             self.tables.current.told.add(page)
             self.on_read(page, Known(losses, segment, stored))
@@ -522,7 +524,7 @@ class WriteBuffer:
             with self.lock:
                 self._put(segment, folded.visits, folded.sealed_as)
 
-    def _put(self, segment: Segment, visits: Visits, token: str) -> None:
+    def _put(self, segment: Segment, visits: Tally, token: str) -> None:
         whole = Table(*segment.range, visits, token)
         for table in self.tables.sealed:
             if (table.first, table.last) == segment.range:
@@ -544,14 +546,14 @@ class WriteBuffer:
             return f"{self._max_pages} pages are pending, which is the limit"
         return None
 
-    def _whole_part(self, run: Sequence[tuple[str, int]], written: int) -> Sequence[tuple[str, int]]:
+    def _whole_part(self, run: Sequence[Visit], written: int) -> Sequence[Visit]:
         """Return the visits whose lines are whole in the first `written` bytes; raise JournalError for none."""
         kept = []
-        for page, visits in run:
-            written -= len(visit_line(page, visits))
+        for visit in run:
+            written -= len(visit_line(*visit))
             if written < 0:
                 break
-            kept.append((page, visits))
+            kept.append(visit)
         self.failed = f"the journal cannot be written: {os.strerror(errno.ENOSPC)}"
         if not kept:
             raise JournalError(self.failed)

@@ -5,54 +5,33 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from visit_counter.journal.records import Known
+from visit_counter.model.visits import Tally
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
-Visits = dict[str, int]
 # How many calls of `Tables.drop` keep a table that was dropped.
 _KEPT_CALLS = 3
 
 
 class Table:
-    """The visits per page of one segment (or of several merged ones); `token` is that of its seal.
+    """The visits of one segment (or of several merged ones); `token` is that of its seal.
 
     `told`: the pages of which the segment says what was stored, as far as this process has followed it.
     """
 
-    __slots__ = ("first", "last", "token", "told", "total", "visits")
+    __slots__ = ("first", "last", "token", "told", "visits")
 
-    def __init__(self, first: int, last: int, visits: Visits, token: str = "") -> None:
+    def __init__(self, first: int, last: int, visits: Tally, token: str = "") -> None:
         self.first, self.last, self.visits, self.token = first, last, visits, token
-        self.total = sum(visits.values())
         self.told: set[str] = set()
-
-    def count(self, run: Iterable[tuple[str, int]]) -> list[int]:
-        """Add visits in their order; return what each page has with it."""
-        mine = self.visits
-        counts = []
-        total = 0
-        for page, number in run:
-            count = mine[page] = mine.get(page, 0) + number
-            total += number
-            counts.append(count)
-        self.total += total
-        return counts
-
-
-def total_of(tables: Sequence[Table]) -> Visits:
-    """Return the visits per page of several tables."""
-    whole = Table(0, 0, {})
-    for table in tables:
-        whole.count(table.visits.items())
-    return whole.visits
 
 
 class Tables:
     """The table of the current segment, and those of sealed ones, oldest first."""
 
     def __init__(self) -> None:
-        self.current = Table(0, 0, {})
+        self.current = Table(0, 0, Tally())
         self.sealed: list[Table] = []
         self.version = 0  # changes whenever visits may have left the tables
         self._dropped: list[Table] = []  # oldest first: see `drop`
@@ -82,7 +61,7 @@ class Tables:
     def totals(self, after: int) -> tuple[int, int]:
         """Return (visits, pages) of the segments after number `after`."""
         tables = [*(table for table in self.sealed if table.last > after), self.current]
-        return sum(table.total for table in tables), sum(len(table.visits) for table in tables)
+        return sum(table.visits.total for table in tables), sum(len(table.visits) for table in tables)
 
     def walk(self, after: int) -> Iterator[tuple[str, int, int]]:
         """Give (page, visits, segment) of all segments after number `after`."""
@@ -130,7 +109,7 @@ class Tables:
 
     def start(self, number: int) -> None:
         """Begin the table of segment `number`."""
-        self.current = Table(number, number, {})
+        self.current = Table(number, number, Tally())
 
     def reset(self, sealed: list[Table], after: int) -> None:
         """Take these as the sealed ones; they are all segments after number `after`."""

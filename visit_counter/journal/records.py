@@ -28,8 +28,13 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import NamedTuple, cast
+from typing import TYPE_CHECKING, NamedTuple, cast
 from zlib import crc32
+
+from visit_counter.model.visits import Tally, Visit, repeated
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 SEAL = b"seal"
 FLUSHED = b"flushed"
@@ -58,6 +63,11 @@ def encode(kind: bytes, argument: bytes) -> bytes:
 def visit_line(page: str, visits: int = 1) -> bytes:
     """Return the line that counts visits of a page. Popular pages pay for it once."""
     return encode(b"%d" % visits, page.encode())
+
+
+def tally_lines(visits: Tally) -> Iterator[bytes]:
+    """Give the lines that count all visits of a tally, one for each page."""
+    return (encode(b"%d" % number, page.encode()) for page, number in visits.items())
 
 
 class Known(NamedTuple):
@@ -106,8 +116,8 @@ def parse(line: bytes) -> Record | None:
     return Record(kind, argument)
 
 
-def _read_visit(line: bytes) -> tuple[str, int] | None:
-    """Return the page and the number of visits of a line, or None if it is anything else."""
+def _read_visit(line: bytes) -> Visit | None:
+    """Return the visits that a line counts, or None if it is anything else."""
     body = line[9:]
     # The ordinary line at once, since a flush of many pages spends most of its time here.
     if line[:9] == b"%08x\t" % crc32(body):
@@ -123,7 +133,7 @@ def _read_visit(line: bytes) -> tuple[str, int] | None:
 _visit_of_line = lru_cache(maxsize=1 << 16)(_read_visit)
 
 
-def read_visits(data: bytes) -> list[tuple[str, int]] | None:
+def read_visits(data: bytes) -> list[Visit] | None:
     """Return the visits of a few whole lines in their order, or None where `Folded` must take a closer look.
 
     This is what another worker has appended since this one's last turn, some thousand times a second.
@@ -131,7 +141,7 @@ def read_visits(data: bytes) -> list[tuple[str, int]] | None:
     if len(data) > _FEW_BYTES or not data.endswith(b"\n"):
         return None
     visits = list(map(_visit_of_line, data[:-1].split(b"\n")))
-    return cast("list[tuple[str, int]]", visits) if all(visits) else None
+    return cast("list[Visit]", visits) if all(visits) else None
 
 
 class Restored(NamedTuple):
@@ -159,7 +169,7 @@ class Restored(NamedTuple):
 class Folded:
     """What a piece of a segment adds up to."""
 
-    visits: dict[str, int] = field(default_factory=dict)
+    visits: Tally = field(default_factory=Tally)
     known: KnownCounts = field(default_factory=dict)
     sealed_as: str = ""  # the token, once a seal was met: nothing behind it was folded
     fenced: bool = False  # that seal says that the file is in doubt
@@ -198,17 +208,17 @@ class Folded:
         lines = data.split(b"\n")
         lines.pop()
         self.lines += len(lines)
-        visits = self.visits
+        visits: list[Visit] = []
         # The same page makes the same line, so equal lines are counted in C and each is read once.
         for line, times in Counter(lines).items():
             # A whole one at once, since most lines of a host that reads many pages are such.
             whole = line[9:14] == _READ_MARK and line[:9] == b"%08x\t" % crc32(line[9:]) and line.count(b"\t") == 2
             visit = None if whole else _read_visit(line)
             if visit:
-                page, number = visit
-                visits[page] = visits.get(page, 0) + number * times
+                visits.append(visit if times == 1 else repeated(visit, times))
             else:
                 self._add_other(line, times)
+        self.visits.add(visits)
 
     def _add_other(self, line: bytes, times: int) -> None:
         record = parse(line)

@@ -25,13 +25,14 @@ from typing import TYPE_CHECKING
 
 from visit_counter.errors import JournalError
 from visit_counter.journal.checkpoint import GIVEN_UP, State
-from visit_counter.journal.records import AGAIN, PROBE, REREAD, WHOLE, Folded, encode
+from visit_counter.journal.records import AGAIN, PROBE, REREAD, WHOLE, Folded, encode, tally_lines
 from visit_counter.journal.segments import Content, Segment, is_file_at
+from visit_counter.model.visits import together
 from visit_counter.shards.contract import segment_of
 
 if TYPE_CHECKING:
     from visit_counter.journal.buffer import WriteBuffer
-    from visit_counter.journal.pending import Visits
+    from visit_counter.model.visits import Tally
 
 log = logging.getLogger(__name__)
 
@@ -279,7 +280,7 @@ class Mending:
         found = journal.content_of(segment)
         sealed = bool(found.token) and not found.fenced
         whole = _together(found, mine, found.token if sealed else mine.token or found.token)
-        lacks = _difference(_sum(whole), _sum(found))
+        lacks = _sum(whole).minus(_sum(found))
         if sealed and not lacks and segment not in self._unsynced:
             return False
         if lacks and _may_be_sent(state, segment):
@@ -294,7 +295,7 @@ class Mending:
         """Do the same for a segment that has no file of its own."""
         if merged or (segment.last <= state.floor and state.missing.get(segment.last) != GIVEN_UP):
             # A flush has read it, and merged or forgotten it.
-            lacks = {} if mine.held is None else _difference(_sum(mine), mine.held)
+            lacks = _sum(mine).minus(mine.held) if mine.held is not None else None
             if lacks:
                 self._append_again(segment, lacks)
             return bool(lacks)
@@ -309,11 +310,9 @@ class Mending:
         self._journal.restore(segment, content)
         self._append(encode(REREAD, _range(segment)))
 
-    def _append_again(self, segment: Segment, visits: Visits, what: bytes = b"") -> None:
+    def _append_again(self, segment: Segment, visits: Tally, what: bytes = b"") -> None:
         """Append what a segment lacked that was sent already to the current one. The flush lock is held."""
-        lines = [encode(AGAIN, _range(segment) + what)]
-        lines += [encode(b"%d" % number, page.encode()) for page, number in visits.items()]
-        self._append(b"".join(lines))
+        self._append(b"".join([encode(AGAIN, _range(segment) + what), *tally_lines(visits)]))
 
     def _append(self, data: bytes) -> None:
         """Append to the current segment, durably. The flush lock is held, so that nobody seals it."""
@@ -336,17 +335,8 @@ def _may_be_sent(state: State, segment: Segment) -> bool:
     return segment.last <= max([state.floor, *attempted, *confirmed])
 
 
-def _most(one: Visits, other: Visits) -> Visits:
-    """Return what whoever has followed further knows, page by page."""
-    return {page: max(one.get(page, 0), other.get(page, 0)) for page in one.keys() | other.keys()}
-
-
-def _sum(content: Content) -> Visits:
-    return {p: content.known.get(p, 0) + content.rest.get(p, 0) for p in content.known.keys() | content.rest.keys()}
-
-
-def _difference(more: Visits, less: Visits) -> Visits:
-    return {page: number - less.get(page, 0) for page, number in more.items() if number > less.get(page, 0)}
+def _sum(content: Content) -> Tally:
+    return together((content.known, content.rest))
 
 
 def _together(found: Content, mine: Content, token: str) -> Content:
@@ -354,9 +344,9 @@ def _together(found: Content, mine: Content, token: str) -> Content:
     if found.cut_at is not None and mine.cut_at is not None:
         # Both saw that it was cut; what is behind the cut is whole with who saw it first.
         first = found if found.cut_at <= mine.cut_at else mine
-        return Content(_most(found.known, mine.known), token, rest=first.rest, cut_at=first.cut_at)
+        return Content(found.known.or_more(mine.known), token, rest=first.rest, cut_at=first.cut_at)
     if found.cut_at is None and mine.cut_at is None:
-        return Content(_most(found.known, mine.known), token)
+        return Content(found.known.or_more(mine.known), token)
     # Who did not see it had not followed up to there, and took what is behind the cut for what follows.
     knowing = found if found.cut_at is not None else mine
     return Content(knowing.known, token, rest=knowing.rest, cut_at=knowing.cut_at)

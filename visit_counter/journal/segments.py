@@ -27,7 +27,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from visit_counter.errors import JournalError, StartupError
-from visit_counter.journal.records import FENCE, RESTORED, SEAL, Folded, Known, Restored, encode, read_line
+from visit_counter.journal.records import FENCE, RESTORED, SEAL, Folded, Known, Restored, encode, read_line, tally_lines
+from visit_counter.model.visits import Tally
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -75,12 +76,12 @@ class Content:
     `held`: what was left in the file when it was sealed, where a process knows more than that.
     """
 
-    known: dict[str, int]
+    known: Tally
     token: str
     fenced: bool = False
-    rest: dict[str, int] = field(default_factory=dict)
+    rest: Tally = field(default_factory=Tally)
     cut_at: int | None = None  # None: the file was not cut, and `rest` is empty
-    held: dict[str, int] | None = None
+    held: Tally | None = None
 
 
 class Journal:
@@ -275,19 +276,19 @@ class Journal:
             folded.add(file.read())
         return folded.sealed_as or self.read(segment).sealed_as
 
-    def write_segment(self, segment: Segment, visits: dict[str, int], token: str, known: KnownCounts) -> None:
+    def write_segment(self, segment: Segment, visits: Tally, token: str, known: KnownCounts) -> None:
         """Write a sealed segment file with a line per page, durably, in the place of what it sums up.
 
         `known`: what was read of pages; it stays for processes that start while a shard is away.
         """
         reads = (read_line(page, Known(losses, at, stored)) for (page, losses, at), stored in known.items())
-        self._replace(segment, [*_lines(visits), *reads, encode(SEAL, token.encode("ascii"))])
+        self._replace(segment, [*tally_lines(visits), *reads, encode(SEAL, token.encode("ascii"))])
 
     def restore(self, segment: Segment, content: Content) -> None:
         """Write a segment anew, durably. Raises OSError."""
         mark = Restored(-1 if content.cut_at is None else content.cut_at, self._clock())
         seal = encode(SEAL, content.token.encode("ascii"))
-        self._replace(segment, [*_lines(content.known), mark.encode(), *_lines(content.rest), seal])
+        self._replace(segment, [*tally_lines(content.known), mark.encode(), *tally_lines(content.rest), seal])
 
     def _replace(self, segment: Segment, lines: list[bytes]) -> None:
         temporary = self.path / f"{segment.name}.tmp"
@@ -423,10 +424,6 @@ def _whole_lines(path: Path, chunk_bytes: int | None = None) -> Iterator[bytes]:
                 rest = chunk[end:]
             else:
                 rest += chunk
-
-
-def _lines(visits: dict[str, int]) -> Iterator[bytes]:
-    return (encode(b"%d" % count, page.encode()) for page, count in visits.items())
 
 
 def is_file_at(descriptor: int, path: Path) -> bool:

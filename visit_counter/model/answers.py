@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NamedTuple
 
 from visit_counter.errors import VisitCounterError
+
+if TYPE_CHECKING:
+    from visit_counter.model.visits import Visit
 
 # What a client may send along with a request.
 MAX_BODY_BYTES = 64 * 1024
@@ -21,6 +24,11 @@ class Ask:
     is_visit: bool
     page: str
     visits: int = 1
+    # What is counted if this is a visit. Made once, since the loop keeps its asks for the next same request.
+    visit: Visit = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "visit", (self.page, self.visits))
 
 
 class Answer(NamedTuple):

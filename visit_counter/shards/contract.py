@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from visit_counter.errors import StoreError
+    from visit_counter.model.visits import Tally
     from visit_counter.shards.redis.replicas import Replica
 
 NO_WATERMARK = ""
@@ -48,7 +49,7 @@ class Batch(NamedTuple):
     partition: int
     expected: str
     watermark: str
-    visits: Mapping[str, int]
+    visits: Tally
 
 
 class Applied(NamedTuple):

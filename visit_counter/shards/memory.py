@@ -6,6 +6,7 @@ from collections import defaultdict
 from threading import Lock
 from typing import TYPE_CHECKING
 
+from visit_counter.model.visits import Tally
 from visit_counter.shards.contract import NO_WATERMARK, Applied, Batch, Store, Stored
 from visit_counter.shards.ring import partition_of
 from visit_counter.shards.shard_map import version_of
@@ -20,7 +21,7 @@ class MemoryStore(Store):
     def __init__(self, name: str = "in_memory") -> None:
         self.name = name
         self._lock = Lock()
-        self._counts: defaultdict[str, int] = defaultdict(int)
+        self._counts = Tally()
         self._watermarks: dict[tuple[str, int], str] = {}
         self._losses: defaultdict[int, int] = defaultdict(int)
         self._topology = ""
@@ -28,7 +29,7 @@ class MemoryStore(Store):
     def add(self, page: str, visits: int) -> int:
         """Count visits of a page and return its new count."""
         with self._lock:
-            self._counts[page] += visits
+            self._counts.merge(Tally({page: visits}))
             return self._counts[page]
 
     def read(self, writer: str, pages: Sequence[str]) -> list[Stored]:
@@ -85,7 +86,6 @@ class MemoryStore(Store):
             present = self._watermark(writer, batch.partition)
             if present != batch.expected:
                 return Applied(batch.partition, present)
-            for page, visits in batch.visits.items():
-                self._counts[page] += visits
+            self._counts.merge(batch.visits)
             self._watermarks[writer, batch.partition] = batch.watermark
             return Applied(batch.partition, batch.watermark)

@@ -14,6 +14,7 @@ from visit_counter.errors import CountUnknownError
 from visit_counter.journal.records import Folded, Known, read_line, visit_line
 from visit_counter.journal.segments import Segment
 from visit_counter.model.answers import Accepted, Answer, Ask
+from visit_counter.model.visits import Tally
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -126,7 +127,7 @@ def test_a_read_that_says_less_is_not_believed_until_a_writer_tells_a_loss(
     host: Host, other: Host, shard: Watched
 ) -> None:
     visit(other, "a", 5)
-    before = shard._counts.copy(), shard._watermarks.copy()
+    before = Tally(shard._counts), shard._watermarks.copy()
     reader = host.process()
     for _ in range(3):
         visit(other, "a", 1)  # nothing of it is retained
@@ -237,7 +238,7 @@ def test_what_cannot_be_told_is_not_believed_of_a_known_page_and_read_each_time_
 
 def test_retained_segments_are_read_without_the_lock(host: Host, shard: Watched) -> None:
     visit(host, "a", 1)
-    before = shard._counts.copy(), shard._watermarks.copy()
+    before = Tally(shard._counts), shard._watermarks.copy()
     visit(host, "a", 1)
     visit(host, "a", 1)
     shard._counts, shard._watermarks = before

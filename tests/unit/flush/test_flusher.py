@@ -11,6 +11,7 @@ from tests.support.host import NAMES, Host
 from visit_counter.errors import FlushBusyError, StoreUnavailableError
 from visit_counter.journal.checkpoint import State
 from visit_counter.journal.segments import Segment
+from visit_counter.model.visits import Tally
 from visit_counter.shards.contract import Applied, Batch, Stored
 from visit_counter.shards.memory import MemoryStore
 from visit_counter.shards.ring import partition_of
@@ -385,7 +386,7 @@ def test_parts_that_a_killed_merge_left_behind_are_removed_and_not_counted(host:
         host.journal.seal(host.journal.segments()[-1])
     visits = dict.fromkeys(PAGES, 2)
     first, second, *_ = host.journal.segments()
-    host.journal.write_segment(Segment(1, 2), visits, host.journal.token_of(second), {})
+    host.journal.write_segment(Segment(1, 2), Tally(visits), host.journal.token_of(second), {})
     assert (host.journal.path / first.name).exists()
     host.flusher.flush()
     assert not (host.journal.path / first.name).exists()

@@ -25,6 +25,7 @@ from redis.exceptions import AskError, ConnectionError, MovedError, RedisError  
 
 from visit_counter.config.settings import Shard
 from visit_counter.errors import StoreError
+from visit_counter.model.visits import Tally
 from visit_counter.shards.cluster.slots import Topology, are_slots
 from visit_counter.shards.contract import NOT_A_PARTITION, Applied, Batch, Store, Stored
 from visit_counter.shards.identity import KEY as IDENTITY_KEY
@@ -201,7 +202,7 @@ class ClusterStore(Store):
                 for at, mark in found.items()
                 if not isinstance(mark, RedisError)
             }
-            again = [(at, Batch(at, mark, mark, {})) for at, mark in there.items() if includes(mark, marks[at])]
+            again = [(at, Batch(at, mark, mark, Tally())) for at, mark in there.items() if includes(mark, marks[at])]
             for (at, batch), reply in zip(again, self._apply(writer, again), strict=True):
                 if reply == batch.watermark.encode():
                     del self._leaving[writer, at]

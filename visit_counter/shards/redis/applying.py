@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from redis.exceptions import AskError, NoScriptError, RedisError, ResponseError
 
 from visit_counter.errors import StoreRefusedError
+from visit_counter.model.visits import Tally
 from visit_counter.shards.contract import NO_WATERMARK, Applied, Batch, is_token, segment_of
 from visit_counter.shards.redis.exchange import drop, exchange, exchange_asking, impossible, pack
 from visit_counter.shards.redis.replicas import replicas_of
@@ -195,7 +196,7 @@ class Applier:
                 del self._orphaned[writer, partition], known[partition]
             if any(not includes(present[partition], mark) for partition, mark in known.items()):
                 return False
-            again = [Batch(partition, mark, mark, {}) for partition, mark in present.items()]
+            again = [Batch(partition, mark, mark, Tally()) for partition, mark in present.items()]
             replies = [reply for chunk in _chunks(again, watermark_field(writer)) for reply in self._send(chunk)]
             self._note(writer, again, replies)
         return not self._orphaned
