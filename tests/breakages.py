@@ -88,6 +88,20 @@ BREAKAGES = (
         "tests/unit/counting/test_stored.py",
     ),
     Breakage(
+        "read under the old id after a flush has sent under a new one",
+        "counting/stored.py",
+        "if self.buffer.is_renamed():",
+        "if False:",
+        "tests/unit/counting/test_stored.py",
+    ),
+    Breakage(
+        "lose with a cut file what it said of stored counts",
+        "journal/repair.py",
+        "                self._tell_again()\n",
+        "",
+        "tests/unit/counting/test_stored.py",
+    ),
+    Breakage(
         "tell nobody that visits are lost for good",
         "flush/round.py",
         "        self._tell_losses(plan)\n",
