@@ -154,7 +154,7 @@ def test_a_flush_process_that_hangs_stops_no_other_job_and_is_killed_in_the_end(
         visit_pages(journal)
         wait_until(lambda: any((tmp_path / "faults.taken").iterdir()), "the flush process is frozen")
         followed: list[object] = []
-        monkeypatch.setattr(service.buffer, "tick", followed.append)
+        monkeypatch.setattr(WriteBuffer, "tick", lambda _self, rebase: followed.append(rebase))
         assert State.load(journal / "state.json").last_flush is None or not stored((valkey,))
         wait_until(lambda: followed, "the journal is followed while the flush hangs")
         wait_until(lambda: len(stored((valkey,))) == PAGES, "it is killed, and the next flush brings the visits")

@@ -17,6 +17,7 @@ from flask.testing import FlaskClient
 from tests.support.servers import ValkeyServer, wait_until
 from visit_counter import create_app
 from visit_counter.config.settings import Settings
+from visit_counter.journal.buffer import WriteBuffer
 from visit_counter.journal.checkpoint import State
 from visit_counter.runtime.service import Service
 from visit_counter.shards.redis.replicas import Replica
@@ -156,10 +157,10 @@ def test_damage_degrades_until_a_person_has_acknowledged_it_and_new_damage_degra
 
 
 def test_ready_says_whether_visits_are_accepted_and_live_that_the_process_answers(
-    client: FlaskClient, service: Service, monkeypatch: pytest.MonkeyPatch
+    client: FlaskClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert (client.get("/live").status_code, client.get("/ready").get_json()) == (200, {"ready": True})
-    monkeypatch.setattr(service.buffer, "refusal", lambda: "the disk is gone")
+    monkeypatch.setattr(WriteBuffer, "refusal", lambda _self: "the disk is gone")
     reply = client.get("/ready")
     assert (reply.status_code, reply.get_json()) == (503, {"ready": False, "reason": "the disk is gone"})
     assert reply.headers["Cache-Control"] == "no-store"

@@ -14,9 +14,10 @@ from visit_counter.errors import CountUnknownError, JournalError, UncertainError
 from visit_counter.model.answers import Accepted, Answer, Ask, Outcome
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from visit_counter.counting.cache import LocalCache
+    from visit_counter.errors import StoreError
     from visit_counter.journal.buffer import WriteBuffer
     from visit_counter.journal.records import Known
     from visit_counter.shards.contract import Store
@@ -77,6 +78,7 @@ class BufferedCounter(VisitCounter):
     ) -> None:
         self.buffer = buffer
         self.stored = StoredCounts(buffer, store, cache)
+        self._fresh, self._known = cache.get, self.stored.known  # looked up once, not for every visit
         self._post_via, self._stored_via, self._pending_via = post_via, stored_via, pending_via
 
     def owner(self, page: str) -> str:
@@ -86,13 +88,14 @@ class BufferedCounter(VisitCounter):
     def answer(self, asks: Sequence[Ask], *, wait: bool = False) -> list[Outcome]:
         """See VisitCounter.answer; all visits go into the journal with one append."""
         outcomes = self._answer(asks, _NOTHING)
-        if wait and None in outcomes:
-            loaded = Loaded({}, {})
-            while None in outcomes:
-                waiting = [ask for ask, outcome in zip(asks, outcomes, strict=True) if outcome is None]
-                self.stored.load([ask.page for ask in waiting], loaded)
-                found = iter(self._answer(waiting, loaded))
-                outcomes = [next(found) if outcome is None else outcome for outcome in outcomes]
+        if not wait:
+            return outcomes
+        loaded = Loaded({}, {})
+        while None in outcomes:
+            waiting = [ask for ask, outcome in zip(asks, outcomes, strict=True) if outcome is None]
+            self.stored.load([ask.page for ask in waiting], loaded)
+            found = iter(self._answer(waiting, loaded))
+            outcomes = [next(found) if outcome is None else outcome for outcome in outcomes]
         return outcomes
 
     def _answer(self, asks: Sequence[Ask], loaded: Loaded) -> list[Outcome]:
@@ -101,9 +104,9 @@ class BufferedCounter(VisitCounter):
         with buffer.lock:
             # Before the entries are looked at: what others sealed and flushed is in a table or in an entry.
             buffer.catch_up()
-            loads = buffer.loads
-            fresh, known = self.stored.cache.get, self.stored.known
+            loads, post_via = buffer.loads, self._post_via
             if loaded is _NOTHING:
+                fresh, known = self._fresh, self._known
                 entries: list[Known | None] = [fresh(ask.page) or known(ask.page) for ask in asks]
             else:
                 entries = [self.stored.loaded(ask.page, loaded) for ask in asks]
@@ -118,7 +121,8 @@ class BufferedCounter(VisitCounter):
                 currents = iter(buffer.append(run) if run else ())
             except (JournalError, UncertainError) as error:
                 refusal, currents = error, iter(())
-            is_void = loads != buffer.loads
+            # The journal was read anew during the append, so the cached counts no longer apply.
+            cache_cleared = loads != buffer.loads
             tables = buffer.tables
             outcomes: list[Outcome] = []
             for ask, entry in zip(asks, entries, strict=True):
@@ -126,29 +130,34 @@ class BufferedCounter(VisitCounter):
                 if not entry and page not in unknown:
                     outcomes.append(None)
                     continue
-                current = next(currents, None) if ask.is_visit else tables.current.visits.get(page, 0)
-                if current is None:
+                pending = next(currents, None) if ask.is_visit else tables.current.visits.get(page, 0)
+                if pending is None:
                     outcomes.append(refusal)
                     continue
-                if is_void:
-                    entry = None  # noqa: PLW2901 - what was cached when it was looked up is void
-                after = entry.segment if entry else buffer.included_to
-                pending = current + tables.pending_sealed(page, after) if tables.sealed else current
+                if cache_cleared:
+                    entry = None  # noqa: PLW2901 - what was cached when it was looked up no longer applies
+                if tables.sealed:
+                    pending += tables.pending_sealed(page, entry.segment if entry else buffer.included_to)
                 if entry:
-                    via = self._post_via(page) if ask.is_visit else self._read_via(page, pending, loaded)
+                    if ask.is_visit:
+                        via = post_via(page)
+                    else:
+                        via = IN_MEMORY if loaded is _NOTHING else self._read_via(page, pending)
                     outcomes.append(Answer(entry.stored + pending, via))
-                elif ask.is_visit:
-                    outcomes.append(Accepted(pending, self._post_via(page)))
-                elif page in unknown:
-                    outcomes.append(CountUnknownError(f"the stored count of this page cannot be read: {unknown[page]}"))
                 else:
-                    outcomes.append(None)
+                    outcomes.append(self._without_stored(ask, pending, unknown))
             return outcomes
 
-    def _read_via(self, page: str, pending: int, loaded: Loaded) -> str:
-        """Return what a count is said to come from."""
-        if loaded is _NOTHING:
-            return IN_MEMORY
+    def _without_stored(self, ask: Ask, pending: int, errors: Mapping[str, StoreError]) -> Outcome:
+        """Return what comes of an ask for a page whose stored count is not known."""
+        if ask.is_visit:
+            return Accepted(pending, self._post_via(ask.page))
+        if ask.page in errors:
+            return CountUnknownError(f"the stored count of this page cannot be read: {errors[ask.page]}")
+        return None
+
+    def _read_via(self, page: str, pending: int) -> str:
+        """Return what a count that was read for its asker is said to come from."""
         return self._pending_via if pending and self._pending_via else self._stored_via(page)
 
     def tick(self) -> None:

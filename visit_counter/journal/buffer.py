@@ -67,6 +67,43 @@ class WriteBuffer:
     pages pending in memory: beyond either, `append` refuses with JournalFullError.
     """
 
+    # Slots, because an object with more than 30 attributes and no slots is read slowly (Python 3.11), and every visit
+    # reads several of these.
+    __slots__ = (
+        "_always_sync",
+        "_bound",
+        "_dirty",
+        "_every_second",
+        "_left",
+        "_max_bytes",
+        "_max_pages",
+        "_merged",
+        "_news",
+        "_number",
+        "_other_bytes",
+        "_retained",
+        "_state_version",
+        "_ticking",
+        "descriptor",
+        "failed",
+        "halted",
+        "included_to",
+        "journal",
+        "known_of",
+        "loads",
+        "lock",
+        "mending",
+        "offset",
+        "on_load",
+        "on_read",
+        "state",
+        "state_is_older",
+        "tables",
+        "tail",
+        "unreadable_lines",
+        "writer",
+    )
+
     def __init__(
         self, journal: Journal, *, fsync: str = "everysec", max_bytes: int = 1 << 30, max_pages: int = 2_000_000
     ) -> None:

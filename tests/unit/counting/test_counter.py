@@ -14,6 +14,7 @@ from tests.unit.journal.test_buffer import file_size_limit
 from visit_counter.counting.cache import LocalCache
 from visit_counter.counting.counter import BufferedCounter
 from visit_counter.errors import CountUnknownError, JournalError, UncertainError
+from visit_counter.journal.buffer import WriteBuffer
 from visit_counter.journal.records import Known
 from visit_counter.model.answers import Accepted, Answer, Ask
 
@@ -305,13 +306,13 @@ def test_a_visit_of_which_nobody_can_say_whether_it_is_in_the_journal_is_asked_o
 ) -> None:
     tried: list[object] = []
 
-    def append(run: object) -> list[int]:
+    def append(_buffer: object, run: object) -> list[int]:
         tried.append(run)
         if len(tried) == 1:
             raise UncertainError("nobody knows")
         return [1, 2, 3]
 
-    monkeypatch.setattr(counter.buffer, "append", append)
+    monkeypatch.setattr(WriteBuffer, "append", append)
     asks = [Ask(True, "a"), Ask(True, "a"), Ask(False, "a"), Ask(True, "b")]
     first, second, read, third = counter.answer(asks, wait=True)
     assert [type(each) for each in (first, second, third)] == [UncertainError] * 3
