@@ -15,6 +15,8 @@ from visit_counter.shards import check as connect
 if TYPE_CHECKING:
     from pathlib import Path
 
+pytestmark = pytest.mark.quick
+
 
 def test_a_shard_that_answers_is_right(valkey: ValkeyServer) -> None:
     assert connect.check_shard(Shard("one", valkey.url)) is None

@@ -6,6 +6,8 @@ import pytest
 
 from tests.faults.simulation import HARMFUL_SEEDS, run_seeds
 
+pytestmark = pytest.mark.quick
+
 # Each of these once broke a promise.
 ONCE_BROKEN = (1, 5, 16, 48, 148, 195, 525, 1453, 1535, 2432, 3141, 8748, 20987, 24389, 3_001_507)
 

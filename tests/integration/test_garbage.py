@@ -22,6 +22,8 @@ from visit_counter.shards.redis.store import RedisStore
 from visit_counter.shards.ring import PARTITIONS, partition_of
 from visit_counter.shards.router import ShardedStore
 
+pytestmark = pytest.mark.quick
+
 HOME = partition_of("home")
 BATCH = Batch(HOME, "", "1:a", Tally({"home": 1}))
 

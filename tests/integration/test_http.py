@@ -16,6 +16,8 @@ from visit_counter.config.settings import PROFILES
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+pytestmark = pytest.mark.quick
+
 CLIENT_METHODS = {"GET", "HEAD", "OPTIONS", "POST"}
 LIMIT = 64 * 1024
 

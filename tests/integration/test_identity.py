@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
     Opened = Callable[[Sequence[Shard]], ShardedStore]
 
+pytestmark = pytest.mark.quick
+
 PAGES = [f"page/{number}" for number in range(400)]
 KEY = "visits:{0}:shard"
 OF_A = next(page for page in PAGES if Ring("ab").shard_of(partition_of(page)) == "a")

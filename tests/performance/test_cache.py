@@ -9,7 +9,7 @@ from flask_caching.backends.simplecache import SimpleCache
 
 from visit_counter.counting.cache import LocalCache
 
-pytestmark = pytest.mark.usefixtures("uncovered")
+pytestmark = [pytest.mark.quick, pytest.mark.usefixtures("uncovered")]
 
 ENTRIES = 1000
 CALLS = 5000

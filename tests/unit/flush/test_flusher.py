@@ -163,6 +163,29 @@ def test_a_shard_found_away_is_not_sent_to_again_by_that_flush(
     assert {host.stored(page) for page in here} == {2}
 
 
+def test_a_shard_is_asked_about_its_disk_once_something_was_written_to_it_in_the_same_flush(
+    host: Host, shards: list[Shard], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host.process()
+    visit_all(host)
+    for shard in shards:
+        monkeypatch.setattr(shard, "persist", lambda _: False)
+    host.flusher.flush()
+    assert State.load(host.journal.state_path).unpersisted
+    written: list[bool] = []
+
+    def vouch(shard: Shard) -> bool:
+        written.append(bool(shard.applied))
+        return True
+
+    for shard in shards:
+        shard.applied.clear()
+        monkeypatch.setattr(shard, "persist", lambda _, shard=shard: vouch(shard))
+    host.flusher.flush()
+    assert written == [True, True]
+    assert not State.load(host.journal.state_path).unpersisted
+
+
 def test_a_shard_that_is_away_keeps_its_visits_pending_and_the_other_gets_its_own(
     host: Host, shards: list[Shard]
 ) -> None:
