@@ -8,7 +8,8 @@ from flask import Flask
 from flask_caching import Cache
 from werkzeug.routing import BaseConverter
 
-from visit_counter.cli import commands as cli
+from visit_counter.cli.shards import shards as shards_commands
+from visit_counter.cli.visits import visits as visits_commands
 from visit_counter.config.settings import Settings
 from visit_counter.model.answers import MAX_BODY_BYTES
 from visit_counter.runtime.service import Service
@@ -54,5 +55,6 @@ def create_app(settings: Settings | None = None) -> Flask:
     app.register_blueprint(visits.blueprint)
     app.register_blueprint(health.blueprint)
     problems.register(app)
-    cli.register(app)
+    for commands in (visits_commands, shards_commands):
+        app.cli.add_command(commands)
     return app

@@ -9,7 +9,8 @@ import click
 from flask.cli import ScriptInfo
 
 from visit_counter import create_app
-from visit_counter.cli.commands import shards, visits
+from visit_counter.cli.shards import shards
+from visit_counter.cli.visits import visits
 from visit_counter.config.settings import Settings
 from visit_counter.server import startup
 
