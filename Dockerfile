@@ -1,9 +1,8 @@
 # The packages go into a virtual environment without pip; the image that runs has neither pip's cache nor the tests' packages.
 FROM python:3.13-slim AS packages
-COPY requirements.txt .
-RUN sed '/^# Its tests$/,$d' requirements.txt > service.txt \
- && python -m venv --without-pip /venv \
- && pip --python /venv/bin/python install --only-binary=:all: --no-cache-dir --no-compile -r service.txt
+COPY requirements.lock .
+RUN python -m venv --without-pip /venv \
+ && pip --python /venv/bin/python install --require-hashes --only-binary=:all: --no-cache-dir --no-compile -r requirements.lock
 
 FROM python:3.13-slim
 # The journal's directory belongs to the user before a volume is mounted there: a new named volume takes over its owner.

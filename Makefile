@@ -4,7 +4,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help serve check test test-fast bench faults breakages clean
+.PHONY: help serve check test test-fast bench faults breakages lock wheels clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*##  *\(.*\)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r name text; do printf '%-10s %s\n' "$$name" "$$text"; done
@@ -36,6 +36,18 @@ faults: $(BIN)/ruff  ## a tenth of the fault campaign; `python -m tests.faults` 
 
 breakages: $(BIN)/ruff  ## break the code on purpose; each named test must fail
 	$(BIN)/python -m tests.breakages
+
+lock: $(BIN)/ruff  ## write requirements.lock anew, after a pin in requirements.txt has changed
+	$(BIN)/pip install --quiet uv
+	$(BIN)/uv pip compile pyproject.toml --constraint requirements.txt --universal --python-version 3.11 --generate-hashes \
+	  --no-header --no-annotate --no-emit-index-url --quiet --output-file requirements.lock
+	@sed -i '1i # The service alone, with all that its packages need and the hashes of their files; `make lock` writes it.' requirements.lock
+
+wheels: $(BIN)/ruff  ## see that everything installs without a compiler: Python 3.11 to 3.14, x86-64 and aarch64
+	@for python in 3.11 3.12 3.13 3.14; do for machine in x86_64 aarch64; do \
+	  $(BIN)/pip download --quiet --dest build/wheels --only-binary=:all: --implementation cp --python-version $$python \
+	    --platform manylinux_2_28_$$machine --platform manylinux_2_17_$$machine --platform manylinux2014_$$machine \
+	    --requirement requirements.txt || exit 1; echo "Python $$python on $$machine: wheels alone"; done; done
 
 clean:  ## remove what tests and builds leave behind; never data/
 	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage .coverage.* benchmark*.json
