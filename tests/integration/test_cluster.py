@@ -10,7 +10,9 @@ import pytest
 
 from tests.support.cluster import SLOTS, Cluster, cut_off
 from tests.support.least_acl import LEAST_USER, PASSWORD
-from tests.support.redis_servers import LossyProxy, Server, free_port, wait_until
+from tests.support.proxy import LossyProxy
+from tests.support.redis_servers import Server
+from tests.support.servers import free_port, wait_until
 from tests.support.under_load import PAGES, load
 from visit_counter.config.settings import Shard
 from visit_counter.errors import StoreError, StoreRefusedError, StoreUnavailableError
@@ -424,10 +426,10 @@ def test_a_primary_that_hangs_does_not_hold_up_the_others(cluster: Cluster) -> N
         assert store.ping() is True
         primary = cluster.owner_of(SLOT)
         others = [page for page in PAGES if cluster.owner_of_partition(partition_of(page)) is not primary]
-        primary.signal(signal.SIGSTOP)
+        primary.send_signal(signal.SIGSTOP)
         try:
             with pytest.raises(StoreError, match="cluster"):
                 store.read("writer", ["home"])
             assert [stored.visits for stored in store.read("writer", others)] == [0] * len(others)
         finally:
-            primary.signal(signal.SIGCONT)
+            primary.send_signal(signal.SIGCONT)

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from tests.support.fake_shards import GARBAGE, FakeShard
-from tests.support.redis_servers import Server, wait_until
+from tests.support.redis_servers import Server
+from tests.support.servers import wait_until
 from visit_counter.config.settings import Shard
 from visit_counter.errors import RebalanceError, StoreError, StoreRefusedError, StoreUnavailableError
 from visit_counter.model.visits import Tally

@@ -11,7 +11,8 @@ import pytest
 from tests.faults.rebalancing import plan, rebalance
 from tests.integration.test_rebalance import flask
 from tests.support.proxy import Proxy
-from tests.support.redis_servers import Server, wait_until
+from tests.support.redis_servers import Server
+from tests.support.servers import wait_until
 from visit_counter.config.settings import Settings, Shard
 from visit_counter.errors import RebalanceError, StartupError, StoreUnavailableError
 from visit_counter.model.visits import Tally

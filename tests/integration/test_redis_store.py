@@ -11,7 +11,9 @@ from threading import Thread
 
 import pytest
 
-from tests.support.redis_servers import LossyProxy, Server, free_port, wait_until
+from tests.support.proxy import LossyProxy
+from tests.support.redis_servers import Server
+from tests.support.servers import free_port, wait_until
 from visit_counter.config.settings import Shard
 from visit_counter.errors import StoreError, StoreRefusedError, StoreUnavailableError
 from visit_counter.model.visits import Tally
@@ -303,10 +305,10 @@ def test_a_connected_replica_has_to_have_it_on_disk_too(own_server: Callable[...
     with closing(patient(primary.shard)) as store:
         store.apply("writer", [home_batch(1)])
         assert store.persist(10) is True
-        replica.signal(signal.SIGSTOP)
+        replica.send_signal(signal.SIGSTOP)
         store.apply("writer", [home_batch(2)])
         assert store.persist(0.05) is False
-        replica.signal(signal.SIGCONT)
+        replica.send_signal(signal.SIGCONT)
         assert store.persist(10) is True
 
 
@@ -336,13 +338,13 @@ def test_of_a_shard_that_hangs_one_read_finds_out_and_it_comes_back_by_itself(
     with closing(store):
         store.add("home", 1)
         assert store.read("w", ["home"]) == [Stored(1, "")]
-        server.signal(signal.SIGSTOP)
+        server.send_signal(signal.SIGSTOP)
         with pytest.raises(StoreUnavailableError, match="Timeout"):
             store.read("w", ["home"])
         for call in (lambda: store.read("w", ["home"]), lambda: store.add("home", 1)) * 100:
             with pytest.raises(StoreUnavailableError, match="not asked again"):
                 call()
-        server.signal(signal.SIGCONT)
+        server.send_signal(signal.SIGCONT)
         now[0] += 10
         wait_until(store.ping, "the server to wake up")
         assert store.breaker.state == "closed"
@@ -358,10 +360,10 @@ def test_a_shard_that_is_away_is_found_to_be_back_by_a_probe_and_not_by_a_read(
     with closing(store):
         assert store.read("w", ["home"]) == [Stored(0, "")]
         assert not store.is_away("home")
-        server.signal(signal.SIGSTOP)
+        server.send_signal(signal.SIGSTOP)
         with pytest.raises(StoreUnavailableError, match="Timeout"):
             store.read("w", ["home"])
-        server.signal(signal.SIGCONT)
+        server.send_signal(signal.SIGCONT)
         store.probe()
         assert store.is_away("home"), "probed before it was time"
 
@@ -400,10 +402,10 @@ def test_a_reply_that_came_too_late_is_never_taken_for_that_of_another_call(own_
         store.add("other", 1)
         for _ in range(5):
             assert store.read("w", ["home"]) == [Stored(7, "")]
-            server.signal(signal.SIGSTOP)
+            server.send_signal(signal.SIGSTOP)
             with pytest.raises(StoreUnavailableError):
                 store.read("w", ["home"])
-            server.signal(signal.SIGCONT)
+            server.send_signal(signal.SIGCONT)
             wait_until(store.ping, "the server to wake up")
             assert store.read("w", ["other"]) == [Stored(1, "")]
 

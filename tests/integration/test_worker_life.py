@@ -18,8 +18,8 @@ from typing import Self
 
 import pytest
 
-from tests.support.gunicorn_server import ROOT, STUB, Server, wait_until
-from tests.support.servers import listening, process_state
+from tests.support.gunicorn_server import STUB, Server
+from tests.support.servers import REPOSITORY, listening, process_state, wait_until
 
 
 def written(file: Path) -> bool:
@@ -333,7 +333,7 @@ def test_what_the_worker_does_not_do_stops_the_start_with_one_line(
     command = [sys.executable, "-m", "gunicorn", "-k", "visit_counter.server.worker.VisitWorker", "-c", "/dev/null"]
     command += ["-b", "127.0.0.1:0", *(argument.format(certificate) for argument in arguments), STUB]
     environ = {**os.environ, "VISITS_PROFILE": "basic"}
-    done = subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, cwd=REPOSITORY, env=environ, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode != 0
     assert f"VisitWorker does not support {named}" in done.stderr
     assert "gthread" in done.stderr

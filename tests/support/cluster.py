@@ -7,7 +7,8 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Self
 
 from tests.support.least_acl import LEAST_USER, PASSWORD, user_options
-from tests.support.redis_servers import Server, steady_port, wait_until
+from tests.support.redis_servers import Server
+from tests.support.servers import steady_port, wait_until
 from visit_counter.config.settings import Shard
 from visit_counter.shards.cluster.slots import SLOT_OF
 

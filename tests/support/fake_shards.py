@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import socket
 from contextlib import suppress
-from threading import Thread
 from typing import TYPE_CHECKING
 
+from tests.support.listener import Listener
 from visit_counter.config.settings import Shard
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Callable
 
 # Not RESP at all, cut off, of a wrong type, of a wrong length, no number, too long, too deep.
@@ -36,36 +36,20 @@ GARBAGE = {
 }
 
 
-class FakeShard:
-    """Listens on a port of 127.0.0.1 and answers every piece of a request with what `reply` gives for it."""
+class FakeShard(Listener):
+    """Answers every piece of a request with what `reply` gives for it."""
 
     def __init__(self, reply: Callable[[bytes], bytes]) -> None:
         self.reply = reply
-        self.connections = 0
         self.closed = 0
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.port = int(self._listener.getsockname()[1])
-        Thread(target=self._accept, daemon=True).start()
+        super().__init__()
 
     @property
     def shard(self) -> Shard:
         """Return the shard as the service knows it."""
         return Shard(f"fake_{self.port}", f"redis://127.0.0.1:{self.port}")
 
-    def close(self) -> None:
-        """Accept no more."""
-        self._listener.close()
-
-    def _accept(self) -> None:
-        while True:
-            try:
-                client, _ = self._listener.accept()
-            except OSError:
-                return
-            self.connections += 1
-            Thread(target=self._serve, args=(client,), daemon=True).start()
-
-    def _serve(self, client: socket.socket) -> None:
+    def serve(self, client: socket.socket) -> None:
         with client, suppress(OSError):
             while data := client.recv(1 << 16):
                 client.sendall(self.reply(data))

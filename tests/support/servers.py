@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -10,6 +11,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -44,6 +46,22 @@ def free_ports(number: int) -> list[int]:
     return ports
 
 
+def free_port() -> int:
+    """Return a port of 127.0.0.1 that nothing listens on."""
+    return free_ports(1)[0]
+
+
+def steady_port() -> int:
+    """Return a port nobody listens on now, nor will by chance: below those that outgoing connections are given.
+
+    So that a server that is away for a while finds its port free when it comes back.
+    """
+    while True:
+        port = random.randrange(20_000, 32_000)
+        with suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
+
+
 def listening(port: int) -> bool:
     """Tell whether anything accepts connections on a port of 127.0.0.1."""
     with socket.socket() as client:
@@ -72,6 +90,7 @@ class ValkeyServer:
     def __init__(self, directory: Path, port: int = 0, **options: str) -> None:
         self.dir = directory
         self.port = port
+        self.options: tuple[str, ...] = ()  # more of them, as words of the command line
         self._options = {"appendonly": "yes", "appendfsync": "always", "save": ""} | {
             name.replace("_", "-"): value for name, value in options.items()
         }
@@ -111,7 +130,10 @@ class ValkeyServer:
         for name, value in ({"bind": "127.0.0.1", "port": str(self.port), "logfile": "log"} | self._options).items():
             words += [f"--{name}", value]
         self._process = subprocess.Popen(
-            [server_binary(), *words], cwd=self.dir, stdout=subprocess.DEVNULL, env={**os.environ, "LC_ALL": "C"}
+            [server_binary(), *words, *self.options],
+            cwd=self.dir,
+            stdout=subprocess.DEVNULL,
+            env={**os.environ, "LC_ALL": "C"},
         )
 
     def _answers(self) -> bool:

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.support.listener import Listener, carry
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -42,7 +44,7 @@ class Authority:
         subprocess.run(["openssl", *arguments], cwd=self._folder, check=True, capture_output=True)  # noqa: S607 - from the PATH
 
 
-class TlsFront:
+class TlsFront(Listener):
     """Speaks TLS to clients and passes what they say to a server, as stunnel does."""
 
     def __init__(self, port: int, certificate: Path, key: Path, client_ca: Path | None = None) -> None:
@@ -52,23 +54,9 @@ class TlsFront:
             self._context.verify_mode = ssl.CERT_REQUIRED
             self._context.load_verify_locations(client_ca)
         self._upstream_port = port
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.port = int(self._listener.getsockname()[1])
-        Thread(target=self._accept, daemon=True).start()
+        super().__init__()
 
-    def close(self) -> None:
-        """Stop accepting."""
-        self._listener.close()
-
-    def _accept(self) -> None:
-        while True:
-            try:
-                client, _ = self._listener.accept()
-            except OSError:
-                return
-            Thread(target=self._serve, args=(client,), daemon=True).start()
-
-    def _serve(self, client: socket.socket) -> None:
+    def serve(self, client: socket.socket) -> None:
         # An SSLError is an OSError: a client that does not trust us.
         with (
             client,
@@ -76,13 +64,5 @@ class TlsFront:
             self._context.wrap_socket(client, server_side=True) as secure,
             socket.create_connection(("127.0.0.1", self._upstream_port)) as upstream,
         ):
-            Thread(target=_carry, args=(upstream, secure), daemon=True).start()
-            _carry(secure, upstream)
-
-
-def _carry(source: socket.socket, target: socket.socket) -> None:
-    with suppress(OSError):
-        while data := source.recv(65536):
-            target.sendall(data)
-    with suppress(OSError):
-        target.shutdown(socket.SHUT_RDWR)
+            Thread(target=carry, args=(upstream, secure), daemon=True).start()
+            carry(secure, upstream)

@@ -14,7 +14,7 @@ from threading import Event, Lock, Thread
 from typing import TYPE_CHECKING
 
 from tests.support.host import Host
-from tests.support.redis_servers import wait_until
+from tests.support.servers import wait_until
 from visit_counter.errors import CountUnknownError, StoreError
 from visit_counter.model.answers import Answer
 

@@ -5,7 +5,7 @@ from threading import Event
 
 import pytest
 
-from tests.support.redis_servers import wait_until
+from tests.support.servers import wait_until
 from visit_counter.counting.single_flight import SingleFlight
 
 THREADS = 16

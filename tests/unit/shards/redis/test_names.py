@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.support.redis_servers import wait_until
+from tests.support.servers import wait_until
 from visit_counter.shards.redis.names import Names
 
 if TYPE_CHECKING:
