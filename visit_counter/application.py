@@ -44,8 +44,7 @@ def create_app(settings: Settings | None = None) -> Flask:
         config={
             "CACHE_TYPE": "visit_counter.counting.cache.LocalCache",
             "CACHE_THRESHOLD": settings.cache_pages,
-            # To flask-caching a time of 0 means for ever; here it means that nothing stays fresh.
-            "CACHE_OPTIONS": {"ttl_seconds": settings.cache_seconds or 1e-9},
+            "CACHE_OPTIONS": {"ttl_seconds": settings.cache_seconds},
         },
     )
     service = Service(settings, app.extensions["cache"][cache])

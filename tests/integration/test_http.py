@@ -11,7 +11,7 @@ import pytest
 
 from tests.support.gunicorn_server import Client, Reply
 from tests.support.servers import GunicornServer, ValkeyServer
-from visit_counter.config.settings import PROFILES
+from visit_counter.config.profiles import PROFILES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

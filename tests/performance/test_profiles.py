@@ -18,7 +18,7 @@ import pytest
 
 from tests.conftest import is_whole_suite
 from tests.support.servers import REPOSITORY, GunicornServer, ValkeyServer
-from visit_counter.config.settings import PROFILES
+from visit_counter.config.profiles import PROFILES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

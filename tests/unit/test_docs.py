@@ -11,7 +11,7 @@ import pytest
 
 from tests.support.servers import REPOSITORY
 from visit_counter import create_app
-from visit_counter.config.settings import PROFILES
+from visit_counter.config.profiles import PROFILES
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -96,7 +96,7 @@ def rebalance(dry_run: bool, former: str | None, set_aside: bool, as_json: bool)
     Killed or failed, it is started again and goes on from where it stopped.
     """
     with opened_service() as service:
-        if service.settings.profile != "sharded":
+        if not service.settings.has.shares_pages:
             raise click.ClickException("only the profile sharded has more than one shard")
         for trouble in reports.flush_troubles(service):
             click.secho(f"warning: the last flush failed: {trouble}", fg="yellow", err=True)

@@ -53,7 +53,7 @@ def opened_service() -> Iterator[Service]:
     """Give the service with its journal open and its shards running; errors become one clear line."""
     service = service_of_app()
     try:
-        if service.settings.profile != "basic":
+        if service.settings.has.has_shards:
             for warning in check_data_dir(service.settings.data_dir):
                 click.echo(warning, err=True)
         with running(service.settings):

@@ -16,17 +16,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from visit_counter.config.embedded_files import password_file, shard_names
+from visit_counter.config.profiles import PROFILES, Profile
 from visit_counter.config.shard_urls import Shard, parse_shards, shown
 from visit_counter.errors import SettingsError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-__all__ = ["PROFILES", "SINGLE_PROCESS_PROFILES", "Settings", "Shard"]
+__all__ = ["Settings", "Shard"]
 
-PROFILES = ("basic", "redis", "cached", "batched", "sharded")
-# Profiles that keep or cache their numbers in one process: a second worker would answer with other numbers.
-SINGLE_PROCESS_PROFILES = ("basic", "cached")
 FSYNC_POLICIES = ("always", "everysec", "os")
 
 _HERE = Path(__file__).resolve().parent
@@ -69,6 +67,11 @@ class Settings:
         if mistakes:
             raise SettingsError(mistakes)
         return cls(**_for_profile(values, shards))
+
+    @property
+    def has(self) -> Profile:
+        """Return what the profile has."""
+        return PROFILES[self.profile]
 
     def to_json(self) -> str:
         """Return everything as text, passwords too: for the pipe to a child process, and for nothing else."""
@@ -130,7 +133,7 @@ def _shards_text(texts: Mapping[str, str], environ: Mapping[str, str], mistakes:
 
 def _for_profile(values: dict[str, Any], shards: list[Shard] | None) -> dict[str, Any]:
     """Return the arguments of Settings: as many shards as the profile uses."""
-    limit = {"basic": 0, "sharded": None}.get(values["profile"], 1)
+    limit = PROFILES[values["profile"]].most_shards
     ports = values["embedded_ports"][:limit]
     names = shard_names(values["data_dir"], values["embedded_ports"])
     password = str(password_file(values["data_dir"]))
@@ -205,7 +208,7 @@ def _amount(unit: str, low: int, high: int) -> _Rule:
 
 
 _RULES = {
-    "profile": _Rule(_one_of(PROFILES), ", ".join(PROFILES)),
+    "profile": _Rule(_one_of(tuple(PROFILES)), ", ".join(PROFILES)),
     "embedded_ports": _Rule(_ports, "different ports from 1 to 65535, with commas between"),
     "data_dir": _Rule(_directory, "a path that does not start with ~"),
     "flush_seconds": _seconds(0.05, 3600),

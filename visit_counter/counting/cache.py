@@ -23,8 +23,9 @@ if TYPE_CHECKING:
 
 
 class LocalCache(BaseCache):  # type: ignore[misc]  # flask-caching gives mypy no types
-    """At most `threshold` entries; the one set longest ago makes room. A timeout of 0 means that it never ends.
+    """At most `threshold` entries; the one set longest ago makes room.
 
+    A timeout of 0 means that it never ends, as flask-caching has it; `ttl_seconds` of 0 that no value stays fresh.
     Values are kept as they are, not as copies: do not change one after `set`. flask-caching rounds
     CACHE_DEFAULT_TIMEOUT up to whole seconds; `ttl_seconds` (in CACHE_OPTIONS), and a timeout given to `set`,
     are exact.
@@ -46,7 +47,7 @@ class LocalCache(BaseCache):  # type: ignore[misc]  # flask-caching gives mypy n
         if threshold < 1:
             raise ValueError(f"threshold is {threshold}; a cache holds at least 1 entry")
         self._threshold = threshold
-        self._ttl_seconds: float = self.default_timeout if ttl_seconds is None else ttl_seconds
+        self._ttl_seconds: float = (self.default_timeout or inf) if ttl_seconds is None else ttl_seconds
         self._clock = clock
         # key -> (when its time is over, value), in the order in which they were set. A plain dict keeps that order
         # too, but finding its first entry walks over all that were deleted before it.
@@ -75,8 +76,8 @@ class LocalCache(BaseCache):  # type: ignore[misc]  # flask-caching gives mypy n
 
     def set(self, key: str, value: Any, timeout: float | timedelta | None = None) -> bool:
         """Keep the value for so many seconds."""
-        seconds = self._ttl_seconds if timeout is None else _seconds(timeout)
-        entry = (self._clock() + seconds if seconds else inf, value)
+        seconds = self._ttl_seconds if timeout is None else (_seconds(timeout) or inf)
+        entry = (self._clock() + seconds, value)
         entries = self._entries
         with self._lock:
             entries[key] = entry

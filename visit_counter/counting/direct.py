@@ -1,4 +1,4 @@
-"""The counter of the first three stages: every visit goes to the store at once; no journal, nothing pending."""
+"""The counter of the profiles without a journal: every visit goes to the store at once; no journal, nothing pending."""
 
 from __future__ import annotations
 

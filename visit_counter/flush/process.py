@@ -26,7 +26,7 @@ def main() -> int:
     os.nice(10)
     try:
         settings = Settings.from_json(sys.stdin.buffer.read())
-        store = ShardedStore([make_store(shard) for shard in settings.shards], shared=settings.profile == "sharded")
+        store = ShardedStore([make_store(shard) for shard in settings.shards], shared=settings.has.shares_pages)
         flusher = Flusher(
             Journal(settings.data_dir / "journal"),
             store,

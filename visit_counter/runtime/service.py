@@ -53,18 +53,15 @@ class Service:
         self._lock = threading.RLock()
         self._opened_by = 0  # process id: a forked child opens its own
         self._scheduler: Scheduler | None = None
-        if settings.profile == "basic":
-            self.counter = DirectCounter(MemoryStore("in_memory"), via="in_memory", waits=False)
+        has = settings.has
+        if not has.has_shards:
+            self.counter = DirectCounter(MemoryStore("in_memory"), via=has.via or "", waits=False)
             return
-        # The profiles before `sharded` count on the first shard, whoever else has counts.
-        self.store = ShardedStore(
-            [make_store(shard) for shard in settings.shards], shared=settings.profile == "sharded"
-        )
-        if settings.profile in ("redis", "cached"):
-            local = cache if settings.profile == "cached" else None
-            self.counter = DirectCounter(self.store, via="redis", cache=local)
-        else:
+        self.store = ShardedStore([make_store(shard) for shard in settings.shards], shared=has.shares_pages)
+        if has.journal:
             self.counter = self._buffered(self.store, cache)
+        else:
+            self.counter = DirectCounter(self.store, via=has.via or "", cache=cache if has.cache else None)
 
     def _buffered(self, store: ShardedStore, cache: LocalCache) -> BufferedCounter:
         settings = self.settings
@@ -83,11 +80,15 @@ class Service:
         limit = min(max(least, _FLUSH_PROCESS_INTERVALS * settings.flush_seconds), most)
         self._flush_process = FlushProcess(settings, limit)
         self._watch = FlushWatch(settings.flush_seconds)
-        if settings.profile == "batched":
-            return BufferedCounter(
-                self.buffer, store, cache, post_via=lambda _: "batch", stored_via=lambda _: "redis", pending_via="batch"
-            )
-        return BufferedCounter(self.buffer, store, cache, post_via=store.shard_name, stored_via=store.shard_name)
+        via, pending_via = settings.has.via, settings.has.pending_via
+        return BufferedCounter(
+            self.buffer,
+            store,
+            cache,
+            post_via=(lambda _: pending_via) if pending_via else store.shard_name,
+            stored_via=(lambda _: via) if via else store.shard_name,
+            pending_via=pending_via,
+        )
 
     # -- life --------------------------------------------------------------------------------------------------------
 
@@ -130,7 +131,7 @@ class Service:
             return
         with self._lock:
             if self._opened_by != os.getpid():
-                if self.settings.profile != "basic":
+                if self.settings.has.has_shards:
                     for warning in check_data_dir(self.settings.data_dir):
                         log.warning("%s", warning)
                 if self.settings.embedded:

@@ -8,9 +8,7 @@ import os
 import sys
 from typing import Any
 
-from visit_counter.server import life as gunicorn_life
-from visit_counter.server import options as gunicorn_options
-from visit_counter.server import startup
+from visit_counter.server import life, options, startup
 
 settings = startup.load_settings()
 
@@ -18,9 +16,9 @@ bind = "127.0.0.1:8000"
 worker_class = startup.worker_class()
 logger_class = "visit_counter.server.log.Logger"
 threads = 4
-worker_connections = gunicorn_life.worker_connections()
+worker_connections = life.worker_connections()
 with startup.told_in_one_line():
-    gunicorn_options.check_worker_class(worker_class, os.environ, sys.argv[1:])
+    options.check_worker_class(worker_class, os.environ, sys.argv[1:])
     workers = startup.worker_count(settings, os.environ)
 # Seconds: for the requests under way and the last flush.
 graceful_timeout = 30
@@ -35,10 +33,10 @@ def on_starting(server: Any) -> None:
         warnings = startup.prepare(settings, server.cfg.workers, [] if inherited else server.cfg.address)
     for warning in warnings:
         server.log.warning(warning)
-    gunicorn_life.refuse_in_json()
-    gunicorn_life.end_while_booting()
-    gunicorn_life.guard_reload(server, settings)
-    gunicorn_life.start_again_by_name(server)
+    life.refuse_in_json()
+    life.end_while_booting()
+    life.guard_reload(server, settings)
+    life.start_again_by_name(server)
 
 
 def when_ready(server: Any) -> None:
@@ -49,7 +47,7 @@ def when_ready(server: Any) -> None:
 
 def post_worker_init(worker: Any) -> None:
     """Open journal and connections, after the fork."""
-    gunicorn_life.bound_gthread(worker)
+    life.bound_gthread(worker)
     startup.start_service(worker.wsgi)
 
 
@@ -62,7 +60,7 @@ def worker_exit(server: Any, worker: Any) -> None:
     """Flush a last time. gunicorn also calls this in the master, where the worker has no app."""
     startup.stop_service(getattr(worker, "wsgi", None))
     if os.getpid() != server.pid:
-        gunicorn_life.leave_threads()
+        life.leave_threads()
 
 
 def on_exit(server: Any) -> None:  # noqa: ARG001 - gunicorn passes it

@@ -107,7 +107,7 @@ def _wrong_settings(new: Settings, running: Settings) -> str:
     changed = [f"VISITS_{name.upper()}" for name in _FIXED if getattr(new, name) != getattr(running, name)]
     if changed:
         return f"{', '.join(changed)} cannot change while the service runs; stop it and start it again"
-    if new.profile != "basic":
+    if new.has.has_shards:
         check_data_dir(new.data_dir)
         if not new.embedded:
             check_shards(new)

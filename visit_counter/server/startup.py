@@ -15,7 +15,7 @@ from contextlib import closing, contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from visit_counter.config.embedded_files import shards_dir, unused_directories
-from visit_counter.config.settings import SINGLE_PROCESS_PROFILES, Settings
+from visit_counter.config.settings import Settings
 from visit_counter.embedded.shards import EmbeddedShards
 from visit_counter.errors import StartupError, StoreError, StoreRefusedError
 from visit_counter.private_files import check_data_dir
@@ -62,7 +62,7 @@ def loaded_settings() -> Settings | None:
 
 def worker_count(settings: Settings, environ: Mapping[str, str]) -> int:
     """Return how many workers gunicorn starts where no option says it."""
-    default = 1 if settings.profile in SINGLE_PROCESS_PROFILES else DEFAULT_WORKERS
+    default = 1 if settings.has.single_process else DEFAULT_WORKERS
     text = environ.get("WEB_CONCURRENCY") or str(default)
     if not text.isdecimal() or int(text) < 1:
         raise StartupError(f"WEB_CONCURRENCY is {text!r}; allowed: a whole number of workers from 1")
@@ -78,7 +78,7 @@ def check_worker_count(settings: Settings, workers: int) -> None:
     """Raise StartupError for more workers than the profile can have."""
     if workers < 1:
         raise StartupError(f"{workers} workers would answer nobody; allowed: -w 1 or more")
-    if settings.profile in SINGLE_PROCESS_PROFILES and workers != 1:
+    if settings.has.single_process and workers != 1:
         raise StartupError(
             f"{workers} workers with VISITS_PROFILE {settings.profile}; allowed: 1, because this profile keeps its "
             "numbers in one process"
@@ -126,7 +126,7 @@ def prepare(settings: Settings, workers: int, addresses: Sequence[object]) -> li
     check_worker_count(settings, workers)
     for address in addresses:
         check_address_is_free(address)
-    if settings.profile == "basic":
+    if not settings.has.has_shards:
         return []
     warnings = check_data_dir(settings.data_dir)
     if settings.embedded:
@@ -146,7 +146,7 @@ def tell_of_other_shards(settings: Settings) -> None:
 
     Raises StartupError if servers are not the shards that the list takes them for.
     """
-    if settings.profile != "sharded":
+    if not settings.has.shares_pages:
         return
     stores = [make_store(shard, apply_seconds=TIMEOUT_SECONDS) for shard in settings.shards]
     with closing(ShardedStore(stores, shared=True)) as store:

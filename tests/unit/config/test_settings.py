@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from visit_counter.config.settings import CONFIG_DIR, PROFILES, Settings, Shard
+from visit_counter.config.profiles import PROFILES
+from visit_counter.config.settings import CONFIG_DIR, Settings, Shard
 from visit_counter.errors import SettingsError
 
 SECRET = "hunter2"

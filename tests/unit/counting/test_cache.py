@@ -169,3 +169,9 @@ def test_flask_cachings_own_default_timeout_is_obeyed() -> None:
     cache = Cache(app, config={"CACHE_TYPE": "visit_counter.counting.cache.LocalCache", "CACHE_DEFAULT_TIMEOUT": 17})
     backend = app.extensions["cache"][cache]
     assert (backend._threshold, backend._ttl_seconds) == (500, 17)
+
+
+def test_with_a_time_of_0_no_value_stays_fresh_and_each_is_kept_as_the_last_known(clock: Clock) -> None:
+    cache = LocalCache(ttl_seconds=0, clock=clock)
+    cache.set("a", 1)
+    assert (cache.get("a"), cache.peek("a")) == (None, 1)
