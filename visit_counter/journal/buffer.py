@@ -110,7 +110,8 @@ class WriteBuffer:
         self.journal = journal
         self.lock = threading.RLock()
         self._ticking = threading.RLock()  # taken before `lock`
-        self.writer = ""
+        self.writer = ""  # the id that the state says watermarks are under
+        self.writer_file = ""  # what the file `writer` said: another one while a flush takes a new id
         self.state = State()
         # Every partition includes the segments up to this one; their tables are dropped once they are rebased.
         self.included_to = 0
@@ -439,8 +440,9 @@ class WriteBuffer:
             return
         self.state = state
         self.included_to = max(self.included_to, self.state.floor)
+        self.writer_file = self.journal.writer
         # Under a new id nothing is sent before the state says so.
-        self.writer = self.state.writer or self.journal.writer
+        self.writer = self.state.writer or self.writer_file
 
     # -- following the file --------------------------------------------------------------------------------------
 

@@ -201,6 +201,7 @@ class Mending:
         """Put the writer's id and the state back if they are gone; return the state. The locks are held."""
         buffer, journal = self._buffer, self._journal
         state = State.load(journal.state_path)
+        is_ours = state.writer == buffer.writer
         if state.floor < buffer.state.floor or not state.writer:
             if buffer.state.writer:
                 self._notes.append("state.json was gone or older than what was known: it was written anew")
@@ -211,9 +212,9 @@ class Mending:
                 state.forget_attempts({*waiting, *(segment.last for segment in journal.segments()[:-1])})
             state.damage = [*state.damage, *(note for note in damage if note not in state.damage)]
         if not os.path.exists(journal.path / "writer"):  # noqa: PTH110 - as above
-            journal.rename_writer(buffer.writer, replace=False)
+            journal.rename_writer(buffer.writer_file, replace=False)
             self._notes.append("the writer's id was gone: it was written anew")
-        if journal.writer != buffer.writer and self._wrong_with_current():
+        if not is_ours and journal.writer != buffer.writer_file and self._wrong_with_current():
             raise JournalError(f"another journal is in the place of {journal.path}; put this one back, or restart")
         state.writer = state.writer or journal.writer
         return state

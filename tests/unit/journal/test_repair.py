@@ -13,6 +13,7 @@ import pytest
 from tests.support.host import Host
 from tests.unit.journal.test_buffer import append, file_size_limit, pending
 from visit_counter.errors import JournalError, UncertainError
+from visit_counter.journal.checkpoint import State
 from visit_counter.journal.segments import Journal
 
 if TYPE_CHECKING:
@@ -237,6 +238,26 @@ def test_the_writers_id_and_the_state_are_put_back(host: Host) -> None:
     host.tick()
     assert counter.buffer.state.floor > floor
     assert host.stored("a") == 2
+
+
+def test_a_journal_whose_flush_was_killed_while_it_took_a_new_id_is_no_other_one(host: Host) -> None:
+    counter = host.process()
+    append(counter.buffer, "a")
+    host.flusher.flush()
+    host.tick()
+    append(counter.buffer, "a")
+    host.journal.rename_writer("0123456789abcdef")
+    state = State.load(host.journal.state_path)
+    state.save(host.journal.state_path)
+    counter.tick()
+    assert counter.buffer.writer == state.writer  # under which everything was sent
+    os.truncate(current(host), 0)
+    counter.tick()
+    append(counter.buffer, "a")
+    assert host.journal.writer == "0123456789abcdef"
+    settle(host)
+    assert host.flusher.flush().error == ""
+    assert host.stored("a") == 3
 
 
 def test_a_process_that_starts_without_the_current_segment_leaves_its_number_to_who_knows_it(host: Host) -> None:
