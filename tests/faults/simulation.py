@@ -473,7 +473,9 @@ class World:
             kind = "current"  # what a shard lost is sent again from segments that no process keeps in its memory
         if kind == "waiting" and waiting:
             table = self.random.choice(waiting)
-            os.unlink(f"{path}/{Segment(table.first, table.last).name}")  # noqa: PTH108 - called often
+            # It is not there where it was merged, and the disk was too full to tell this process so.
+            with suppress(FileNotFoundError):
+                os.unlink(f"{path}/{Segment(table.first, table.last).name}")  # noqa: PTH108 - called often
         elif kind == "everything":
             shutil.rmtree(path)
         elif kind == "cut":

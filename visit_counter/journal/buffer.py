@@ -102,6 +102,7 @@ class WriteBuffer:
         "tail",
         "unreadable_lines",
         "writer",
+        "writer_file",
     )
 
     def __init__(
