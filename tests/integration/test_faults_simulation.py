@@ -9,7 +9,7 @@ from tests.faults.simulation import HARMFUL_SEEDS, run_seeds
 pytestmark = pytest.mark.quick
 
 # Each of these once broke a promise.
-ONCE_BROKEN = (1, 5, 16, 48, 148, 195, 525, 1453, 1535, 2432, 3141, 8748, 20987, 24389, 3_001_507)
+ONCE_BROKEN = (1, 5, 16, 48, 148, 195, 525, 1453, 1535, 2432, 3141, 8748, 20987, 24389, 3_001_507, 6_001_500)
 
 
 @pytest.mark.parametrize("seed", ONCE_BROKEN)
