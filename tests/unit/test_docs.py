@@ -71,7 +71,10 @@ def test_the_first_command_stands_in_the_first_ten_lines() -> None:
     assert f"{command}pytest\n" in README
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/api.md", "docs/architecture.md"])
+@pytest.mark.parametrize(
+    "page",
+    ["README.md", "CONTRIBUTING.md", *(f"docs/{path.name}" for path in sorted((REPOSITORY / "docs").glob("*.md")))],
+)
 def test_links_lead_somewhere(page: str) -> None:
     text = (REPOSITORY / page).read_text(encoding="utf-8")
     targets = [target.partition("#")[0] for target in re.findall(r"\]\(([^)]+)\)", text) if "://" not in target]
