@@ -12,15 +12,22 @@ from itertools import repeat
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
-from redis.exceptions import AskError, NoScriptError, RedisError, ResponseError
+from redis.exceptions import AskError, NoScriptError, RedisError
 
 from visit_counter.errors import StoreRefusedError
 from visit_counter.model.visits import Tally
 from visit_counter.shards.contract import NO_WATERMARK, Applied, Batch, is_token, segment_of
-from visit_counter.shards.redis.exchange import drop, exchange, exchange_asking, impossible, pack
-from visit_counter.shards.redis.replicas import replicas_of
+from visit_counter.shards.redis.disk import (
+    DISK_SHAPE,
+    REPLICATION,
+    REPLICATION_SHAPE,
+    connected_replicas,
+    is_on_disk,
+    wait_for_disk,
+)
+from visit_counter.shards.redis.exchange import drop, exchange, exchange_asking, pack
 from visit_counter.shards.redis.scripts import load_script
-from visit_counter.shards.redis.shapes import is_pair_of_numbers, is_text, is_text_or_nothing
+from visit_counter.shards.redis.shapes import is_text, is_text_or_nothing
 from visit_counter.shards.redis.wire import explain, is_away, is_elsewhere, peer_of
 
 if TYPE_CHECKING:
@@ -218,20 +225,15 @@ class Applier:
         return isinstance(reply, bytes) and reply.startswith(b"moved ")
 
     def _wait(self, connection: Connection, timeout_seconds: float) -> bool | None:
-        (replication,) = exchange(connection, [pack(b"INFO", b"replication")], [is_text])
-        replicas = self._due_replicas(peer_of(connection), _connected_replicas(replication))
+        (info,) = exchange(connection, [pack(*REPLICATION)], [REPLICATION_SHAPE])
+        replicas = self._due_replicas(peer_of(connection), connected_replicas(info))
         if replicas is None:
             return False
-        wait = pack(b"WAITAOF", b"1", b"%d" % replicas, b"%d" % max(1, int(timeout_seconds * 1000)))
-        (reply,) = exchange(connection, [wait], [is_pair_of_numbers])
-        if isinstance(reply, ResponseError) and not is_away(reply):
-            return None  # a server before 7.2, or without an append-only file
-        if isinstance(reply, RedisError):
-            return False
-        if reply[0] < 1 or reply[1] < replicas:
-            return False
-        self._applied.clear()
-        return True
+        (reply,) = exchange(connection, [pack(*wait_for_disk(replicas, timeout_seconds))], [DISK_SHAPE])
+        done = is_on_disk(reply, replicas)
+        if done:
+            self._applied.clear()
+        return done
 
 
 def applied_of(shard: str, batch: Batch, reply: Any) -> Applied:
@@ -269,16 +271,6 @@ def _usable(connection: Connection) -> bool:
 def includes(present: str, watermark: str) -> bool:
     """Tell whether a partition at `present`, which may be no watermark, includes everything up to `watermark`."""
     return present == watermark or (is_token(present) and segment_of(present) > segment_of(watermark))
-
-
-def _connected_replicas(info: object) -> list[str]:
-    """Return the replicas that a reply to INFO tells of. Raises RedisError where it is an error, or tells nothing."""
-    if isinstance(info, RedisError):
-        raise info
-    assert isinstance(info, bytes)  # noqa: S101 - its shape
-    if b"\nconnected_slaves:" not in info:
-        raise impossible(info)
-    return replicas_of(info.decode(errors="replace"))
 
 
 def _chunks(batches: Sequence[Batch], field: bytes) -> Iterator[list[bytes]]:
