@@ -324,7 +324,7 @@ BREAKAGES = (
         "tests/unit/shards/redis/test_names.py",
     ),
     Breakage(
-        "take a server of a cluster for away because one slot has left it",
+        "take a server of a cluster to be down because one slot has left it",
         "shards/redis/wire.py",
         "        down = isinstance(reply, ClusterDownError) and not is_unserved(reply)\n",
         "        down = isinstance(reply, ClusterDownError)\n",

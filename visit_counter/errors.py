@@ -15,7 +15,7 @@ VisitCounterError
  +-- CountUnknownError        the stored part of a count was never known to this process
  +-- FlushBusyError           another process is flushing; nothing was done
  +-- RebalanceError           partitions cannot be moved now
- +-- TopologyError            what the shards keep of each other cannot be worked by
+ +-- ShardMapError            what the shards keep of each other cannot be worked by
  +-- ServerRefusedError       a server on this machine answered with an error
 """
 
@@ -102,8 +102,8 @@ class FlushBusyError(VisitCounterError):
     """Another process is flushing; nothing was done."""
 
 
-class TopologyError(VisitCounterError):
-    """Topologies that cannot be worked by; `str()` tells a person why."""
+class ShardMapError(VisitCounterError):
+    """Shard maps that cannot be worked by; `str()` tells a person why."""
 
 
 class ServerRefusedError(VisitCounterError):

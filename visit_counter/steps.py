@@ -11,8 +11,8 @@
 and of a rebalance, for a group of partitions each (`shards.rebalance`)
 
     freeze, copy, place, bury, activate   this was done
-    tell      one more shard has the next topology
-    topology  all partitions are where they belong, the shards are not yet told
+    tell       one more shard has the next shard map
+    shard_map  all partitions are where they belong, the shards are not yet told
 
 `hook` is None outside fault tests.
 """

@@ -20,7 +20,7 @@ from tests.support.oracle import BrokenError
 from tests.support.servers import REPOSITORY, GunicornServer, free_ports, listening, process_runs, wait_until
 from visit_counter.config import embedded_files as files
 from visit_counter.errors import EmbeddedError
-from visit_counter.shards.redis.resp import look
+from visit_counter.shards.redis.resp import identify
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -55,7 +55,7 @@ class EmbeddedService(FaultyService):
         """Tell whether a supervisor runs and all servers answer."""
         password = files.read_password(files.password_file(self.data))
         return all(
-            files.is_supervised(self.data, name) and look(port, files.shard_dir(self.data, name), password).ready
+            files.is_supervised(self.data, name) and identify(port, files.shard_dir(self.data, name), password).ready
             for name, port in zip(_NAMES, self.ports, strict=True)
         )
 

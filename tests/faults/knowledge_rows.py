@@ -175,7 +175,7 @@ def share_shards(directory: Path, trials: int, seed: int, progress: Callable[[in
 
 
 def take_shard_away(directory: Path, trials: int, seed: int, progress: Callable[[int], None]) -> str:
-    """A shard away: all workers of both hosts answer all that one has read or counted, also after a restart."""
+    """A shard down: all workers of both hosts answer all that one has read or counted, also after a restart."""
     random, answers = Random(seed), 0
     for trial in range(trials):
         with _two_hosts(directory, trial) as hosts:
@@ -198,7 +198,7 @@ def take_shard_away(directory: Path, trials: int, seed: int, progress: Callable[
             shard.start()
             hosts.compare(crowds)
         progress(trial + 1)
-    return f"{answers} answers with a shard away"
+    return f"{answers} answers with a shard down"
 
 
 def _ask_every_worker(crowd: Crowd) -> int:
@@ -206,7 +206,7 @@ def _ask_every_worker(crowd: Crowd) -> int:
         for _ in range(_EVERY_WORKER):
             status, body = ask(crowd.server.port, "GET", page)
             if status != 200 or body["visits"] < max(crowd.seen[page], crowd.acknowledged[page]):
-                raise BrokenError(f"{page}: {status} {body} with a shard away, after {crowd.seen[page]}")
+                raise BrokenError(f"{page}: {status} {body} with a shard down, after {crowd.seen[page]}")
             crowd.seen[page] = body["visits"]
     return len(_PAGES) * _EVERY_WORKER
 

@@ -168,6 +168,6 @@ def _all_have_names(service: FaultyService) -> bool:
 
 
 def _look(watch: ClusterStore) -> None:
-    down = [row for row in watch.look("", range(PARTITIONS)) if not row.up or row.error]
+    down = [row for row in watch.status("", range(PARTITIONS)) if not row.up or row.error]
     if down or not watch.ping() or watch.reason():
         raise BrokenError(f"a healthy cluster is told as {down}, {watch.reason()}")

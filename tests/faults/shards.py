@@ -1,7 +1,7 @@
 """The rows of the campaign in which a shard hangs, dies or is restarted while the service answers on.
 
 Two workers that flush five times a second, two shards, 200 requests a second for 300 pages that both workers know. One
-of the shards, drawn anew each time, goes away at a random moment and returns after a random time; the next time
+of the shards, drawn anew each time, goes down at a random moment and returns after a random time; the next time
 comes once a flush has reached both. Visits and reads must be answered 200 all along.
 """
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from tests.support.servers import ValkeyServer
 
 _PAGES = 300
-# How long a shard is away, from about nothing to longer than every time-out but that of a flush.
+# How long a shard is down, from about nothing to longer than every time-out but that of a flush.
 _AWAY_SECONDS = (0.01, 1.5)
 
 

@@ -128,14 +128,14 @@ def test_a_server_is_up_and_its_pages_are_counted_while_a_slot_leaves_it(
     store.apply("writer", [Batch(at, "", "1:a", Tally({page: 1})) for at, page in enumerate(pages)])
     source, target = begin_move(cluster, with_key=with_key)
     try:
-        rows = store.look("writer", range(PARTITIONS), strays=True)
+        rows = store.status("writer", range(PARTITIONS), strays=True)
         assert [(row.up, row.error, row.warnings) for row in rows] == [(True, "", ())] * 3
         assert sum(row.pages or 0 for row in rows) == PARTITIONS
         assert store.ping() is True
         assert store.reason() == ""
     finally:
         cluster.move_slot(SLOT, source, target)
-    assert sum(row.pages or 0 for row in store.look("writer", range(PARTITIONS))) == PARTITIONS
+    assert sum(row.pages or 0 for row in store.status("writer", range(PARTITIONS))) == PARTITIONS
 
 
 @pytest.mark.parametrize("reconnects", [False, True])
@@ -183,12 +183,12 @@ def test_a_slot_that_nobody_has_is_the_trouble_of_its_partitions_alone(cluster: 
                 "writer", [Batch(at, "", "1:a", Tally({f"page/{at}": 1})) for at in range(PARTITIONS)]
             )
             assert {result.partition for result in results if result.error} == set(range(PARTITIONS)) - found.keys()
-            # The servers that said so are not taken for away.
-            assert not any(store.is_away(page) for page in PAGES if partition_of(page) in found)
+            # The servers that said so are not taken to be down.
+            assert not any(store.is_down(page) for page in PAGES if partition_of(page) in found)
             assert not any(node.reason() for node in store.nodes())
             assert store.ping() is False
             assert f"of {PARTITIONS} partitions" in store.reason()
-            assert [row.up for row in store.look("writer", range(PARTITIONS))] == [True, True, True, False]
+            assert [row.up for row in store.status("writer", range(PARTITIONS))] == [True, True, True, False]
         finally:
             for server in [source, *cluster.servers]:
                 server.call("CLUSTER", "SETSLOT", SLOT, "NODE", str(source.call("CLUSTER", "MYID")))
@@ -243,9 +243,9 @@ def test_a_primary_that_is_gone_with_its_replica_leaves_the_other_slots_as_they_
     with pytest.raises(StoreUnavailableError, match="cluster"):
         store.read("writer", ["home"])
     there = [page for page in PAGES if partition_of(page) not in lost]
-    assert store.is_away("home")
+    assert store.is_down("home")
     assert store.needs_probe()
-    assert not any(store.is_away(page) for page in there)
+    assert not any(store.is_down(page) for page in there)
     assert store.owner("home") not in {store.owner(page) for page in there}
     assert [stored.watermark for stored in store.read("writer", there)] == ["1:a"] * len(there)
     assert store.add(there[0], 1) == 1
@@ -262,11 +262,11 @@ def test_a_reader_that_asks_for_nothing_learns_from_the_probe_that_a_replica_was
     primary.kill()
     with pytest.raises(StoreUnavailableError):
         store.read("writer", ["home"])
-    assert store.is_away("home")
+    assert store.is_down("home")
 
     def is_found() -> bool:
         store.probe()
-        return not store.is_away("home")
+        return not store.is_down("home")
 
     wait_until(is_found, "the promoted server to be found")
     assert not store.needs_probe()
@@ -375,7 +375,7 @@ def test_an_add_whose_reply_is_lost_is_sent_once_and_reported_unknown(
 def test_each_server_is_looked_at_with_its_partitions_and_pages(cluster: Cluster, store: ClusterStore) -> None:
     for writer in ("writer", "other"):
         store.apply(writer, [Batch(at, "", "1:a", Tally({f"page/{at}": 1})) for at in range(PARTITIONS)])
-    rows = store.look("writer", range(PARTITIONS))
+    rows = store.status("writer", range(PARTITIONS))
     assert sorted(row.address for row in rows) == sorted(f"127.0.0.1:{each.port}" for each in cluster.primaries())
     assert sum(row.partitions for row in rows) == PARTITIONS
     # Neither writer's watermark is taken for a page.
@@ -399,7 +399,7 @@ def test_a_wrong_password_is_refused_and_not_shown(cluster: Cluster) -> None:
         with pytest.raises(StoreRefusedError, match=r"WRONGPASS|invalid username") as refused:
             store.read("writer", ["home"])
         (applied,) = store.apply("writer", [home_batch(1)])
-        (row,) = store.look("writer", range(PARTITIONS))
+        (row,) = store.status("writer", range(PARTITIONS))
     assert "canary" not in f"{refused.value!r} {refused.value} {applied} {row} {store!r} {shard!r}"
 
 
@@ -412,7 +412,7 @@ def test_a_server_that_is_no_cluster_is_refused_with_its_own_words(tmp_path: Pat
         store.read("writer", ["home"])
 
 
-def test_a_cluster_that_is_away_is_unavailable() -> None:
+def test_a_cluster_that_is_down_is_unavailable() -> None:
     shard = Shard("gone", f"redis+cluster://{LEAST_USER}:{PASSWORD}@127.0.0.1:{free_port()}")
     with closing(patient(shard)) as store:
         with pytest.raises(StoreUnavailableError, match="gone"):

@@ -24,7 +24,7 @@ from visit_counter.embedded.server import server_binary
 from visit_counter.embedded.shards import EmbeddedShards, running
 from visit_counter.errors import EmbeddedError
 from visit_counter.shards.factory import make_store
-from visit_counter.shards.redis.resp import look
+from visit_counter.shards.redis.resp import identify
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -80,7 +80,7 @@ def password(settings: Settings) -> str:
 
 
 def all_answer(settings: Settings) -> bool:
-    return all(look(port, folder, password(settings)).ready for port, folder in folders(settings).items())
+    return all(identify(port, folder, password(settings)).ready for port, folder in folders(settings).items())
 
 
 def nothing_listens(settings: Settings) -> bool:

@@ -32,13 +32,13 @@ CALLS: dict[str, Callable[[RedisStore | ClusterStore], object]] = {
     "read": lambda store: store.read("w", ["home", "other"]),
     "add": lambda store: store.add("home", 1),
     "watermarks": lambda store: store.watermarks("w", [HOME, 1]),
-    "read_topology": lambda store: store.read_topology(),
-    "offer_topology": lambda store: store.offer_topology("1 {}"),
+    "read_shard_map": lambda store: store.read_shard_map(),
+    "offer_shard_map": lambda store: store.offer_shard_map("1 {}"),
     "read_identity": lambda store: store.read_identity(),
     "apply": lambda store: store.apply("w", [BATCH]),
     "persist": lambda store: store.persist(0.1),
     "ping": lambda store: store.ping(),
-    "look": lambda store: store.look("w", range(PARTITIONS), strays=True),
+    "status": lambda store: store.status("w", range(PARTITIONS), strays=True),
 }
 
 
@@ -72,12 +72,12 @@ def test_no_garbage_raises_anything_but_the_errors_of_a_store(
 
 
 @pytest.mark.parametrize("garbage", [GARBAGE["number"], GARBAGE["http"], GARBAGE["no number"], GARBAGE["deep"]])
-def test_who_answers_garbage_is_away_and_its_connection_is_closed(fake: FakeShard, garbage: bytes) -> None:
+def test_who_answers_garbage_is_down_and_its_connection_is_closed(fake: FakeShard, garbage: bytes) -> None:
     fake.reply = lambda _: garbage
     with closing(impatient(fake.shard)) as store:
         with pytest.raises(StoreUnavailableError, match=r"cannot be|Protocol Error"):
             store.read("w", ["home"])
-        assert store.is_away("home")
+        assert store.is_down("home")
         assert "cannot be" in store.reason() or "Protocol Error" in store.reason()
         wait_until(lambda: fake.closed == 1, "the connection to be closed")
 
@@ -90,7 +90,7 @@ def test_a_script_that_returns_no_text_did_not_apply_the_batch(fake: FakeShard) 
     assert "cannot be" in applied.error
 
 
-def test_the_start_tells_garbage_from_an_absence(fake: FakeShard) -> None:
+def test_the_start_tells_garbage_from_an_outage(fake: FakeShard) -> None:
     for garbage in GARBAGE.values():
         fake.reply = lambda _, garbage=garbage: garbage  # type: ignore[misc]
         said: list[str | None] = []
@@ -111,7 +111,7 @@ def test_a_rebalance_over_garbage_is_one_message(fake: FakeShard) -> None:
             Rebalance([store.name], {store.name: store}, lock_seconds=0.05).run()
 
 
-def test_a_topology_that_makes_no_sense_is_refused(tmp_path: Path) -> None:
+def test_a_shard_map_that_makes_no_sense_is_refused(tmp_path: Path) -> None:
     with closing(Server(tmp_path)) as server:
         for text in ("x", "1", "x {}", "1 []", '1 {"id":1}', "\xff", "9" * 5000 + " {}", '1 {"shards":[1],"next":{}}'):
             server.call("SET", "visits:{0}:topology", text)

@@ -136,7 +136,7 @@ def test_shards_of_the_version_before_are_given_their_names(
     assert names_of(servers) == ["a", "b"]
 
 
-def test_a_server_that_is_replaced_by_another_shards_while_the_service_runs_is_away(
+def test_a_server_that_is_replaced_by_another_shards_while_the_service_runs_is_down(
     servers: list[Server], opened: Opened
 ) -> None:
     for server in servers:

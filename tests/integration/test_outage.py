@@ -66,7 +66,7 @@ def waits_merged(service: Service) -> bool:
 
 
 @pytest.mark.parametrize("hangs", [True, False], ids=["hangs", "dies"])
-def test_visits_of_a_shard_that_is_away_wait_and_then_drain_by_themselves(
+def test_visits_of_a_shard_that_is_down_wait_and_then_drain_by_themselves(
     service: Service, load: Load, hangs: bool
 ) -> None:
     shard = service.shards[0]

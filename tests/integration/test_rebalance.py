@@ -28,7 +28,7 @@ from visit_counter.shards.rebalance.moving import Place
 from visit_counter.shards.redis.store import RedisStore
 from visit_counter.shards.ring import PARTITIONS, Ring, partition_of
 from visit_counter.shards.router import ShardedStore
-from visit_counter.shards.shard_map import Topology
+from visit_counter.shards.shard_map import ShardMap
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -65,7 +65,7 @@ def test_a_rebalance_killed_at_random_instants_is_finished_by_the_next(tmp_path:
 
 
 @pytest.mark.parametrize(
-    "step", ["tell:1", "tell:3", "freeze:2", "copy:2", "place:2", "bury:2", "activate:2", "topology:1", "tell:4"]
+    "step", ["tell:1", "tell:3", "freeze:2", "copy:2", "place:2", "bury:2", "activate:2", "shard_map:1", "tell:4"]
 )
 def test_a_rebalance_killed_at_any_step_is_finished_by_the_next(tmp_path: Path, shards: list[Shard], step: str) -> None:
     with Trial(tmp_path, 3) as trial:
@@ -371,7 +371,7 @@ def test_nothing_is_read_or_written_until_it_is_known_which_shards_have_the_coun
     assert raw(servers[2]) == {}
 
 
-def test_a_member_that_lost_its_data_is_given_the_topology_again(
+def test_a_member_that_lost_its_data_is_given_the_shard_map_again(
     servers: list[Server], shards: list[Shard], opened: Opened
 ) -> None:
     host = opened(shards)
@@ -381,7 +381,7 @@ def test_a_member_that_lost_its_data_is_given_the_topology_again(
         server.call("FLUSHALL")
         host.refresh()
     assert [server.call("GET", "visits:{0}:topology") for server in servers] == [kept] * 3
-    assert Topology.from_text(str(kept)).shards.keys() == {"a", "b", "c"}
+    assert ShardMap.from_text(str(kept)).shards.keys() == {"a", "b", "c"}
 
 
 def test_a_host_that_runs_on_finds_pages_when_the_removed_shard_is_switched_off(

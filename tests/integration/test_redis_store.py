@@ -211,7 +211,7 @@ def test_a_batch_whose_reply_is_lost_is_sent_once_and_counts_once_when_sent_agai
         assert store.read("writer", ["home"]) == [Stored(1, "1:a")]
 
 
-def test_once_a_shard_is_away_the_rest_of_a_flush_is_not_tried(proxy: LossyProxy) -> None:
+def test_once_a_shard_is_down_the_rest_of_a_flush_is_not_tried(proxy: LossyProxy) -> None:
     with closing(patient(proxy.shard)) as store:
         proxy.lose_reply_to = b"EVALSHA"
         results = store.apply("writer", [Batch(partition, "", "1:a", Tally({"x": 1})) for partition in range(1000)])
@@ -312,7 +312,7 @@ def test_a_connected_replica_has_to_have_it_on_disk_too(own_server: Callable[...
         assert store.persist(10) is True
 
 
-# Away, and back
+# Down, and back
 
 
 def test_nobody_listening_is_unavailable_everywhere() -> None:
@@ -351,7 +351,7 @@ def test_of_a_shard_that_hangs_one_read_finds_out_and_it_comes_back_by_itself(
         assert store.read("w", ["home"]) == [Stored(1, "")]
 
 
-def test_a_shard_that_is_away_is_found_to_be_back_by_a_probe_and_not_by_a_read(
+def test_a_shard_that_is_down_is_found_to_be_back_by_a_probe_and_not_by_a_read(
     own_server: Callable[..., Server],
 ) -> None:
     server = own_server()
@@ -359,18 +359,18 @@ def test_a_shard_that_is_away_is_found_to_be_back_by_a_probe_and_not_by_a_read(
     store = RedisStore(server.shard, connect_seconds=5, read_seconds=0.2, breaker=Breaker(clock=lambda: now[0]))
     with closing(store):
         assert store.read("w", ["home"]) == [Stored(0, "")]
-        assert not store.is_away("home")
+        assert not store.is_down("home")
         server.send_signal(signal.SIGSTOP)
         with pytest.raises(StoreUnavailableError, match="Timeout"):
             store.read("w", ["home"])
         server.send_signal(signal.SIGCONT)
         store.probe()
-        assert store.is_away("home"), "probed before it was time"
+        assert store.is_down("home"), "probed before it was time"
 
         def probed() -> bool:
             now[0] += 10
             store.probe()
-            return not store.is_away("home")
+            return not store.is_down("home")
 
         wait_until(probed, "the server to wake up")
         assert store.read("w", ["home"]) == [Stored(0, "")]
@@ -517,7 +517,7 @@ def test_of_several_shards_one_that_is_away_fails_its_own_pages_alone(server: Se
         assert store.ping() is False
         assert store.ping_each() == {stores[0].name: True, "gone": False, "in_memory": True}
         assert store.persist(1) is False
-        assert {page for page in pages if store.is_away(page)} == set(pages) - set(there)
+        assert {page for page in pages if store.is_down(page)} == set(pages) - set(there)
         assert {store.owner(page) for page in there} == {stores[0].name, "in_memory"}
         found, errors = store.watermarks_of_reachable("writer", list(names))
         assert found == {partition: "1:a" for partition, name in names.items() if name != "gone"}
@@ -560,7 +560,7 @@ def test_a_user_who_may_not_read_the_settings_is_told_what_else_there_is(server:
     assert (said.appendonly, said.appendfsync, said.warnings) == ("yes", "unknown", ())
 
 
-def test_a_server_that_is_away_cannot_be_described() -> None:
+def test_a_server_that_is_down_cannot_be_described() -> None:
     store = RedisStore(Shard(name="gone", url=f"redis://127.0.0.1:{free_port()}"))
     with closing(store), pytest.raises(StoreUnavailableError, match="gone"):
         store.describe()
@@ -570,14 +570,14 @@ def test_a_server_that_is_away_cannot_be_described() -> None:
 
 
 @pytest.mark.parametrize("telling", [True, False])
-def test_an_absence_is_told_once_when_it_begins_and_once_when_it_ends(
+def test_an_outage_is_told_once_when_it_begins_and_once_when_it_ends(
     own_server: Callable[..., Server], caplog: pytest.LogCaptureFixture, telling: bool
 ) -> None:
     caplog.set_level(logging.INFO)
     server = own_server()
     with closing(patient(server.shard, Breaker(0.01, 0.02))) as store:
         if telling:
-            store.tell_absences()
+            store.report_outages()
         assert store.ping()
         server.kill()
         for _ in range(5):
@@ -592,5 +592,5 @@ def test_an_absence_is_told_once_when_it_begins_and_once_when_it_ends(
     told = [record.getMessage() for record in caplog.records]
     assert len(told) == (2 if telling else 0)
     if telling:
-        assert told[0].startswith(f"shard {server.shard.name} is away: ")
-        assert told[1].startswith(f"shard {server.shard.name} answers again; it was away for ")
+        assert told[0].startswith(f"shard {server.shard.name} is down: ")
+        assert told[1].startswith(f"shard {server.shard.name} answers again; it was down for ")

@@ -99,12 +99,12 @@ def test_a_wrong_password_is_refused_and_not_shown(sentinels: Sentinels) -> None
     with closing(patient(Shard("watched", sentinels.shard.url.replace(PASSWORD, "wrong-canary")))) as store:
         with pytest.raises(StoreRefusedError, match=r"WRONGPASS|invalid username") as refused:
             store.read("writer", ["home"])
-        (row,) = store.look("writer", range(PARTITIONS))
+        (row,) = store.status("writer", range(PARTITIONS))
     assert "canary" not in f"{refused.value!r} {refused.value} {row}"
 
 
 @pytest.mark.parametrize("service", [SERVICE, "unknown"])
-def test_sentinels_that_are_away_or_do_not_know_the_service_are_unavailable(sentinels: Sentinels, service: str) -> None:
+def test_sentinels_that_are_down_or_do_not_know_the_service_are_unavailable(sentinels: Sentinels, service: str) -> None:
     port = sentinels.ports[0] if service == "unknown" else free_port()
     shard = Shard(
         "watched", f"redis+sentinel://{LEAST_USER}:canary-1@127.0.0.1:{port}/{service}?sentinel_password=canary-2"
@@ -112,11 +112,11 @@ def test_sentinels_that_are_away_or_do_not_know_the_service_are_unavailable(sent
     if service == "unknown":
         shard = Shard("watched", shard.url.partition("?")[0])
     with closing(patient(shard)) as store:
-        with pytest.raises(StoreUnavailableError) as away:
+        with pytest.raises(StoreUnavailableError) as down:
             store.read("writer", ["home"])
         assert store.ping() is False
         assert store.persist(0.1) is False
-    assert str(away.value) == "watched: the sentinels do not answer, or know no primary that does"
+    assert str(down.value) == "watched: the sentinels do not answer, or know no primary that does"
 
 
 def test_one_sentinel_that_answers_is_enough(sentinels: Sentinels) -> None:

@@ -134,7 +134,7 @@ class Load:
         while unknown:
             self.samples.clear()
             self._round(unknown)
-            # Refused while a shard was taken for away: a machine with too much to do.
+            # Refused while a shard was taken to be down: a machine with too much to do.
             unknown = sorted({sample.page for sample in self.samples if sample.status != 200})
         self.samples.clear()
 

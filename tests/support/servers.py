@@ -54,7 +54,7 @@ def free_port() -> int:
 def steady_port() -> int:
     """Return a port nobody listens on now, nor will by chance: below those that outgoing connections are given.
 
-    So that a server that is away for a while finds its port free when it comes back.
+    So that a server that is down for a while finds its port free when it comes back.
     """
     while True:
         port = random.randrange(20_000, 32_000)

@@ -85,13 +85,13 @@ def test_a_warning_that_another_process_has_told_just_now_is_not_told_again(
     for process in (1, 2):
         monkeypatch.setattr(os, "getpid", lambda process=process: process)
         logger.info("a flush")
-        logger.warning("shard a is away")
+        logger.warning("shard a is down")
         logger.warning("worker %d is odd", process)
-    assert kept.lines == ["a flush", "shard a is away", "worker 1 is odd", "a flush", "worker 2 is odd"]
+    assert kept.lines == ["a flush", "shard a is down", "worker 1 is odd", "a flush", "worker 2 is odd"]
     monkeypatch.setattr(logs, "ONCE_SECONDS", 0.0)
-    logger.warning("shard a is away")
-    logger.warning("shard a is away")
-    assert kept.lines[5:] == ["shard a is away"] * 2
+    logger.warning("shard a is down")
+    logger.warning("shard a is down")
+    assert kept.lines[5:] == ["shard a is down"] * 2
 
 
 def test_every_line_of_a_process_of_its_own_has_time_process_and_level() -> None:

@@ -18,7 +18,7 @@ from visit_counter.runtime.health import replica_complaint
 from visit_counter.shards.cluster.store import ClusterStore
 from visit_counter.shards.contract import NO_WATERMARK, segment_of
 from visit_counter.shards.rebalance.rebalance import Rebalance, gather_stores
-from visit_counter.shards.redis.describe import Seen
+from visit_counter.shards.redis.describe import ServerStatus
 from visit_counter.shards.redis.store import RedisStore
 from visit_counter.shards.ring import PARTITIONS, partition_of
 
@@ -69,9 +69,9 @@ def shards(service: Service) -> list[dict[str, Any]]:
         trouble += [replica_complaint(*found) for found in state.replicas_away() if found[0] == shard.name]
         if isinstance(store, RedisStore | ClusterStore):
             mine = owned.get(shard.name, [])
-            looked = store.look(writer, mine, strays=strays)
+            looked = store.status(writer, mine, strays=strays)
             if shard.name in service.store.mistaken:
-                looked = [Seen(shard.address, partitions=len(mine), error=service.store.mistaken[shard.name])]
+                looked = [ServerStatus(shard.address, partitions=len(mine), error=service.store.mistaken[shard.name])]
             for number, seen in enumerate(looked):
                 row = _row(shard.name, seen, state.away.get(shard.name))
                 # A visit waits for a cluster as a whole: its partitions may be anywhere when they are flushed.
@@ -79,7 +79,7 @@ def shards(service: Service) -> list[dict[str, Any]]:
     return rows
 
 
-def _row(name: str, seen: Seen, away_since: float | None) -> dict[str, Any]:
+def _row(name: str, seen: ServerStatus, away_since: float | None) -> dict[str, Any]:
     said = seen.said
     away = max(0, round(time.time() - away_since)) if away_since else None
     return {
@@ -99,7 +99,7 @@ def _row(name: str, seen: Seen, away_since: float | None) -> dict[str, Any]:
     }
 
 
-def _told(seen: Seen, trouble: list[str]) -> dict[str, Any]:
+def _told(seen: ServerStatus, trouble: list[str]) -> dict[str, Any]:
     warnings = [*seen.warnings, *trouble]
     return {
         "safe": None if seen.said is None else not warnings,

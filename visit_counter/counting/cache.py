@@ -1,7 +1,7 @@
 """LocalCache: a flask-caching backend in this process, for what shards were read to hold.
 
 Unlike the stock SimpleCache it keeps a value after its time is over, until room is needed: `peek` returns it, which
-is how a page of a shard that is away still has a last known count. Time is monotonic, so that setting the clock of
+is how a page of a shard that is down still has a last known count. Time is monotonic, so that setting the clock of
 the machine neither keeps values nor drops them.
 """
 

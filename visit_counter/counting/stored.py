@@ -75,13 +75,13 @@ class StoredCounts:
         buffer.known_of = self._known_of
 
     def known(self, page: str) -> Known | None:
-        """Return what was read less than the cache time ago, or the last known count while the page's shard is away.
+        """Return what was read less than the cache time ago, or the last known count while the page's shard is down.
 
-        Nobody waits for a shard that is known to be away, in a thread or in line for one: visits of the other shards'
+        Nobody waits for a shard that is known to be down, in a thread or in line for one: visits of the other shards'
         pages would wait behind them. The service's probes find out when it is back.
         """
         known: Known | None = self.cache.get(page)
-        if known is None and self.store.is_away(page):
+        if known is None and self.store.is_down(page):
             known = self._keep_last_known(page)
         return known
 
@@ -135,7 +135,7 @@ class StoredCounts:
     def tell_visited(self) -> None:
         """Tell what is known of pages that were visited since the last call, unless their segment says so already.
 
-        So the segments say of their pages what was stored, and a process that starts while a shard is away knows them.
+        So the segments say of their pages what was stored, and a process that starts while a shard is down knows them.
         Takes the lock itself.
         """
         more = True

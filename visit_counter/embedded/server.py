@@ -27,7 +27,7 @@ from visit_counter.config.embedded_files import (
 )
 from visit_counter.errors import EmbeddedError, ServerRefusedError
 from visit_counter.private_files import open_private
-from visit_counter.shards.redis.resp import Seen, look, protect, write_anew
+from visit_counter.shards.redis.resp import Listener, identify, protect, write_anew
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -139,14 +139,14 @@ class ShardServer:
 
     def end_leftover(self) -> None:
         """End the server of a supervisor that was killed, if it listens on another port than it has now."""
-        if not self.lock(_LOCK_SECONDS) or not server_pid(self.dir) or self._look().kind == "ours":
+        if not self.lock(_LOCK_SECONDS) or not server_pid(self.dir) or self._identify().kind == "ours":
             return
         self.ask_to_end()
         self.wait_for_end()
 
     def first_start(self) -> None:
         """Start the server unless one is there; raise EmbeddedError if something else is on the port."""
-        seen = self._look()
+        seen = self._identify()
         if seen.kind == "other":
             raise EmbeddedError(
                 f"port {self.port} on 127.0.0.1 is taken by {seen.detail}; stop it, or set VISITS_EMBEDDED_PORTS "
@@ -163,7 +163,7 @@ class ShardServer:
         """Tell whether the server has its data loaded; raise EmbeddedError if it ended instead."""
         if self._process and self._process.poll() is not None:
             raise EmbeddedError(f"the server for port {self.port} ended at its start: {self._last_words()}")
-        seen = self._look()
+        seen = self._identify()
         ready = seen.kind == "ours" and seen.ready
         self._had_manifest = ready and (self.dir / _MANIFEST).exists()
         return ready
@@ -189,7 +189,7 @@ class ShardServer:
             self._put_off(now)
         if now < self._next_try or not self.lock():
             return
-        seen = self._look()
+        seen = self._identify()
         if seen.kind == "nothing" and not server_pid(self.dir):
             self._process, self._started = self._spawn(), now
         elif seen.kind == "other":
@@ -201,8 +201,8 @@ class ShardServer:
             self._found_pid = server_pid(self.dir)
             self._protect()
 
-    def _look(self) -> Seen:
-        return look(self.port, self.dir, self._password)
+    def _identify(self) -> Listener:
+        return identify(self.port, self.dir, self._password)
 
     def _protect(self) -> None:
         """Give the password to a server that a supervisor of a version without one has left."""

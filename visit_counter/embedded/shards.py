@@ -18,7 +18,7 @@ from visit_counter.embedded.server import END_SECONDS, ShardServer, end
 from visit_counter.embedded.supervisor import START_SECONDS
 from visit_counter.errors import EmbeddedError
 from visit_counter.private_files import open_private
-from visit_counter.shards.redis.resp import look
+from visit_counter.shards.redis.resp import identify
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -72,7 +72,7 @@ class EmbeddedShards:
     def answer(self) -> bool:
         """Tell whether all servers answer and have loaded their data."""
         password = files.read_password(files.password_file(self._data_dir))
-        seen = [look(port, files.shard_dir(self._data_dir, name), password) for name, port in self._ports.items()]
+        seen = [identify(port, files.shard_dir(self._data_dir, name), password) for name, port in self._ports.items()]
         return all(one.kind == "ours" and one.ready for one in seen)
 
     # -- running them -----------------------------------------------------------------------------------------------

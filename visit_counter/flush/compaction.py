@@ -1,4 +1,4 @@
-"""Merging: while a shard is away, the segments that wait for it become one file, a line per page.
+"""Merging: while a shard is down, the segments that wait for it become one file, a line per page.
 
 So the disk grows with the distinct pages that wait, not with their visits.
 """

@@ -1,4 +1,4 @@
-"""What sealed segments say of stored counts: a process that starts while a shard is away knows them from there."""
+"""What sealed segments say of stored counts: a process that starts while a shard is down knows them from there."""
 
 from __future__ import annotations
 

@@ -279,7 +279,7 @@ class Journal:
     def write_segment(self, segment: Segment, visits: Tally, token: str, known: KnownCounts) -> None:
         """Write a sealed segment file with a line per page, durably, in the place of what it sums up.
 
-        `known`: what was read of pages; it stays for processes that start while a shard is away.
+        `known`: what was read of pages; it stays for processes that start while a shard is down.
         """
         reads = (read_line(page, Known(losses, at, stored)) for (page, losses, at), stored in known.items())
         self._replace(segment, [*tally_lines(visits), *reads, encode(SEAL, token.encode("ascii"))])

@@ -105,7 +105,7 @@ class Service:
         self.open()
         with self._lock:
             if self.store is not None:
-                self.store.tell_absences()
+                self.store.report_outages()
             if self._scheduler is None and (jobs := self._jobs()):
                 self._scheduler = Scheduler(jobs)
                 self._scheduler.start()
@@ -169,11 +169,11 @@ class Service:
         self._watch.look(self.counter.buffer.state)
 
     def _probe(self) -> None:
-        """Ask the shards that are away whether they are back, so that no visitor waits to find out."""
+        """Ask the shards that are down whether they are back, so that no visitor waits to find out."""
         assert self.store is not None  # noqa: S101 - where there is a buffer, there are shards
         self.store.probe()
 
-    def _refresh_topology(self) -> None:
+    def _refresh_shard_map(self) -> None:
         """Learn of a finished rebalance, so that no partition is looked for on a shard that was removed."""
         assert self.store is not None  # noqa: S101 - where there is a buffer, there are shards
         try:
@@ -182,7 +182,7 @@ class Service:
             log.warning("%s", error)
 
     def _flush_if_leader(self) -> None:
-        self._refresh_topology()
+        self._refresh_shard_map()
         if not self._leader.acquire() or self.buffer is None:
             return
         # A segment that was cut or removed is mended before it is sent, not after.

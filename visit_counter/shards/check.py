@@ -54,7 +54,7 @@ def check_shard(shard: Shard) -> str | None:
 def warnings_of(shard: Shard) -> list[str]:
     """Return what puts counts at risk on a shard's servers, each with its address; nothing of a server that is down."""
     with closing(make_store(shard, apply_seconds=TIMEOUT_SECONDS)) as store:
-        return [f"{row.address}: {warning}" for row in store.look("", range(PARTITIONS)) for warning in row.warnings]
+        return [f"{row.address}: {warning}" for row in store.status("", range(PARTITIONS)) for warning in row.warnings]
 
 
 def _check_server(shard: Shard) -> str | None:

@@ -154,12 +154,12 @@ class Store(ABC):
         """
         return list(partitions[:1])
 
-    def read_topology(self) -> str:
-        """Return the topology kept here (see `visit_counter.shards.shard_map`), or "" for none. Raises StoreError."""
+    def read_shard_map(self) -> str:
+        """Return the shard map kept here (see `visit_counter.shards.shard_map`), or "" for none. Raises StoreError."""
         return ""
 
-    def offer_topology(self, text: str) -> str:
-        """Keep this topology unless a newer one is here; return the one there is then. Raises StoreError.
+    def offer_shard_map(self, text: str) -> str:
+        """Keep this shard map unless a newer one is here; return the one there is then. Raises StoreError.
 
         A store that keeps none, as these two methods say, is not shared with a host that could disagree.
         """
@@ -173,33 +173,33 @@ class Store(ABC):
         """Tell a server that says nothing who it is. Raises StoreError."""
 
     def expect(self, identity: Identity) -> None:  # noqa: B027 - a store in this process is who it is
-        """Speak from now on with no server that says it is another shard; it is away then, and its reason says so."""
+        """Speak from now on with no server that says it is another shard; it is down then, and its reason says so."""
 
     @abstractmethod
     def ping(self) -> bool:
         """Tell whether the store answers now; never raises."""
 
     def reason(self) -> str:
-        """Return, without asking, why this store or a part of it is taken for away; "" if it is not."""
+        """Return, without asking, why this store or a part of it is taken to be down; "" if it is not."""
         return ""
 
-    def tell_absences(self) -> None:  # noqa: B027 - a store that is never away has nothing to tell
-        """Tell in the log from now on when a server is away and when it is back, once each."""
+    def report_outages(self) -> None:  # noqa: B027 - a store that is never down has nothing to tell
+        """Tell in the log from now on when a server is down and when it is back, once each."""
 
     def owner(self, page: str) -> str:  # noqa: ARG002 - of several stores, it is the one that keeps the page
         """Return who keeps a page; pages of one owner are answered, or not, together."""
         return self.name
 
-    def is_away(self, page: str) -> bool:  # noqa: ARG002 - of several stores, it is the one that keeps the page
+    def is_down(self, page: str) -> bool:  # noqa: ARG002 - of several stores, it is the one that keeps the page
         """Tell, without asking, whether the store of a page is known not to answer now."""
         return False
 
     def needs_probe(self) -> bool:
         """Tell, without asking, whether anything of this store is known not to answer now."""
-        return self.is_away("")
+        return self.is_down("")
 
-    def probe(self) -> None:  # noqa: B027 - a store that is never away has nothing to do
-        """Ask a store that is away whether it is back, if it is time to; called every half second, never raises."""
+    def probe(self) -> None:  # noqa: B027 - a store that is never down has nothing to do
+        """Ask a store that is down whether it is back, if it is time to; called every half second, never raises."""
 
     @abstractmethod
     def close(self) -> None:

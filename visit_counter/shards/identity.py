@@ -1,13 +1,13 @@
 """Who a shard is: kept in the shard itself, so that a wrong address is found out before a page is read there. Pure.
 
-Under the key `visits:{0}:shard` stands the installation (the `id` of its topology) and the shard's name:
+Under the key `visits:{0}:shard` stands the installation (the `id` of its shard map) and the shard's name:
 
     9f1c02ab b
 
 A rebalance that gives the shard a new name keeps the former one behind it, for hosts whose list still has that. Who
 opens a connection compares: a server that says it is another shard is not the one that was meant, because two addresses
 of the list are swapped, or a backup was restored into another shard's server. A server that says nothing is new, or was
-emptied, or was last used by a version that did not write this; it is given its name with the topology.
+emptied, or was last used by a version that did not write this; it is given its name with the shard map.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from visit_counter.shards.shard_map import Topology
+    from visit_counter.shards.shard_map import ShardMap
 
 # With a hash tag, so that a cluster finds it as it finds partition 0.
 KEY = b"visits:{0}:shard"
@@ -63,16 +63,16 @@ class Expected:
         return ""
 
 
-def mistaken(name: str, address: str, said: Identity, topology: Topology) -> str:
+def mistaken(name: str, address: str, said: Identity, shard_map: ShardMap) -> str:
     """Return why the server that the list calls `name` is not the shard of that name, or "".
 
     `said`: what it says of itself. A new name in the list is no mistake: the server is known by the one it has. Nor is
-    one that a rebalance is about to give it, or has given it without saying so there: the topology has its address.
+    one that a rebalance is about to give it, or has given it without saying so there: the shard map has its address.
     """
-    known = topology.everyone
+    known = shard_map.everyone
     if not said.names:
         return ""
-    if said.installation != topology.id:
+    if said.installation != shard_map.id:
         return f"it says it is the shard {said.name} of another installation"
     if name not in known or said.name == name:
         return ""
@@ -81,9 +81,9 @@ def mistaken(name: str, address: str, said: Identity, topology: Topology) -> str
     return f"it says it is the shard {said.name}"
 
 
-def swapped(addresses: Mapping[str, str], topology: Topology) -> dict[str, str]:
+def swapped(addresses: Mapping[str, str], shard_map: ShardMap) -> dict[str, str]:
     """Return, by name, why servers that do not say who they are cannot be right: their addresses are other shards'."""
-    known = topology.everyone
+    known = shard_map.everyone
     owner_of = {address: name for name, address in known.items()}
     return {
         name: f"the shards keep its address for {owner_of[address]}"

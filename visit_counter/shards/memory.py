@@ -24,7 +24,7 @@ class MemoryStore(Store):
         self._counts = Tally()
         self._watermarks: dict[tuple[str, int], str] = {}
         self._losses: defaultdict[int, int] = defaultdict(int)
-        self._topology = ""
+        self._shard_map = ""
 
     def add(self, page: str, visits: int) -> int:
         """Count visits of a page and return its new count."""
@@ -60,16 +60,16 @@ class MemoryStore(Store):
         """Return None: there is no disk."""
         return None
 
-    def read_topology(self) -> str:
-        """Return the topology kept here, or ""."""
-        return self._topology
+    def read_shard_map(self) -> str:
+        """Return the shard map kept here, or ""."""
+        return self._shard_map
 
-    def offer_topology(self, text: str) -> str:
-        """Keep this topology unless a newer one is here; return the one there is then."""
+    def offer_shard_map(self, text: str) -> str:
+        """Keep this shard map unless a newer one is here; return the one there is then."""
         with self._lock:
-            if version_of(self._topology) < version_of(text):
-                self._topology = text
-            return self._topology
+            if version_of(self._shard_map) < version_of(text):
+                self._shard_map = text
+            return self._shard_map
 
     def ping(self) -> bool:
         """Return True: it is in this process."""

@@ -1,6 +1,6 @@
 """Which shard has a partition, as far as one process knows. No I/O.
 
-It starts from the topology (`shards.shard_map`), not from the configured list, and learns from shards that say
+It starts from the shard map (`shards.shard_map`), not from the configured list, and learns from shards that say
 where a partition has moved. What it knows may be old: then the shard it asks sends it on.
 """
 
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 
     from visit_counter.shards.contract import Store
     from visit_counter.shards.identity import Identity
-    from visit_counter.shards.shard_map import Topology
+    from visit_counter.shards.shard_map import ShardMap
 
 
 class Ownership:
-    """The owner of every partition: by the ring of the configured stores until a topology is adopted."""
+    """The owner of every partition: by the ring of the configured stores until a shard map is adopted."""
 
     def __init__(self, stores: Sequence[Store]) -> None:
-        self.topology: Topology | None = None
+        self.shard_map: ShardMap | None = None
         self.owners = list(Ring([store.name for store in stores]).owners)
         self._stores = {store.name: store for store in stores}
         self._renamed: dict[str, Store] = {}
@@ -35,10 +35,10 @@ class Ownership:
         """A short text that is the same as long as every partition has the same owner."""
         return f"{crc32(' '.join(self.owners).encode()):08x}"
 
-    def adopt(self, topology: Topology) -> None:
-        """Start from a topology; what was learnt under another one is learnt again."""
-        self.topology = topology
-        self.owners = list(Ring(sorted(topology.shards)).owners)
+    def adopt(self, shard_map: ShardMap) -> None:
+        """Start from a shard map; what was learnt under another one is learnt again."""
+        self.shard_map = shard_map
+        self.owners = list(Ring(sorted(shard_map.shards)).owners)
         self._find_renamed({})
 
     def recognise(self, said: Mapping[str, Identity], mistaken: Mapping[str, str]) -> None:
@@ -49,14 +49,14 @@ class Ownership:
         )
 
     def _find_renamed(self, by_name: Mapping[str, Store]) -> None:
-        """Find servers with a new name in the list under the one they have in the topology."""
-        topology = self.topology
-        if topology is None:
+        """Find servers with a new name in the list under the one they have in the shard map."""
+        shard_map = self.shard_map
+        if shard_map is None:
             return
         by_address = {store.address: store for store in self._stores.values()}
         self._renamed = {
             name: store
-            for name, address in topology.everyone.items()
+            for name, address in shard_map.everyone.items()
             if name not in self._stores and (store := by_name.get(name) or by_address.get(address)) is not None
         }
 
@@ -71,7 +71,7 @@ class Ownership:
 
     @property
     def renamed(self) -> Mapping[str, Store]:
-        """The servers whose name in the list is new, by the one they have in the topology."""
+        """The servers whose name in the list is new, by the one they have in the shard map."""
         return self._renamed
 
     def follow(self, partition: int, name: str) -> bool:

@@ -1,4 +1,4 @@
-"""Several calls side by side, a thread for each: shards and nodes that are away cost their time-out once."""
+"""Several calls side by side, a thread for each: shards and nodes that are down cost their time-out once."""
 
 from __future__ import annotations
 

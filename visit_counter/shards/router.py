@@ -1,6 +1,6 @@
-"""ShardedStore: several stores as one; the topology says which of them has a page.
+"""ShardedStore: several stores as one; the shard map says which of them has a page.
 
-With `shared`, which several shards always are in service, nothing is read or written before the topology that the
+With `shared`, which several shards always are in service, nothing is read or written before the shard map that the
 shards keep is known, and partitions that have moved are followed. What a shard is named in an answer (`served_via`)
 is the one that has the page now, as far as this process knows.
 """
@@ -17,17 +17,17 @@ from typing import TYPE_CHECKING, TypeVar
 
 from visit_counter.errors import (
     PartitionMovedError,
+    ShardMapError,
     StoreError,
     StoreRefusedError,
     StoreUnavailableError,
-    TopologyError,
 )
 from visit_counter.shards.contract import NO_WATERMARK, Applied, Batch, Store, Stored
 from visit_counter.shards.identity import Identity, mistaken, swapped
 from visit_counter.shards.ownership import Ownership, unknown_shard
 from visit_counter.shards.parallel import in_parallel
 from visit_counter.shards.ring import partition_of
-from visit_counter.shards.shard_map import Topology, newest
+from visit_counter.shards.shard_map import ShardMap, newest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -41,7 +41,7 @@ R = TypeVar("R")
 
 # A partition that is found after this many moves is on its way again; the next call finds it.
 _HOPS = 4
-# After an error the shards are asked for a newer topology, at most this often.
+# After an error the shards are asked for a newer shard map, at most this often.
 _ASK_AGAIN_SECONDS = 5.0
 
 
@@ -89,35 +89,35 @@ class ShardedStore(Store):
         return self._ownership.layout
 
     @property
-    def agreed(self) -> Topology | None:
-        """The topology this process works by; None before the first call, and where there is none."""
-        return self._ownership.topology
+    def agreed(self) -> ShardMap | None:
+        """The shard map this process works by; None before the first call, and where there is none."""
+        return self._ownership.shard_map
 
     def refresh(self) -> None:
-        """Look for a newer topology in the shards; keep the known one where none can be had. Raises StoreError."""
+        """Look for a newer shard map in the shards; keep the known one where none can be had. Raises StoreError."""
         if self._shared:
             with self._lock:
                 self._agree()
 
     def settle(self) -> None:
-        """Have a topology. Raises StoreError: nothing may be read or written."""
+        """Have a shard map. Raises StoreError: nothing may be read or written."""
         if not self._known:
             with self._lock:
                 if not self._known:
                     self._agree()
 
     def _agree(self) -> None:
-        """Adopt the newest topology that the shards keep, and give it to members that lack it."""
+        """Adopt the newest shard map that the shards keep, and give it to members that lack it."""
         self._asked = self._clock()
         texts, said, errors = self._kept()
         try:
             best = newest(texts)
-        except TopologyError as error:
+        except ShardMapError as error:
             raise StoreRefusedError(self.name, str(error)) from None
-        present = self._ownership.topology
+        present = self._ownership.shard_map
         if best is None and present is None:
             if errors:
-                # One of those that are away may keep a topology in which the others have no part.
+                # One of those that are down may keep a shard map in which the others have no part.
                 raise StoreUnavailableError(
                     errors[0].store, f"{errors[0].reason}; which shards have the counts is unknown"
                 )
@@ -134,12 +134,12 @@ class ShardedStore(Store):
         self._give(texts, said)
 
     def _kept(self) -> tuple[dict[str, str], dict[str, Identity], list[StoreError]]:
-        """Return what each shard keeps as the topology, who it says it is, and why others do not say."""
+        """Return what each shard keeps as the shard map, who it says it is, and why others do not say."""
 
         def ask(store: Store) -> tuple[str, str, Identity] | StoreError:
             try:
                 # In this order: a rebalance that gives a new name tells of it before.
-                return store.name, store.read_topology(), store.read_identity()
+                return store.name, store.read_shard_map(), store.read_identity()
             except StoreError as error:
                 return error
 
@@ -153,12 +153,12 @@ class ShardedStore(Store):
 
     def _recognise(self, texts: Mapping[str, str], said: Mapping[str, Identity]) -> None:
         """Compare who the servers say they are with whom the list takes them for; what is mistaken is not used."""
-        topology = self._ownership.topology
-        if topology is None:
+        shard_map = self._ownership.shard_map
+        if shard_map is None:
             return
-        complaints = {name: mistaken(name, self.stores[name].address, one, topology) for name, one in said.items()}
+        complaints = {name: mistaken(name, self.stores[name].address, one, shard_map) for name, one in said.items()}
         silent = {name: self.stores[name].address for name, one in said.items() if not one.names and texts[name]}
-        complaints |= swapped(silent, topology)
+        complaints |= swapped(silent, shard_map)
         # Of a server that does not answer the last word stands.
         complaints = {name: why for name, why in self.mistaken.items() if name not in said} | complaints
         self.mistaken = {
@@ -170,39 +170,39 @@ class ShardedStore(Store):
         known_as = {store.name: name for name, store in self._ownership.renamed.items()}
         for name, store in self.stores.items():
             own = said[name].name if name in said and name not in self.mistaken else ""
-            wanted = own or known_as.get(name) or (name if name in topology.everyone else "")
+            wanted = own or known_as.get(name) or (name if name in shard_map.everyone else "")
             if wanted:
-                store.expect(Identity(topology.id, (wanted,)))
+                store.expect(Identity(shard_map.id, (wanted,)))
 
-    def _found(self) -> Topology:
-        """Make a topology of the configured shards, all of which are known to have none.
+    def _found(self) -> ShardMap:
+        """Make a shard map of the configured shards, all of which are known to have none.
 
         Of several hosts that do this at once the first one at the shard with the lowest name wins.
         """
-        made = Topology(1, {name: store.address for name, store in self.stores.items()})
+        made = ShardMap(1, {name: store.address for name, store in self.stores.items()})
         first = self.stores[min(self.stores)]
         try:
-            return Topology.from_text(first.offer_topology(made.to_text()))
-        except TopologyError as error:
+            return ShardMap.from_text(first.offer_shard_map(made.to_text()))
+        except ShardMapError as error:
             raise StoreRefusedError(self.name, str(error)) from None
 
     def _give(self, texts: Mapping[str, str], said: Mapping[str, Identity]) -> None:
-        """Give the topology and its name to members that lack it: after the first start, or to one without its data."""
-        topology = self._ownership.topology
-        if topology is None:
+        """Give the shard map and its name to members that lack it: at the first start, or after one lost its data."""
+        shard_map = self._ownership.shard_map
+        if shard_map is None:
             return
-        text = topology.to_text()
-        members = {name: self.stores[name] for name in topology.everyone.keys() & self.stores.keys()}
+        text = shard_map.to_text()
+        members = {name: self.stores[name] for name in shard_map.everyone.keys() & self.stores.keys()}
         for name, store in (members | dict(self._ownership.renamed)).items():
             if store.name not in texts or store.name in self.mistaken:
                 continue
             try:
                 if texts[store.name] != text and name in self.stores:
-                    store.offer_topology(text)
+                    store.offer_shard_map(text)
                 if not said[store.name].names:
-                    store.name_server(Identity(topology.id, (name,)))
+                    store.name_server(Identity(shard_map.id, (name,)))
             except StoreError as error:
-                log.debug("no topology for %s: %s", name, error)
+                log.debug("no shard map for %s: %s", name, error)
 
     def _follow(self, error: PartitionMovedError) -> None:
         """Note where partitions have moved. Raises StoreUnavailableError for a shard that is not known here."""
@@ -211,7 +211,7 @@ class ShardedStore(Store):
                 self._ownership.store(name)
 
     def _following(self, call: Callable[[], T]) -> T:
-        """Make a call, again for partitions that have moved; its errors may be due to an old topology."""
+        """Make a call, again for partitions that have moved; its errors may be due to an old shard map."""
         self.settle()
         try:
             for _ in range(_HOPS):
@@ -221,16 +221,16 @@ class ShardedStore(Store):
                     self._follow(error)
             raise StoreUnavailableError(self.name, "a partition is being moved")
         except StoreError:
-            self._look_again()
+            self._refresh_after_error()
             raise
 
-    def _look_again(self) -> None:
-        """After an error: have the next call work by a newer topology if there is one."""
+    def _refresh_after_error(self) -> None:
+        """After an error: have the next call work by a newer shard map if there is one."""
         if self._shared and self._clock() - self._asked >= _ASK_AGAIN_SECONDS and self._lock.acquire(blocking=False):
             try:
                 self._agree()
             except StoreError as error:
-                log.debug("no newer topology: %s", error)
+                log.debug("no newer shard map: %s", error)
             finally:
                 self._lock.release()
 
@@ -251,7 +251,7 @@ class ShardedStore(Store):
         )
 
     def apply(self, writer: str, batches: Iterable[Batch]) -> list[Applied]:
-        """Apply each batch to its shard; a shard that is away fails its own batches only."""
+        """Apply each batch to its shard; a shard that is down fails its own batches only."""
         batches = list(batches)
         try:
             self.settle()
@@ -313,14 +313,14 @@ class ShardedStore(Store):
         return {name: answer and name not in self.mistaken for name, answer in answers.items()}
 
     def reasons(self) -> dict[str, str]:
-        """Return, without asking, why shards or parts of them are taken for away, by name; nothing of the others."""
+        """Return, without asking, why shards or parts of them are taken to be down, by name; nothing of the others."""
         reasons = {name: self.mistaken.get(name) or store.reason() for name, store in self.stores.items()}
         return {name: reason for name, reason in reasons.items() if reason}
 
-    def tell_absences(self) -> None:
-        """Tell in the log from now on when a shard is away and when it is back, once each."""
+    def report_outages(self) -> None:
+        """Tell in the log from now on when a shard is down and when it is back, once each."""
         for store in self.stores.values():
-            store.tell_absences()
+            store.report_outages()
 
     def owner(self, page: str) -> str:
         """Return the shard that has a page, and which of its servers."""
@@ -329,10 +329,10 @@ class ShardedStore(Store):
         except StoreError:
             return self.shard_name(page)
 
-    def is_away(self, page: str) -> bool:
+    def is_down(self, page: str) -> bool:
         """Tell whether the shard of a page is known not to answer now, or not known at all."""
         try:
-            return self._store(partition_of(page)).is_away(page)
+            return self._store(partition_of(page)).is_down(page)
         except StoreError:
             return True
 
@@ -341,7 +341,7 @@ class ShardedStore(Store):
         return any(store.needs_probe() for store in self.stores.values())
 
     def probe(self) -> None:
-        """Ask the shards that are away, all at once, whether they are back."""
+        """Ask the shards that are down, all at once, whether they are back."""
         in_parallel([store.probe for store in self.stores.values() if store.needs_probe()])
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""The topology: which shards hold the partitions, kept in the shards themselves. Pure.
+"""The shard map: which shards hold the partitions, kept in the shards themselves. Pure.
 
 The configured list of shards says where servers are and what is wanted; it cannot say where the counts are. So every
 shard keeps, under the key `visits:{0}:topology`, a version number and the names the ring is made of:
@@ -12,7 +12,7 @@ tells one installation's servers from another's.
 
 The highest version counts. An older one does no harm: a shard keeps a sign in the place of every partition that was
 moved away, so whoever asks there is sent on. What must never happen is that a shard is asked which never had the
-partition: it would say 0. Hence no partition is read or written before the topology is known.
+partition: it would say 0. Hence no partition is read or written before the shard map is known.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import secrets
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 
-from visit_counter.errors import TopologyError
+from visit_counter.errors import ShardMapError
 from visit_counter.shards.ring import PARTITIONS
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ KEY = b"visits:{0}:topology"
 
 
 @dataclass(frozen=True)
-class Topology:
+class ShardMap:
     """The addresses of shards by name: those the ring is made of, and those partitions are being moved to."""
 
     version: int
@@ -49,15 +49,15 @@ class Topology:
 
     @classmethod
     def from_text(cls, text: str) -> Self:
-        """Read what a shard keeps. Raises TopologyError."""
+        """Read what a shard keeps. Raises ShardMapError."""
         version, _, body = text.partition(" ")
         try:
             raw: dict[str, Any] = json.loads(body)
             found = cls(int(version), dict(raw["shards"]), dict(raw["next"]), str(raw["id"]))
         except (ValueError, KeyError, TypeError):
-            raise TopologyError(f"visits:{{0}}:topology cannot be read: {text[:80]!r}") from None
+            raise ShardMapError(f"visits:{{0}}:topology cannot be read: {text[:80]!r}") from None
         if raw.get("partitions") != PARTITIONS:
-            raise TopologyError(f"the counts are in {raw.get('partitions')} partitions; this version uses {PARTITIONS}")
+            raise ShardMapError(f"the counts are in {raw.get('partitions')} partitions; this version uses {PARTITIONS}")
         return found
 
     @property
@@ -67,25 +67,25 @@ class Topology:
 
 
 def version_of(text: str) -> int:
-    """Return the version of a topology's text; 0 for none."""
+    """Return the version of a shard map's text; 0 for none."""
     return int(text.partition(" ")[0] or 0)
 
 
-def newest(texts: Mapping[str, str]) -> Topology | None:
-    """Return the topology to work by, given what each shard keeps ("" for none). Raises TopologyError."""
-    found = {name: Topology.from_text(text) for name, text in texts.items() if text}
+def newest(texts: Mapping[str, str]) -> ShardMap | None:
+    """Return the shard map to work by, given what each shard keeps ("" for none). Raises ShardMapError."""
+    found = {name: ShardMap.from_text(text) for name, text in texts.items() if text}
     if not found:
         return None
     name, best = max(found.items(), key=lambda item: item[1].version)
-    for other, topology in found.items():
-        if topology.id != best.id:
-            raise TopologyError(
+    for other, shard_map in found.items():
+        if shard_map.id != best.id:
+            raise ShardMapError(
                 f"{name} and {other} hold counts of different installations "
-                f"({_listed(best.shards)}, and {_listed(topology.shards)}); see VISITS_SHARDS"
+                f"({_listed(best.shards)}, and {_listed(shard_map.shards)}); see VISITS_SHARDS"
             )
-        if topology.version == best.version and topology != best:
-            raise TopologyError(
-                f"{name} and {other} disagree about the shards: {_listed(best.shards)}, or {_listed(topology.shards)}"
+        if shard_map.version == best.version and shard_map != best:
+            raise ShardMapError(
+                f"{name} and {other} disagree about the shards: {_listed(best.shards)}, or {_listed(shard_map.shards)}"
             )
     return best
 

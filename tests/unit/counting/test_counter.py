@@ -26,15 +26,15 @@ if TYPE_CHECKING:
 
 
 class Watched(Shard):
-    """A shard that counts its reads, lets a test act while one is under way, and can be known to be away."""
+    """A shard that counts its reads, lets a test act while one is under way, and can be known to be down."""
 
     reads = 0
-    away_for: Sequence[str] = ()
+    down_for: Sequence[str] = ()
     during: Callable[[], None] | None = None
     after: Callable[[], None] | None = None
 
-    def is_away(self, page: str) -> bool:
-        return page in self.away_for
+    def is_down(self, page: str) -> bool:
+        return page in self.down_for
 
     def read(self, writer: str, pages: Sequence[str]) -> list[Stored]:
         self.reads += 1
@@ -129,39 +129,39 @@ def test_many_readers_of_one_expired_page_cause_one_read(shard: Watched, counter
     assert {answer.visits for answer in answers} == {0}
 
 
-def test_a_page_known_before_its_shard_went_away_is_counted_and_read_on(
+def test_a_page_known_before_its_shard_went_down_is_counted_and_read_on(
     host: Host, shard: Watched, counter: BufferedCounter
 ) -> None:
     counter.record("a")
     host.flusher.flush()
     host.tick()
     host.clock.now += 100
-    shard.away = True
+    shard.down = True
     assert counter.record("a") == Answer(2, "redis_7070")
     assert counter.count("a").visits == 2
 
 
-def test_a_shard_that_is_away_is_asked_for_a_page_once_a_second_at_most(
+def test_a_shard_that_is_down_is_asked_for_a_page_once_a_second_at_most(
     host: Host, shard: Watched, counter: BufferedCounter
 ) -> None:
     counter.count("a")
     host.clock.now += 6
-    shard.away = True
+    shard.down = True
     before = shard.reads
     assert [counter.count("a").visits for _ in range(5)] == [0] * 5
     assert shard.reads == before + 1
     assert counter.answer([Ask(True, "a")]) == [Answer(1, "redis_7070")]
     host.clock.now += 1
-    shard.away = False
+    shard.down = False
     assert counter.count("a") == Answer(1, "redis_7070")
 
 
-def test_a_shard_known_to_be_away_is_not_asked_for_a_known_page_and_nobody_waits_for_it(
+def test_a_shard_known_to_be_down_is_not_asked_for_a_known_page_and_nobody_waits_for_it(
     host: Host, shard: Watched, counter: BufferedCounter
 ) -> None:
     counter.record("a")
     host.clock.now += 6
-    shard.away, shard.away_for = True, ["a", "b"]
+    shard.down, shard.down_for = True, ["a", "b"]
     before = shard.reads
     asked = [Ask(True, "a"), Ask(False, "a"), Ask(True, "b"), Ask(False, "b")]
     assert counter.answer(asked) == [Answer(2, "redis_7070"), Answer(2, "in_memory"), None, None]
@@ -173,28 +173,28 @@ def test_a_shard_known_to_be_away_is_not_asked_for_a_known_page_and_nobody_waits
     counter.answer([Ask(False, "a")], wait=True)
     assert shard.reads == before
     host.clock.now += 1
-    shard.away, shard.away_for = False, ()
+    shard.down, shard.down_for = False, ()
     assert counter.count("a") == Answer(3, "redis_7070")
 
 
-def test_a_page_asked_for_while_its_shard_is_away_makes_no_room_for_others(
+def test_a_page_asked_for_while_its_shard_is_down_makes_no_room_for_others(
     host: Host, shard: Watched, counter: BufferedCounter
 ) -> None:
     counter.stored.cache = LocalCache(threshold=2, ttl_seconds=5.0, clock=host.clock)
     counter.record("a")
     host.clock.now += 6
     counter.count("b")
-    shard.away_for = ["a"]
+    shard.down_for = ["a"]
     assert counter.answer([Ask(False, "a")]) == [Answer(1, "in_memory")]
     counter.count("c")
     assert counter.answer([Ask(False, "a"), Ask(False, "b")]) == [Answer(1, "in_memory"), None]
 
 
-def test_pages_are_loaded_with_one_call_for_each_shard_and_a_shard_that_is_away_spares_the_others(
+def test_pages_are_loaded_with_one_call_for_each_shard_and_a_shard_that_is_down_spares_the_others(
     tmp_path: Path,
 ) -> None:
     shards = [Watched(name) for name in NAMES]
-    shards[0].away = True
+    shards[0].down = True
     host = Host(tmp_path, [*shards])
     counter = host.process()
     asks = [Ask(number % 2 == 0, f"page/{number}") for number in range(20)]
@@ -210,15 +210,15 @@ def test_pages_are_loaded_with_one_call_for_each_shard_and_a_shard_that_is_away_
     host.close()
 
 
-def test_an_unknown_page_of_a_shard_that_is_away_is_accepted_but_not_guessed(
+def test_an_unknown_page_of_a_shard_that_is_down_is_accepted_but_not_guessed(
     host: Host, shard: Watched, counter: BufferedCounter
 ) -> None:
     host.store.add("b", 5)
-    shard.away = True
+    shard.down = True
     assert counter.record("b") == Accepted(1, "redis_7070")
-    with pytest.raises(CountUnknownError, match="away"):
+    with pytest.raises(CountUnknownError, match="down"):
         counter.count("b")
-    shard.away = False
+    shard.down = False
     assert counter.count("b").visits == 6
 
 

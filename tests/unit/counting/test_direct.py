@@ -101,13 +101,13 @@ def test_of_two_visits_at_once_the_later_count_is_read_whichever_is_answered_las
     assert counter.count("a") == Answer(3, "in_memory")
 
 
-def test_a_store_that_is_away_gives_the_last_known_count_or_says_that_it_is_unknown() -> None:
+def test_a_store_that_is_down_gives_the_last_known_count_or_says_that_it_is_unknown() -> None:
     clock = Clock()
     store = Watched("redis_7070")
     counter = DirectCounter(store, via="redis", cache=LocalCache(ttl_seconds=5.0, clock=clock))
     counter.record("a")
     clock.now += 10
-    store.away = True
+    store.down = True
     assert counter.count("a") == Answer(1, "redis")
     with pytest.raises(CountUnknownError):
         counter.count("b")

@@ -45,7 +45,7 @@ def test_many_that_ask_at_once_cost_one_call_and_all_get_its_result() -> None:
 
 def test_an_error_is_everybodys_and_the_next_one_calls_again() -> None:
     flights: SingleFlight[int] = SingleFlight()
-    error = RuntimeError("away")
+    error = RuntimeError("down")
     assert ask_together(flights, error) == ([error] * THREADS, 1)
     assert flights.do("home", lambda: 3) == 3
 

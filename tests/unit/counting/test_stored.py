@@ -79,14 +79,14 @@ def test_what_one_worker_has_read_is_told_again_after_the_segment_that_told_it_w
     assert second.answer([Ask(False, "a")]) == [Answer(15, "in_memory")]
 
 
-def test_with_a_shard_away_every_worker_answers_what_any_has_read_or_counted(
+def test_with_a_shard_down_every_worker_answers_what_any_has_read_or_counted(
     host: Host, other: Host, shard: Watched
 ) -> None:
     first, second = host.process(), host.process()
     visit(other, "read", 7)
     assert first.count("read").visits == 7
     first.record("counted", 5)
-    shard.away, shard.away_for = True, ["read", "counted", "never"]
+    shard.down, shard.down_for = True, ["read", "counted", "never"]
     asks = [Ask(False, "read"), Ask(True, "counted"), Ask(False, "counted")]
     assert second.answer(asks, wait=True) == [Answer(7, "in_memory"), Answer(6, NAMES[0]), Answer(6, "in_memory")]
     assert second.record("never") == Accepted(1, NAMES[0])
@@ -94,7 +94,7 @@ def test_with_a_shard_away_every_worker_answers_what_any_has_read_or_counted(
         second.count("never")
 
 
-def test_a_restart_while_a_shard_is_away_answers_for_the_pages_of_the_retained_segments(
+def test_a_restart_while_a_shard_is_down_answers_for_the_pages_of_the_retained_segments(
     host: Host, other: Host, shard: Watched
 ) -> None:
     visit(other, "popular", 100)
@@ -102,7 +102,7 @@ def test_a_restart_while_a_shard_is_away_answers_for_the_pages_of_the_retained_s
         visit(host, "popular", 1)
         visit(host, f"page/{times}", times)
     host.counters[0].record("popular")
-    shard.away, shard.away_for = True, ["popular", "page/1", "page/5"]
+    shard.down, shard.down_for = True, ["popular", "page/1", "page/5"]
     late = host.process()
     assert late.record("popular") == Answer(107, NAMES[0])
     assert late.count("page/5").visits == 5

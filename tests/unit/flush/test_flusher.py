@@ -24,18 +24,18 @@ PAGES = [f"page/{number}" for number in range(40)]
 
 
 class Shard(MemoryStore):
-    """A shard in memory that can be away, hang, lose its reply after the work, or be put back to older data."""
+    """A shard in memory that can be down, hang, lose its reply after the work, or be put back to older data."""
 
     def __init__(self, name: str) -> None:
         super().__init__(name)
-        self.away = self.loses_replies = self.hangs = False
+        self.down = self.loses_replies = self.hangs = False
         self.taken: list[Batch] = []
         self.applied: list[Batch] = []
 
     def apply(self, writer: str, batches: Iterable[Batch]) -> list[Applied]:
         batches = list(batches)
-        if self.away:
-            return [Applied(batch.partition, "", f"{self.name}: away") for batch in batches]
+        if self.down:
+            return [Applied(batch.partition, "", f"{self.name}: down") for batch in batches]
         if self.hangs:
             self.taken += batches
             return [Applied(batch.partition, "", f"{self.name}: no reply") for batch in batches]
@@ -46,13 +46,13 @@ class Shard(MemoryStore):
         return answers
 
     def watermarks(self, writer: str, partitions: Sequence[int]) -> list[str]:
-        if self.away:
-            raise StoreUnavailableError(self.name, "away")
+        if self.down:
+            raise StoreUnavailableError(self.name, "down")
         return super().watermarks(writer, partitions)
 
     def read(self, writer: str, pages: Sequence[str]) -> list[Stored]:
-        if self.away:
-            raise StoreUnavailableError(self.name, "away")
+        if self.down:
+            raise StoreUnavailableError(self.name, "down")
         return super().read(writer, pages)
 
     def wake_up(self, writer: str) -> None:
@@ -149,7 +149,7 @@ def test_a_shard_found_away_is_not_sent_to_again_by_that_flush(
         monkeypatch.setattr(shard, "persist", lambda _: False)
     host.flusher.flush()
     visit_all(host)
-    shards[0].away = True
+    shards[0].down = True
     sent: list[Batch] = []
 
     def keep(_: str, batches: Iterable[Batch]) -> list[Applied]:
@@ -157,7 +157,7 @@ def test_a_shard_found_away_is_not_sent_to_again_by_that_flush(
         return []
 
     monkeypatch.setattr(shards[0], "apply", keep)
-    assert "away" in host.flusher.flush().error
+    assert "down" in host.flusher.flush().error
     assert sent == []
     here = [page for page in PAGES if host.store.shard_name(page) == NAMES[1]]
     assert {host.stored(page) for page in here} == {2}
@@ -186,17 +186,17 @@ def test_a_shard_is_asked_about_its_disk_once_something_was_written_to_it_in_the
     assert not State.load(host.journal.state_path).unpersisted
 
 
-def test_a_shard_that_is_away_keeps_its_visits_pending_and_the_other_gets_its_own(
+def test_a_shard_that_is_down_keeps_its_visits_pending_and_the_other_gets_its_own(
     host: Host, shards: list[Shard]
 ) -> None:
     counter = host.process()
     visit_all(host)
-    shards[0].away = True
-    assert "away" in host.flusher.flush().error
+    shards[0].down = True
+    assert "down" in host.flusher.flush().error
     here = [page for page in PAGES if host.store.shard_name(page) == NAMES[1]]
     assert {host.stored(page) for page in here} == {1}
     assert {counter.count(page).visits for page in PAGES} == {1}
-    shards[0].away = False
+    shards[0].down = False
     assert host.flusher.flush().error == ""
     assert stored(host) == {1}
 
@@ -348,11 +348,11 @@ def test_a_segment_of_many_lines_is_rewritten_with_a_line_a_page(host: Host) -> 
     assert host.journal.read(first).lines == 3
 
 
-def test_while_a_shard_is_away_segments_merge_and_nothing_is_lost_or_doubled(host: Host, shards: list[Shard]) -> None:
+def test_while_a_shard_is_down_segments_merge_and_nothing_is_lost_or_doubled(host: Host, shards: list[Shard]) -> None:
     counter, other = host.process(), host.process()
     visit_all(host)
     host.flusher.flush()
-    shards[0].away = True
+    shards[0].down = True
     for round_ in range(2, 42):
         visit_all(host)
         host.flusher.flush()
@@ -364,7 +364,7 @@ def test_while_a_shard_is_away_segments_merge_and_nothing_is_lost_or_doubled(hos
             assert {counter.count(page).visits for page in PAGES} == {round_}
     assert len(host.journal.segments()) < 20
     late = host.process()
-    shards[0].away = False
+    shards[0].down = False
     assert {late.count(page).visits for page in PAGES} == {41}
     host.flusher.flush()
     assert stored(host) == {41}
@@ -383,12 +383,12 @@ def test_a_batch_executed_long_after_it_was_sent_does_no_harm_to_merged_segments
     visit_all(host)
     shards[0].hangs = True
     host.flusher.flush()
-    shards[0].hangs, shards[0].away = False, True
+    shards[0].hangs, shards[0].down = False, True
     for _ in range(30):
         visit_all(host)
         host.flusher.flush()
         host.tick()
-    shards[0].away = False
+    shards[0].down = False
     shards[0].wake_up(host.journal.writer)
     host.flusher.flush()
     assert stored(host) == {32}
@@ -421,7 +421,7 @@ def test_a_loss_of_visits_that_a_merge_left_out_is_told(host: Host, shards: list
     visit_all(host)
     host.flusher.flush()
     older = shards[1].save()
-    shards[0].away = True
+    shards[0].down = True
     for _ in range(20):
         visit_all(host)
         host.flusher.flush()
@@ -440,7 +440,7 @@ def test_a_process_that_is_told_of_several_merges_at_once_counts_what_each_left_
         assert rested.count(page).visits == 0
     for page in PAGES:
         busy.record(page)
-    shards[1].away = True
+    shards[1].down = True
 
     def flush() -> None:
         host.flusher.flush()
@@ -448,7 +448,7 @@ def test_a_process_that_is_told_of_several_merges_at_once_counts_what_each_left_
             rested.buffer.catch_up()  # as a request does; what it is told waits for the tick
 
     flush()  # the first shard includes segment 1, which waits for the second
-    shards[0].away = True
+    shards[0].down = True
     second = [page for page in PAGES if host.store.shard_name(page) == NAMES[1]]
     # Segments 1 and 2 become one file without what the first shard includes, and then one with segment 3.
     for pages in (second, PAGES):

@@ -36,7 +36,7 @@ class Layout(NamedTuple):
     replicas: dict[str, int]
 
 
-class Topology:
+class SlotMap:
     """What is known of a cluster. `ask(address, command)` returns the reply of one of its servers or a RedisError.
 
     `candidates` gives the addresses to ask, the likeliest to answer first. Safe to use from several threads.
@@ -73,7 +73,7 @@ class Topology:
         """Return how many replicas of a primary the cluster does not hold for failed."""
         return self._layout.replicas.get(address, 0)
 
-    def learn(self, partition: int, address: str) -> None:
+    def note_moved(self, partition: int, address: str) -> None:
         """Take over what a server said with MOVED."""
         self._moved[partition] = address
 

@@ -26,15 +26,15 @@ from redis.exceptions import AskError, ConnectionError, MovedError, RedisError  
 from visit_counter.config.settings import Shard
 from visit_counter.errors import StoreError
 from visit_counter.model.visits import Tally
-from visit_counter.shards.cluster.slots import Topology, are_slots
+from visit_counter.shards.cluster.slots import SlotMap, are_slots
 from visit_counter.shards.contract import NOT_A_PARTITION, Applied, Batch, Store, Stored
 from visit_counter.shards.identity import KEY as IDENTITY_KEY
 from visit_counter.shards.identity import Identity
 from visit_counter.shards.parallel import in_parallel
 from visit_counter.shards.redis.applying import applied_of, includes, text_of
-from visit_counter.shards.redis.describe import Seen
+from visit_counter.shards.redis.describe import ServerStatus
 from visit_counter.shards.redis.exchange import pack
-from visit_counter.shards.redis.inspection import Held, beyond, look_into
+from visit_counter.shards.redis.inspection import Held, beyond, count_pages_of
 from visit_counter.shards.redis.pools import join_host, server_url, split_host, target_of
 from visit_counter.shards.redis.replicas import Replicas
 from visit_counter.shards.redis.shapes import anything, is_number, is_text, is_text_or_nothing
@@ -52,7 +52,7 @@ from visit_counter.shards.redis.store import (
 )
 from visit_counter.shards.redis.wire import explain, is_elsewhere
 from visit_counter.shards.ring import PARTITIONS, partition_of
-from visit_counter.shards.shard_map import KEY as TOPOLOGY_KEY
+from visit_counter.shards.shard_map import KEY as SHARD_MAP_KEY
 from visit_counter.shards.shard_map import public_url
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ _MAX_HOPS = 5
 class ClusterStore(Store):
     """Counts in one cluster. Nothing is opened before the first call. `options` are those of RedisStore, per server.
 
-    Each server has its own connections, breaker and time-outs: one that is away leaves the others' slots as they are.
+    Each server has its own connections, breaker and time-outs: one that is down leaves the others' slots as they are.
     """
 
     def __init__(self, shard: Shard, **options: Unpack[Patience]) -> None:
@@ -83,13 +83,13 @@ class ClusterStore(Store):
         self._options = options
         self._lock = Lock()
         self._nodes: dict[str, RedisStore] = {}
-        self._is_telling = False
+        self._reports_outages = False
         # What `persist` has to vouch for, applied to partitions that have left the server that took it.
         self._leaving: Vouched = {}
         # What `one_per_server` has given last, and the servers it was meant for.
         self._chosen: dict[int, str] = {}
         self._replicas = Replicas()
-        self.topology = Topology(self._candidates, self._ask_slots)
+        self.slots = SlotMap(self._candidates, self._ask_slots)
 
     # -- the contract ------------------------------------------------------------------------------------------------
 
@@ -108,7 +108,7 @@ class ClusterStore(Store):
         return stored
 
     def apply(self, writer: str, batches: Iterable[Batch]) -> list[Applied]:
-        """Apply each batch; the servers are sent theirs side by side, and one that is away fails its own only."""
+        """Apply each batch; the servers are sent theirs side by side, and one that is down fails its own only."""
         items = [(batch.partition, batch) for batch in batches]
         replies = self._apply(writer, items)
         return [applied_of(self.name, batch, reply) for (_, batch), reply in zip(items, replies, strict=True)]
@@ -137,15 +137,15 @@ class ClusterStore(Store):
     def _part_fails(self, partition: int, error: RedisError) -> StoreError:
         """Return the error of a partition, which is told once for each server, not for each partition."""
         failed = explain(self.name, error)
-        where = self.topology.owner(partition) or "no server"
+        where = self.slots.owner(partition) or "no server"
         return type(failed)(self.name, f"{where}: {failed.reason}")
 
-    def read_topology(self) -> str:
-        """Return the topology kept here, or ""; waits up to `read_seconds`."""
-        return self._read_text(TOPOLOGY_KEY)
+    def read_shard_map(self) -> str:
+        """Return the shard map kept here, or ""; waits up to `read_seconds`."""
+        return self._read_text(SHARD_MAP_KEY)
 
-    def offer_topology(self, text: str) -> str:
-        """Keep this topology unless a newer one is here; waits up to `apply_seconds`."""
+    def offer_shard_map(self, text: str) -> str:
+        """Keep this shard map unless a newer one is here; waits up to `apply_seconds`."""
         return bytes(self._answers(self._run(offer(text), is_text))[0]).decode(errors="replace")
 
     def read_identity(self) -> Identity:
@@ -171,7 +171,7 @@ class ClusterStore(Store):
 
     def persist(self, timeout_seconds: float) -> bool | None:
         """Wait until everything applied is on the disks of the servers that have it now, and of all their replicas."""
-        if not self.topology.refresh(force=True):
+        if not self.slots.refresh(force=True):
             return False
         if not self._follow_vouched():
             return False
@@ -218,88 +218,88 @@ class ClusterStore(Store):
 
     def one_per_server(self, partitions: Sequence[int]) -> list[int]:
         """Return one of these partitions for each server of the cluster that has any."""
-        by_address = {self.topology.owner(partition): partition for partition in partitions}
+        by_address = {self.slots.owner(partition): partition for partition in partitions}
         self._chosen = {partition: address for address, partition in by_address.items() if address}
         return list(by_address.values())
 
     def ping(self) -> bool:
         """Tell whether every partition has a server and all of these answer."""
-        self.topology.refresh(force=True)
+        self.slots.refresh(force=True)
         answers = in_parallel([node.ping for node in self.nodes()])
-        return all(answers) and self.topology.covers_all()
+        return all(answers) and self.slots.covers_all()
 
     def reason(self) -> str:
-        """Return which servers are taken for away, and how many partitions have none."""
+        """Return which servers are taken to be down, and how many partitions have none."""
         nodes = [f"{node.server}: {node.reason()}" for node in self.nodes() if node.reason()]
-        without = PARTITIONS - sum(map(bool, map(self.topology.owner, range(PARTITIONS))))
+        without = PARTITIONS - sum(map(bool, map(self.slots.owner, range(PARTITIONS))))
         if without:
-            said = f" ({explain(self.name, self.topology.error).reason})" if self.topology.error else ""
+            said = f" ({explain(self.name, self.slots.error).reason})" if self.slots.error else ""
             nodes.append(f"no server has {without} of {PARTITIONS} partitions{said}")
         return "; ".join(nodes)
 
-    def tell_absences(self) -> None:
-        """Tell in the log from now on when a server is away, and when it is back."""
+    def report_outages(self) -> None:
+        """Tell in the log from now on when a server is down, and when it is back."""
         with self._lock:
-            self._is_telling = True
+            self._reports_outages = True
             for node in self._nodes.values():
-                node.tell_absences()
+                node.report_outages()
 
     def owner(self, page: str) -> str:
         """Return the server that has the page: the pages of another one are not to wait for it."""
-        return f"{self.name} {self.topology.owner(partition_of(page))}"
+        return f"{self.name} {self.slots.owner(partition_of(page))}"
 
-    def is_away(self, page: str) -> bool:
+    def is_down(self, page: str) -> bool:
         """Tell whether the server of a page is known and known not to answer."""
         partition = partition_of(page)
-        return bool(self.topology.owner(partition)) and not self._reachable(partition)
+        return bool(self.slots.owner(partition)) and not self._reachable(partition)
 
     def needs_probe(self) -> bool:
         """Tell whether a server that has partitions is known not to answer."""
         return any(node.needs_probe() for node in self.nodes())
 
     def probe(self) -> None:
-        """Ask who has the partitions of the servers that are away, and those whether they are back."""
-        self.topology.refresh()
+        """Ask who has the partitions of the servers that are down, and those whether they are back."""
+        self.slots.refresh()
         in_parallel([node.probe for node in self.nodes() if node.needs_probe()])
 
-    def look(self, writer: str, partitions: Sequence[int], *, strays: bool = False) -> list[Seen]:
+    def status(self, writer: str, partitions: Sequence[int], *, strays: bool = False) -> list[ServerStatus]:
         """Return what each server is like that has any of the partitions, and last what has no server.
 
         The pages are counted wherever MOVED and ASK lead: a slot on its way is no fault of its server. With `strays`
         the first row tells what else the cluster holds.
         """
-        self.topology.refresh(force=True)
+        self.slots.refresh(force=True)
         try:
-            held = look_into(self.ask_each, writer, partitions, strays=strays)
+            held = count_pages_of(self.ask_each, writer, partitions, strays=strays)
         except RedisError as error:
             held = Held({}, dict.fromkeys(partitions, error))
         by_address: dict[str, list[int]] = {}
         for partition in partitions:
-            by_address.setdefault(self.topology.owner(partition), []).append(partition)
+            by_address.setdefault(self.slots.owner(partition), []).append(partition)
         without = by_address.pop("", [])
         rows = in_parallel(
-            [partial(self._look_at, self._node(at), mine, held) for at, mine in sorted(by_address.items())]
+            [partial(self._status_of, self._node(at), mine, held) for at, mine in sorted(by_address.items())]
         )
         if held.strays and rows:
             rows[0] = replace(rows[0], warnings=(*rows[0].warnings, *held._replace(errors={}).warnings(self.name)))
         if without:
             addresses = ",".join(join_host(*host) for host in self._target.hosts)
             why = "no server has these partitions"
-            if self.topology.error:
-                why = explain(self.name, self.topology.error).reason
-            rows.append(Seen(addresses, partitions=len(without), error=why))
+            if self.slots.error:
+                why = explain(self.name, self.slots.error).reason
+            rows.append(ServerStatus(addresses, partitions=len(without), error=why))
         return rows
 
-    def _look_at(self, node: RedisStore, partitions: Sequence[int], held: Held) -> Seen:
+    def _status_of(self, node: RedisStore, partitions: Sequence[int], held: Held) -> ServerStatus:
         """Return the row of a server, given what was found in the partitions of all."""
         try:
             said = node.describe()
         except StoreError as error:
-            return node.seen_down(len(partitions), error.reason)
+            return node.status_when_down(len(partitions), error.reason)
         mine = Held({}, {at: held.errors[at] for at in partitions if at in held.errors})
         pages = sum(held.pages.get(at, 0) for at in partitions)
         warnings = (*said.warnings, *mine.warnings(self.name), *beyond(node.ask_each))
-        return Seen(node.server, partitions=len(partitions), up=True, pages=pages, said=said, warnings=warnings)
+        return ServerStatus(node.server, partitions=len(partitions), up=True, pages=pages, said=said, warnings=warnings)
 
     def close(self) -> None:
         """Close all connections."""
@@ -312,7 +312,7 @@ class ClusterStore(Store):
 
     def nodes(self) -> list[RedisStore]:
         """Return the servers that have partitions, as far as known."""
-        return [self._node(address) for address in self.topology.primaries()]
+        return [self._node(address) for address in self.slots.primaries()]
 
     def _node(self, address: str) -> RedisStore:
         with self._lock:
@@ -322,13 +322,13 @@ class ClusterStore(Store):
                 node = RedisStore(
                     # The name of the whole cluster, and the address, stand in its errors.
                     Shard(f"{self.name} ({address})", url),
-                    known_replicas=partial(self.topology.replicas, address),
+                    known_replicas=partial(self.slots.replicas, address),
                     replicas=self._replicas,
                     primary=address,
                     **self._options,
                 )
-                if self._is_telling:
-                    node.tell_absences()
+                if self._reports_outages:
+                    node.report_outages()
                 self._nodes[address] = node
             return node
 
@@ -345,7 +345,7 @@ class ClusterStore(Store):
         return reply
 
     def _is_elsewhere(self, address: str, partition: int) -> bool:
-        return self.topology.owner(partition) not in ("", address)
+        return self.slots.owner(partition) not in ("", address)
 
     def ask_each(self, commands: Sequence[tuple[int, bytes]], shapes: Iterable[Shape]) -> list[Any]:
         """Exchange the packed commands of partitions with the servers that have them, with a flush's patience."""
@@ -370,9 +370,9 @@ class ClusterStore(Store):
         """
         if any(not self._reachable(at) for at, _ in items):
             # Who knows of a server goes on with that one while somebody else asks.
-            self.topology.refresh(wait=any(not self.topology.owner(at) for at, _ in items))
+            self.slots.refresh(wait=any(not self.slots.owner(at) for at, _ in items))
         replies: list[Any] = [None] * len(items)
-        left = {index: (self.topology.owner(at), False) for index, (at, _) in enumerate(items)}
+        left = {index: (self.slots.owner(at), False) for index, (at, _) in enumerate(items)}
         for _ in range(_MAX_HOPS):
             for index, reply in self._send_all(left, items, send):
                 replies[index] = reply
@@ -399,7 +399,7 @@ class ClusterStore(Store):
         def call(address: str, indexes: list[int], asking: bool) -> list[Any]:
             if not address:
                 unknown = ConnectionError("no server of the cluster is known to have this partition")
-                return [self.topology.error or unknown] * len(indexes)
+                return [self.slots.error or unknown] * len(indexes)
             return send(self._node(address), [items[index][1] for index in indexes], asking)
 
         answers = in_parallel([partial(call, address, mine, asking) for (address, asking), mine in groups.items()])
@@ -412,12 +412,12 @@ class ClusterStore(Store):
         address = join_host(reply.host or split_host(asked)[0], reply.port)
         if not isinstance(reply, MovedError):
             return address, True
-        self.topology.learn(partition, address)
+        self.slots.note_moved(partition, address)
         return address, False
 
     def _reachable(self, partition: int) -> bool:
         """Tell whether the server of a partition is known and up; if not, the cluster may have promoted another."""
-        address = self.topology.owner(partition)
+        address = self.slots.owner(partition)
         return bool(address) and self._node(address).breaker.state == "closed"
 
     def _answers(self, replies: list[Any]) -> list[Any]:

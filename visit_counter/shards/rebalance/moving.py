@@ -36,8 +36,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 Command = tuple[bytes, ...]
-# The reply to `look`.
-LOOKED = sequence(is_text, is_number)
+# The reply to `inspect`.
+INSPECTED = sequence(is_text, is_number)
 
 
 class Place(NamedTuple):
@@ -81,7 +81,7 @@ def find(partition: int, fields: Sequence[bytes]) -> Command:
     return _script(_FIND, keys_of(partition)[:2], fields)
 
 
-def look(partition: int) -> Command:
+def inspect(partition: int) -> Command:
     """Return the command that tells what stands in a partition's place, and its number of fields."""
     return _script(_INSPECT, keys_of(partition)[:2])
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from visit_counter.shards.redis.store import RedisStore
-    from visit_counter.shards.shard_map import Topology
+    from visit_counter.shards.shard_map import ShardMap
 
 _CHUNK = 512
 
@@ -48,7 +48,7 @@ class Plan:
     `others`: partitions, by shard, that have counts there although another shard has them, in nobody's way.
     """
 
-    topology: Topology
+    shard_map: ShardMap
     wanted: dict[str, str]
     moves: list[Move] = field(default_factory=list)
     rejects: list[tuple[int, str, str]] = field(default_factory=list)
@@ -61,7 +61,7 @@ class Plan:
     def is_done(self) -> bool:
         """Tell whether there is nothing to do."""
         repairs = self.rejects or self.thaws or self.activations
-        return not (self.moves or repairs or self.topology.next) and self.topology.shards == self.wanted
+        return not (self.moves or repairs or self.shard_map.next) and self.shard_map.shards == self.wanted
 
     def notes(self) -> list[str]:
         """Return what a person should know of counts that are where nobody reads them."""
@@ -83,12 +83,12 @@ class Plan:
         ]
 
 
-def make_plan(topology: Topology, wanted: Sequence[str], stores: Mapping[str, RedisStore]) -> Plan:
+def make_plan(shard_map: ShardMap, wanted: Sequence[str], stores: Mapping[str, RedisStore]) -> Plan:
     """Return what brings every partition to its shard on the ring of the names `wanted`.
 
-    `stores`: a store for every name in `wanted` and in the topology. Raises RebalanceError.
+    `stores`: a store for every name in `wanted` and in the shard map. Raises RebalanceError.
     """
-    missing = topology.everyone.keys() - stores.keys()
+    missing = shard_map.everyone.keys() - stores.keys()
     if missing:
         raise RebalanceError(f"no address of {', '.join(sorted(missing))}; give it with --from name=url")
     servers = {name: _server_id(store) for name, store in stores.items()}
@@ -97,8 +97,8 @@ def make_plan(topology: Topology, wanted: Sequence[str], stores: Mapping[str, Re
             names = ", ".join(name for name in wanted if servers[name] == server)
             raise RebalanceError(f"{names} are one and the same server")
     survey = Survey({name: _spots(store) for name, store in stores.items()}, servers)
-    plan = Plan(topology, {name: stores[name].address for name in wanted})
-    former, target_of = Ring(sorted(topology.shards)), Ring(wanted)
+    plan = Plan(shard_map, {name: stores[name].address for name in wanted})
+    former, target_of = Ring(sorted(shard_map.shards)), Ring(wanted)
     for partition in range(PARTITIONS):
         holder = survey.holder(partition, former.shard_of(partition))
         _plan_partition(plan, partition, holder, target_of.shard_of(partition), survey)
@@ -120,7 +120,7 @@ def _spots(store: RedisStore) -> list[Spot]:
     spots = []
     for first in range(0, PARTITIONS, _CHUNK):
         replies = run_all(
-            store, [moving.look(at) for at in range(first, min(first + _CHUNK, PARTITIONS))], moving.LOOKED
+            store, [moving.inspect(at) for at in range(first, min(first + _CHUNK, PARTITIONS))], moving.INSPECTED
         )
         spots += [Spot(Place.from_bytes(text), fields) for text, fields in replies]
     return spots

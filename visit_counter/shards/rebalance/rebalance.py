@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from visit_counter import steps
 from visit_counter.config.shard_urls import Shard
-from visit_counter.errors import RebalanceError, StoreError, TopologyError
+from visit_counter.errors import RebalanceError, ShardMapError, StoreError
 from visit_counter.shards.identity import KEY as IDENTITY_KEY
 from visit_counter.shards.identity import Identity, mistaken, swapped
 from visit_counter.shards.rebalance import moving
@@ -27,7 +27,7 @@ from visit_counter.shards.rebalance.running import run_all, run_on_disk
 from visit_counter.shards.redis.scripts import load_script
 from visit_counter.shards.redis.shapes import anything, are_pairs, is_number, is_text, sequence
 from visit_counter.shards.redis.store import RedisStore, offer
-from visit_counter.shards.shard_map import Topology, newest
+from visit_counter.shards.shard_map import ShardMap, newest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -52,9 +52,9 @@ def gather_stores(wanted: Sequence[Shard], former: Sequence[Shard] = ()) -> dict
             f"{', '.join(clusters)}: partitions cannot be moved to or from a cluster; it moves its own"
         )
     stores = {shard.name: _patient(shard) for shard in (*former, *wanted)}
-    topology, _ = _read_topology(stores)
-    if topology is not None:
-        for name, address in topology.everyone.items():
+    shard_map, _ = _read_shard_map(stores)
+    if shard_map is not None:
+        for name, address in shard_map.everyone.items():
             stores.setdefault(name, _patient(Shard(name, address)))
     return stores
 
@@ -63,12 +63,12 @@ def _patient(shard: Shard) -> RedisStore:
     return RedisStore(shard, connect_seconds=2.0, read_seconds=5.0)
 
 
-def _read_topology(stores: Mapping[str, RedisStore]) -> tuple[Topology | None, dict[str, str]]:
-    """Return the topology that these shards keep, and what each keeps; all must answer. Raises RebalanceError."""
+def _read_shard_map(stores: Mapping[str, RedisStore]) -> tuple[ShardMap | None, dict[str, str]]:
+    """Return the shard map that these shards keep, and what each keeps; all must answer. Raises RebalanceError."""
     try:
-        texts = {name: store.read_topology() for name, store in stores.items()}
+        texts = {name: store.read_shard_map() for name, store in stores.items()}
         return newest(texts), texts
-    except (StoreError, TopologyError) as error:
+    except (StoreError, ShardMapError) as error:
         raise RebalanceError(f"{error}; a rebalance needs all shards") from None
 
 
@@ -90,22 +90,22 @@ class Rebalance:
         self._wanted, self._stores, self._former = list(wanted), stores, list(former)
         self._run = secrets.token_hex(4)
         self._lock_seconds = lock_seconds
-        self._topology: Topology | None = None
+        self._shard_map: ShardMap | None = None
 
     def plan(self) -> Plan:
         """Return what there is to do; changes nothing."""
-        topology, texts = _read_topology(self._stores)
-        if topology is None:
+        shard_map, texts = _read_shard_map(self._stores)
+        if shard_map is None:
             names = self._former or self._wanted
-            topology = Topology(0, {name: self._stores[name].address for name in names})
-        elif lost := sorted(name for name in topology.shards if not texts.get(name)):
+            shard_map = ShardMap(0, {name: self._stores[name].address for name in names})
+        elif lost := sorted(name for name in shard_map.shards if not texts.get(name)):
             raise RebalanceError(
                 f"{', '.join(lost)}: another server is at this address, or it has lost its data; if it is to take "
                 "the place of a lost one, start the service with it first"
             )
         else:
-            self._check_identities(topology)
-        return make_plan(topology, self._wanted, self._stores)
+            self._check_identities(shard_map)
+        return make_plan(shard_map, self._wanted, self._stores)
 
     def run(
         self,
@@ -122,7 +122,7 @@ class Rebalance:
         self._wait_for_lock()
         try:
             plan = self.plan()
-            self._topology = plan.topology
+            self._shard_map = plan.shard_map
             begin(plan)
             if not plan.is_done or (set_aside and plan.others):
                 self._carry_out(plan, progress, set_aside=set_aside)
@@ -134,9 +134,9 @@ class Rebalance:
         if plan.strays and not set_aside:
             shards = ", ".join(f"{len(found)} partitions on {name}" for name, found in sorted(plan.strays.items()))
             raise RebalanceError(f"other counts are in the way: {shards}; --set-aside keeps them under other keys")
-        topology = plan.topology
-        self._tell(topology.shards, {**topology.next, **plan.wanted})
-        self._name_shards(topology.id)
+        shard_map = plan.shard_map
+        self._tell(shard_map.shards, {**shard_map.next, **plan.wanted})
+        self._name_shards(shard_map.id)
         if set_aside:
             self._set_aside(plan)
         for partition, shard, owner in plan.rejects:
@@ -150,16 +150,16 @@ class Rebalance:
                 raise RebalanceError("another rebalance has begun; this one had stopped for too long")
             self._move([move.partition for move in group], source, target)
             progress(len(group))
-        steps.step("topology")
+        steps.step("shard_map")
         self._tell(plan.wanted, {})
 
-    def _check_identities(self, topology: Topology) -> None:
+    def _check_identities(self, shard_map: ShardMap) -> None:
         """Raise RebalanceError for servers that are not the shards they are taken for."""
         said = {name: _identity(store) for name, store in self._stores.items()}
-        complaints = {name: mistaken(name, self._stores[name].address, one, topology) for name, one in said.items()}
+        complaints = {name: mistaken(name, self._stores[name].address, one, shard_map) for name, one in said.items()}
         silent = {name: self._stores[name].address for name, one in said.items() if not one.names}
         told = [f"{name} at {self._stores[name].address}: {why}" for name, why in complaints.items() if why]
-        told += [f"{name}: {why}" for name, why in swapped(silent, topology).items()]
+        told += [f"{name}: {why}" for name, why in swapped(silent, shard_map).items()]
         if told:
             raise RebalanceError(f"{'; '.join(told)}; see VISITS_SHARDS")
 
@@ -180,17 +180,17 @@ class Rebalance:
             run_all(self._stores[name], [(b"RENAMENX", key, key + b":stray:" + self._run.encode()) for key in keys])
 
     def _tell(self, shards: Mapping[str, str], following: Mapping[str, str]) -> None:
-        """Write the next topology to every shard, those that stay first: a removed one may be switched off soon."""
-        former = self._topology
+        """Write the next shard map to every shard, those that stay first: a removed one may be switched off soon."""
+        former = self._shard_map
         assert former is not None  # noqa: S101 - set by `run`
-        made = Topology(former.version + 1, dict(shards), dict(following), former.id)
+        made = ShardMap(former.version + 1, dict(shards), dict(following), former.id)
         text = made.to_text()
         for name in [*made.everyone, *sorted(former.everyone.keys() - made.everyone.keys())]:
             (kept,) = run_on_disk(self._stores[name], [offer(text)], is_text)
             if kept != text.encode():
-                raise RebalanceError(f"{name} has a newer topology: another rebalance has been at work")
+                raise RebalanceError(f"{name} has a newer shard map: another rebalance has been at work")
             steps.step("tell")
-        self._topology = made
+        self._shard_map = made
 
     # -- one at a time -----------------------------------------------------------------------------------------------
 

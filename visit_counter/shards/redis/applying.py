@@ -28,7 +28,7 @@ from visit_counter.shards.redis.disk import (
 from visit_counter.shards.redis.exchange import drop, exchange, exchange_asking, pack
 from visit_counter.shards.redis.scripts import load_script
 from visit_counter.shards.redis.shapes import is_text, is_text_or_nothing
-from visit_counter.shards.redis.wire import explain, is_away, is_elsewhere, peer_of
+from visit_counter.shards.redis.wire import explain, is_down, is_elsewhere, peer_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -96,14 +96,14 @@ class Applier:
     def send(self, writer: str, batches: Sequence[Batch], *, asking: bool = False) -> list[Any]:
         """Apply each batch; return what came for each: the watermark there is, or a RedisError.
 
-        Once the shard is away the rest is not tried: each chunk would wait. With `asking`, a server of a cluster takes
+        Once the shard is down the rest is not tried: each chunk would wait. With `asking`, a server of a cluster takes
         what is on its way to it already.
         """
         results: list[Any] = []
         with self._lock:
             for chunk in _chunks(batches, watermark_field(writer)):
                 results += self._send(chunk, asking=asking)
-                if is_away(results[-1]):
+                if is_down(results[-1]):
                     results += [results[-1]] * (len(batches) - len(results))
                     break
             self._note(writer, batches, results)
@@ -142,7 +142,7 @@ class Applier:
                     return False
                 return self._wait(connection, min(timeout_seconds, self._persist_limit_seconds))
             except RedisError as error:
-                return False if is_away(error) or isinstance(error, AskError) else None
+                return False if is_down(error) or isinstance(error, AskError) else None
 
     def close(self) -> None:
         """Close the connection; a later call opens a new one."""

@@ -1,4 +1,4 @@
-"""A breaker for one shard: while the shard is away, nobody waits for it but one probe now and then. Pure.
+"""A breaker for one shard: while the shard is down, nobody waits for it but one probe now and then. Pure.
 
     closed --failure--> open --the time of the next probe--> half-open --success--> closed
                           ^                                      |
@@ -47,12 +47,12 @@ class Breaker:
 
     @property
     def state(self) -> State:
-        """Return `closed` (up), `open` (away) or `half-open` (away, and a probe is out)."""
+        """Return `closed` (up), `open` (down) or `half-open` (down, and a probe is out)."""
         return self._state
 
     @property
     def since(self) -> float:
-        """Return for how many seconds the shard has been up or away."""
+        """Return for how many seconds the shard has been up or down."""
         return self._clock() - self._since
 
     def allows(self) -> bool:
@@ -71,7 +71,7 @@ class Breaker:
             return True
 
     def success(self) -> float | None:
-        """Say that the shard answered; return for how many seconds it was away if that ends its absence, else None."""
+        """Say that the shard answered; return for how many seconds it was down if that ends its outage, else None."""
         if self.state == "closed":
             return None
         with self._lock:
@@ -84,7 +84,7 @@ class Breaker:
             return away_seconds
 
     def failure(self) -> bool:
-        """Say that the shard did not answer; tell whether that begins an absence."""
+        """Say that the shard did not answer; tell whether that begins an outage."""
         with self._lock:
             begins = self._state == "closed"
             if begins:

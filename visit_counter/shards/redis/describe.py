@@ -29,7 +29,7 @@ class Description:
 
 
 @dataclass(frozen=True)
-class Seen:
+class ServerStatus:
     """A server as it was just found: `said` is what it says of itself, None if it is down for the reason `error`."""
 
     address: str

@@ -13,7 +13,7 @@ from redis.exceptions import RedisError, ResponseError
 from visit_counter.shards.redis.exchange import impossible
 from visit_counter.shards.redis.replicas import replicas_of
 from visit_counter.shards.redis.shapes import is_number, is_pair_of_numbers, is_text
-from visit_counter.shards.redis.wire import is_away
+from visit_counter.shards.redis.wire import is_down
 
 Command = tuple[bytes, ...]
 
@@ -43,7 +43,7 @@ def is_on_disk(reply: Any, replicas: int) -> bool | None:
 
     None where the server cannot tell: before version 7.2, or without an append-only file.
     """
-    if isinstance(reply, ResponseError) and not is_away(reply):
+    if isinstance(reply, ResponseError) and not is_down(reply):
         return None
     if isinstance(reply, RedisError):
         return False

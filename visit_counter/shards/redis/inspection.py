@@ -10,7 +10,7 @@ from redis.exceptions import RedisError
 from visit_counter.shards.redis.applying import LOSSES_FIELD, partition_key, watermark_field
 from visit_counter.shards.redis.exchange import pack
 from visit_counter.shards.redis.shapes import are_texts, is_number, values
-from visit_counter.shards.redis.wire import explain, is_away, is_elsewhere
+from visit_counter.shards.redis.wire import explain, is_down, is_elsewhere
 from visit_counter.shards.ring import PARTITIONS
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ class Held(NamedTuple):
         return told
 
 
-def look_into(ask: Ask, writer: str, partitions: Sequence[int], *, strays: bool = False) -> Held:
+def count_pages_of(ask: Ask, writer: str, partitions: Sequence[int], *, strays: bool = False) -> Held:
     """Count the pages of partitions: their fields but for the watermarks. Raises RedisError if nobody answers at all.
 
     Which writers there are is looked up in a few small partitions; a writer that has been nowhere but in others makes
@@ -78,7 +78,7 @@ def beyond(ask: Ask) -> list[str]:
 def _sizes(ask: Ask, partitions: Sequence[int]) -> tuple[dict[int, int], dict[int, RedisError]]:
     """Return the number of fields of each partition, none of one that is elsewhere; and why others do not say."""
     replies = ask([(at, pack(b"HLEN", partition_key(at))) for at in partitions], repeat(is_number))
-    if replies and all(map(is_away, replies)):
+    if replies and all(map(is_down, replies)):
         raise replies[0]
     sizes = {
         at: 0 if is_elsewhere(reply) else reply

@@ -1,5 +1,7 @@
 """Which replicas the servers of a shard have had: one that is away counts until it is back or a person gives it up.
 
+A shard that gives this process no answer is down; a replica that its primary has lost is away.
+
 A server tells only of the replicas that are connected to it now. One that fails or hangs is no longer told of, and may
 be promoted all the same; what it lacks must then still be in the journal. The flush keeps this memory in its state.
 """

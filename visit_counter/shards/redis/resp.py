@@ -14,7 +14,7 @@ _TIMEOUT_SECONDS = 2.0
 _LONGEST_REPLY = 1 << 20
 
 
-class Seen(NamedTuple):
+class Listener(NamedTuple):
     """What answers on a port: `kind` is `nothing`, `ours` or `other`.
 
     For `other`, `detail` says what it is. For `ours`, `ready` tells whether the server has loaded its data.
@@ -70,7 +70,7 @@ class Connection:
 def listener_is_ours(port: int) -> bool:
     """Tell whether what listens on a port of 127.0.0.1 runs as this process's user; to others no password is sent.
 
-    While a server is away, anybody on the machine can listen on its port.
+    While a server is down, anybody on the machine can listen on its port.
     """
     port_in_hex, listens = f":{port:04X}", "0A"
     users = set()
@@ -88,31 +88,31 @@ def listener_is_ours(port: int) -> bool:
     return not users  # where the system does not tell, nobody can know
 
 
-def look(port: int, directory: Path, password: str) -> Seen:
+def identify(port: int, directory: Path, password: str) -> Listener:
     """Find out what answers on a port of this machine; it is ours if its data is in `directory`."""
     try:
         with Connection(port) as connection:
             if not listener_is_ours(port):
-                return Seen("other", "a program of another user")
+                return Listener("other", "a program of another user")
             return _ask(connection, directory, password)
     except ServerRefusedError as error:
         other = f"a Redis or Valkey that says: {error}"
     except ConnectionRefusedError:
-        return Seen("nothing")
+        return Listener("nothing")
     except TimeoutError:
         other = "something that does not answer"
     except (OSError, ValueError, LookupError, TypeError):
         other = "something that is not Redis or Valkey"
-    return Seen("other", other)
+    return Listener("other", other)
 
 
-def _ask(connection: Connection, directory: Path, password: str) -> Seen:
+def _ask(connection: Connection, directory: Path, password: str) -> Listener:
     # With the user's name it is welcome, too, at a server that wants no password.
     connection.ask("AUTH", "default", password)
     found = os.fsdecode(connection.ask("CONFIG", "GET", "dir")[1])
     if os.path.realpath(found) != os.path.realpath(directory):
-        return Seen("other", f"another Redis or Valkey, whose data is in {found}")
-    return Seen("ours", ready=b"\r\nloading:0\r\n" in connection.ask("INFO", "persistence"))
+        return Listener("other", f"another Redis or Valkey, whose data is in {found}")
+    return Listener("ours", ready=b"\r\nloading:0\r\n" in connection.ask("INFO", "persistence"))
 
 
 def protect(port: int, password: str) -> None:

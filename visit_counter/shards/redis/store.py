@@ -19,9 +19,9 @@ from visit_counter.shards.identity import Expected, Identity
 from visit_counter.shards.rebalance import moving
 from visit_counter.shards.redis.applying import LOSSES_FIELD, Applier, partition_key, text_of, watermark_field
 from visit_counter.shards.redis.breaker import Breaker
-from visit_counter.shards.redis.describe import Description, Seen, describe, read_info
+from visit_counter.shards.redis.describe import Description, ServerStatus, describe, read_info
 from visit_counter.shards.redis.exchange import impossible, pack
-from visit_counter.shards.redis.inspection import beyond, look_into
+from visit_counter.shards.redis.inspection import beyond, count_pages_of
 from visit_counter.shards.redis.replicas import Replicas
 from visit_counter.shards.redis.scripts import load_script
 from visit_counter.shards.redis.shapes import (
@@ -36,9 +36,9 @@ from visit_counter.shards.redis.shapes import (
     sequence,
     values,
 )
-from visit_counter.shards.redis.wire import Wire, explain, is_away, is_elsewhere
+from visit_counter.shards.redis.wire import Wire, explain, is_down, is_elsewhere
 from visit_counter.shards.ring import partition_of
-from visit_counter.shards.shard_map import KEY as TOPOLOGY_KEY
+from visit_counter.shards.shard_map import KEY as SHARD_MAP_KEY
 from visit_counter.shards.shard_map import public_url
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ class RedisStore(Store):
 
     Three kinds of connections, each with its own patience: a reader waits a tenth of a second at most, a visit that
     is counted at once (`add`) may wait for the disk of the server, and a flush has time. Reads and adds go through
-    the breaker: while the shard is away they fail at once. Everything reports to it.
+    the breaker: while the shard is down they fail at once. Everything reports to it.
     """
 
     def __init__(  # noqa: PLR0913 - each time-out is named in the call, and has a default
@@ -94,8 +94,8 @@ class RedisStore(Store):
         self._address = shard.address
         self.address = public_url(shard.url)
         self.breaker = breaker or Breaker()
-        # Whether absences are told in the log: a process that lives for one flush would tell each of them again.
-        self._is_telling = False
+        # Whether outages are told in the log: a process that lives for one flush would tell each of them again.
+        self._reports_outages = False
         self._trouble = ""
         self._expected = Expected()
         self._reads = Wire(shard, connect_seconds, read_seconds, self._expected)
@@ -137,7 +137,9 @@ class RedisStore(Store):
         results = self.applier.apply(writer, list(batches))
         elsewhere = [index for index, result in enumerate(results) if result.error and "WRONGTYPE" in result.error]
         if elsewhere:
-            places = self.run([moving.look(results[index].partition) for index in elsewhere], repeat(moving.LOOKED))
+            places = self.run(
+                [moving.inspect(results[index].partition) for index in elsewhere], repeat(moving.INSPECTED)
+            )
             for index, place in zip(elsewhere, places, strict=True):
                 results[index] = _waiting(results[index], place)
         return results
@@ -149,7 +151,7 @@ class RedisStore(Store):
     def watermarks_each(self, writer: str, partitions: Sequence[int]) -> list[str | StoreError]:
         """Return the writer's watermark token in each partition, or why that one's cannot be had.
 
-        Of a shard that is away, a ping is awaited first: a flush comes back soon, and has other shards to see to.
+        Of a shard that is down, a ping is awaited first: a flush comes back soon, and has other shards to see to.
         """
         if self.breaker.state != "closed" and not self.ping():
             raise StoreUnavailableError(self.name, self.reason())
@@ -157,13 +159,13 @@ class RedisStore(Store):
         found = self._values(self.ask_flush, [(at, (field,)) for at in partitions], strange=[NOT_A_PARTITION.encode()])
         return [text_of(mark or b"") for (mark,) in found]
 
-    def read_topology(self) -> str:
-        """Return the topology kept here, or ""; waits up to `read_seconds`."""
-        (text,) = self._answers(self._ask_who([pack(b"GET", TOPOLOGY_KEY)]))
+    def read_shard_map(self) -> str:
+        """Return the shard map kept here, or ""; waits up to `read_seconds`."""
+        (text,) = self._answers(self._ask_who([pack(b"GET", SHARD_MAP_KEY)]))
         return (text or b"").decode(errors="replace")
 
-    def offer_topology(self, text: str) -> str:
-        """Keep this topology unless a newer one is here; waits up to `apply_seconds`."""
+    def offer_shard_map(self, text: str) -> str:
+        """Keep this shard map unless a newer one is here; waits up to `apply_seconds`."""
         (kept,) = self._answers(self.run([offer(text)], [is_text]))
         return bytes(kept).decode(errors="replace")
 
@@ -193,7 +195,7 @@ class RedisStore(Store):
     def persist(self, timeout_seconds: float) -> bool | None:
         """Wait until everything applied is on disk, for half of `apply_seconds` at most; None without WAITAOF.
 
-        False at once while the shard is away: a flush has just found that out, and has other shards to see to.
+        False at once while the shard is down: a flush has just found that out, and has other shards to see to.
         """
         if self.breaker.state != "closed":
             return False
@@ -220,22 +222,22 @@ class RedisStore(Store):
         return not isinstance(reply, RedisError)
 
     def reason(self) -> str:
-        """Return why the server is taken for away, or "": what it was last heard of, and how long ago that began."""
+        """Return why the server is taken to be down, or "": what it was last heard of, and how long ago that began."""
         if self.breaker.state == "closed":
             return ""
         why = f" ({self._trouble})" if self._trouble else ""
         return f"no answer for {self.breaker.since:.1f} s{why}"
 
-    def tell_absences(self) -> None:
-        """Tell in the log from now on when the server is away, and when it is back."""
-        self._is_telling = True
+    def report_outages(self) -> None:
+        """Tell in the log from now on when the server is down, and when it is back."""
+        self._reports_outages = True
 
-    def is_away(self, page: str) -> bool:  # noqa: ARG002 - this store keeps every page it is asked for
+    def is_down(self, page: str) -> bool:  # noqa: ARG002 - this store keeps every page it is asked for
         """Tell whether the breaker is not closed."""
         return self.breaker.state != "closed"
 
     def probe(self) -> None:
-        """Ping the server if it is away and the breaker's time has come."""
+        """Ping the server if it is down and the breaker's time has come."""
         if self.breaker.state != "closed" and self.breaker.allows():
             self.ping()
 
@@ -249,25 +251,27 @@ class RedisStore(Store):
             raise explain(self.name, replies[0])
         return describe(read_info(replies))
 
-    def look(self, writer: str, partitions: Sequence[int], *, strays: bool = False) -> list[Seen]:
+    def status(self, writer: str, partitions: Sequence[int], *, strays: bool = False) -> list[ServerStatus]:
         """Return one row: what the server is like, and how many pages it has in these partitions.
 
         A server that does not answer is down, with the reason. With `strays` it is told what else it holds.
         """
         try:
             said = self.describe()
-            held = look_into(self.ask_each, writer, partitions, strays=strays)
+            held = count_pages_of(self.ask_each, writer, partitions, strays=strays)
             warnings = (*said.warnings, *held.warnings(self.name), *beyond(self.ask_each))
         except StoreError as error:
-            return [self.seen_down(len(partitions), error.reason)]
+            return [self.status_when_down(len(partitions), error.reason)]
         except RedisError as error:
-            return [self.seen_down(len(partitions), explain(self.name, error).reason)]
+            return [self.status_when_down(len(partitions), explain(self.name, error).reason)]
         pages = sum(held.pages.values())
-        return [Seen(self.server, partitions=len(partitions), up=True, pages=pages, said=said, warnings=warnings)]
+        return [
+            ServerStatus(self.server, partitions=len(partitions), up=True, pages=pages, said=said, warnings=warnings)
+        ]
 
-    def seen_down(self, partitions: int, reason: str) -> Seen:
+    def status_when_down(self, partitions: int, reason: str) -> ServerStatus:
         """Return the row of a server that does not answer."""
-        return Seen(self.server or self._address, partitions=partitions, error=reason)
+        return ServerStatus(self.server or self._address, partitions=partitions, error=reason)
 
     @property
     def server(self) -> str:
@@ -316,7 +320,7 @@ class RedisStore(Store):
         if self.breaker.state != "closed" and not self._expected.identity.names and not self.breaker.allows():
             return [ConnectionError(f"{self.reason()}; not asked again yet")] * len(commands)
         replies = self._questions.ask(commands, repeat(is_text_or_nothing))
-        if not self._expected.identity.names or any(map(is_away, replies)):
+        if not self._expected.identity.names or any(map(is_down, replies)):
             self._report(replies)
         return replies
 
@@ -370,15 +374,19 @@ class RedisStore(Store):
         return replies
 
     def _report(self, replies: Sequence[Any]) -> None:
-        """Tell the breaker, and once for each absence the log when it begins and when it ends."""
-        failed = next(filter(is_away, replies), None)
+        """Tell the breaker, and once for each outage the log when it begins and when it ends."""
+        failed = next(filter(is_down, replies), None)
         if failed is None:
-            if self.breaker.state != "closed" and (seconds := self.breaker.success()) is not None and self._is_telling:
-                log.warning("shard %s answers again; it was away for %.1f s", self.name, seconds)
+            if (
+                self.breaker.state != "closed"
+                and (seconds := self.breaker.success()) is not None
+                and self._reports_outages
+            ):
+                log.warning("shard %s answers again; it was down for %.1f s", self.name, seconds)
             return
         self._trouble = explain(self.name, failed).reason
-        if self.breaker.failure() and self._is_telling:
-            log.warning("shard %s is away: %s", self.name, self._trouble)
+        if self.breaker.failure() and self._reports_outages:
+            log.warning("shard %s is down: %s", self.name, self._trouble)
 
 
 def add_command(page: str, visits: int) -> bytes:
@@ -425,12 +433,12 @@ def all_of(found: Sequence[str | StoreError]) -> list[str]:
 
 
 def offer(text: str) -> moving.Command:
-    """Return the command that keeps a topology unless a newer one is there."""
-    return (b"EVAL", _OFFER, b"1", TOPOLOGY_KEY, text.encode())
+    """Return the command that keeps a shard map unless a newer one is there."""
+    return (b"EVAL", _OFFER, b"1", SHARD_MAP_KEY, text.encode())
 
 
 def _waiting(applied: Applied, reply: Any) -> Applied:
-    """Say why a batch was not applied, given what `moving.look` said of its partition's place."""
+    """Say why a batch was not applied, given what `moving.inspect` said of its partition's place."""
     if isinstance(reply, RedisError):
         return applied
     place = moving.Place.from_bytes(reply[0])

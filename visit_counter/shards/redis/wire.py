@@ -108,7 +108,7 @@ def explain(shard: str, error: RedisError) -> StoreError:
     if len(text) > _LONGEST_TEXT:  # a server that is none may say anything
         text = f"{text[: _LONGEST_TEXT - 3]}..."
     # AskError, which MOVED is one of: not carried out, and it will be once it is asked in the right place.
-    unavailable = is_away(error) or is_unserved(error) or isinstance(error, AskError)
+    unavailable = is_down(error) or is_unserved(error) or isinstance(error, AskError)
     return (StoreUnavailableError if unavailable else StoreRefusedError)(shard, text)
 
 
@@ -118,7 +118,7 @@ def is_elsewhere(reply: object) -> bool:
     return isinstance(reply, ResponseError) and "WRONGTYPE" in str(reply)
 
 
-def is_away(reply: object) -> bool:
+def is_down(reply: object) -> bool:
     """Tell whether this, in place of a reply, means that the server cannot answer now (and not that it refuses)."""
     if isinstance(reply, AuthenticationError | AuthorizationError):  # kinds of ConnectionError, in redis-py
         return False

@@ -129,7 +129,7 @@ def test_probes_are_drawn_from_half_to_one_and_a_half_of_their_wait(clock: Clock
     assert set(drawn) == {(0.5, 1.5)}
 
 
-def test_an_absence_begins_once_and_ends_once(breaker: Breaker, clock: Clock) -> None:
+def test_an_outage_begins_once_and_ends_once(breaker: Breaker, clock: Clock) -> None:
     assert breaker.success() is None
     assert [breaker.failure() for _ in range(3)] == [True, False, False]
     clock.now += 3

@@ -6,7 +6,7 @@ from redis.connection import Connection
 
 from visit_counter.errors import StoreRefusedError, StoreUnavailableError
 from visit_counter.shards.redis.exchange import pack
-from visit_counter.shards.redis.wire import explain, is_away
+from visit_counter.shards.redis.wire import explain, is_down
 
 
 def test_packed_bytes_are_those_of_redis_py() -> None:
@@ -57,7 +57,7 @@ def test_the_text_names_the_shard_and_the_code() -> None:
 
 
 @pytest.mark.parametrize(
-    ("error", "away"),
+    ("error", "down"),
     [
         (exceptions.ClusterDownError("Hash slot not served", status_code="CLUSTERDOWN"), False),
         (exceptions.ClusterDownError("The cluster is down", status_code="CLUSTERDOWN"), True),
@@ -66,10 +66,10 @@ def test_the_text_names_the_shard_and_the_code() -> None:
     ],
     ids=str,
 )
-def test_a_slot_that_nobody_has_is_not_the_absence_of_the_server_that_says_so(
-    error: exceptions.RedisError, away: bool
+def test_a_slot_that_nobody_has_is_not_an_outage_of_the_server_that_says_so(
+    error: exceptions.RedisError, down: bool
 ) -> None:
-    assert is_away(error) is away
+    assert is_down(error) is down
     assert type(explain("redis_7070", error)) is StoreUnavailableError
 
 
