@@ -35,7 +35,7 @@ from visit_counter.journal.pending import Table
 from visit_counter.journal.records import Known
 from visit_counter.journal.segments import Journal
 from visit_counter.model.visits import Tally
-from visit_counter.shards.redis.applying import partition_key, watermark_field
+from visit_counter.shards.redis.commands import partition_key, watermark_field
 from visit_counter.shards.redis.exchange import pack
 from visit_counter.shards.redis.store import RedisStore
 from visit_counter.shards.ring import partition_of

@@ -12,7 +12,7 @@ import pytest
 from tests.support.redis_servers import Server
 from visit_counter.model.visits import Tally
 from visit_counter.shards.contract import Batch
-from visit_counter.shards.redis.applying import partition_key
+from visit_counter.shards.redis.commands import partition_key
 from visit_counter.shards.redis.exchange import pack
 from visit_counter.shards.redis.store import RedisStore
 from visit_counter.shards.ring import partition_of

@@ -7,52 +7,35 @@ is the one that has the page now, as far as this process knows.
 
 from __future__ import annotations
 
-import logging
 import time
 from contextlib import suppress
 from functools import partial
-from threading import Lock
 from types import MappingProxyType
 from typing import TYPE_CHECKING, TypeVar
 
 from visit_counter.errors import (
     PartitionMovedError,
-    ShardMapError,
     StoreError,
     StoreRefusedError,
     StoreUnavailableError,
 )
+from visit_counter.shards.agreement import Agreement
 from visit_counter.shards.contract import NO_WATERMARK, Applied, Batch, Store, Stored
-from visit_counter.shards.identity import Identity, mistaken, swapped
 from visit_counter.shards.ownership import Ownership, unknown_shard
 from visit_counter.shards.parallel import in_parallel
 from visit_counter.shards.ring import partition_of
-from visit_counter.shards.shard_map import ShardMap, newest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from visit_counter.shards.redis.replicas import Replica
-
-log = logging.getLogger(__name__)
+    from visit_counter.shards.shard_map import ShardMap
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 # A partition that is found after this many moves is on its way again; the next call finds it.
 _HOPS = 4
-# After an error the shards are asked for a newer shard map, at most this often.
-_ASK_AGAIN_SECONDS = 5.0
-
-
-# What was told already. A worker has it from its master, which tells it at the start, for all of them.
-_told: set[str] = set()
-
-
-def _tell(warning: str) -> None:
-    if warning not in _told:
-        _told.add(warning)
-        log.warning("%s", warning)
 
 
 class ShardedStore(Store):
@@ -65,13 +48,7 @@ class ShardedStore(Store):
     ) -> None:
         self.stores: Mapping[str, Store] = MappingProxyType({store.name: store for store in stores})
         self._ownership = Ownership(stores)
-        self._known = not shared
-        self._shared = shared
-        # By name, why a server is not the shard that the list takes it for; nothing is read or written there.
-        self.mistaken: Mapping[str, str] = {}
-        self._lock = Lock()
-        self._clock = clock
-        self._asked = clock()
+        self._agreement = Agreement(self.stores, self._ownership, name=self.name, shared=shared, clock=clock)
 
     # -- who has what ------------------------------------------------------------------------------------------------
 
@@ -93,116 +70,18 @@ class ShardedStore(Store):
         """The shard map this process works by; None before the first call, and where there is none."""
         return self._ownership.shard_map
 
+    @property
+    def mistaken(self) -> Mapping[str, str]:
+        """Why servers are not the shards that the list takes them for, by name; nothing is read or written there."""
+        return self._agreement.mistaken
+
     def refresh(self) -> None:
         """Look for a newer shard map in the shards; keep the known one where none can be had. Raises StoreError."""
-        if self._shared:
-            with self._lock:
-                self._agree()
+        self._agreement.refresh()
 
     def settle(self) -> None:
         """Have a shard map. Raises StoreError: nothing may be read or written."""
-        if not self._known:
-            with self._lock:
-                if not self._known:
-                    self._agree()
-
-    def _agree(self) -> None:
-        """Adopt the newest shard map that the shards keep, and give it to members that lack it."""
-        self._asked = self._clock()
-        texts, said, errors = self._kept()
-        try:
-            best = newest(texts)
-        except ShardMapError as error:
-            raise StoreRefusedError(self.name, str(error)) from None
-        present = self._ownership.shard_map
-        if best is None and present is None:
-            if errors:
-                # One of those that are down may keep a shard map in which the others have no part.
-                raise StoreUnavailableError(
-                    errors[0].store, f"{errors[0].reason}; which shards have the counts is unknown"
-                )
-            best = self._found()
-        if best is not None and (present is None or best.id != present.id or best.version > present.version):
-            self._ownership.adopt(best)
-            if best.shards.keys() != self.stores.keys():
-                _tell(
-                    f"VISITS_SHARDS has {', '.join(self.stores)}, the counts are on {', '.join(sorted(best.shards))}; "
-                    "flask shards rebalance moves them"
-                )
-        self._recognise(texts, said)
-        self._known = True
-        self._give(texts, said)
-
-    def _kept(self) -> tuple[dict[str, str], dict[str, Identity], list[StoreError]]:
-        """Return what each shard keeps as the shard map, who it says it is, and why others do not say."""
-
-        def ask(store: Store) -> tuple[str, str, Identity] | StoreError:
-            try:
-                # In this order: a rebalance that gives a new name tells of it before.
-                return store.name, store.read_shard_map(), store.read_identity()
-            except StoreError as error:
-                return error
-
-        answers = in_parallel([partial(ask, store) for store in self.stores.values()])
-        known = [answer for answer in answers if not isinstance(answer, StoreError)]
-        return (
-            {name: text for name, text, _ in known},
-            {name: identity for name, _, identity in known},
-            [answer for answer in answers if isinstance(answer, StoreError)],
-        )
-
-    def _recognise(self, texts: Mapping[str, str], said: Mapping[str, Identity]) -> None:
-        """Compare who the servers say they are with whom the list takes them for; what is mistaken is not used."""
-        shard_map = self._ownership.shard_map
-        if shard_map is None:
-            return
-        complaints = {name: mistaken(name, self.stores[name].address, one, shard_map) for name, one in said.items()}
-        silent = {name: self.stores[name].address for name, one in said.items() if not one.names and texts[name]}
-        complaints |= swapped(silent, shard_map)
-        # Of a server that does not answer the last word stands.
-        complaints = {name: why for name, why in self.mistaken.items() if name not in said} | complaints
-        self.mistaken = {
-            name: f"{self.stores[name].address} is not this shard: {why}" for name, why in complaints.items() if why
-        }
-        for name, why in self.mistaken.items():
-            _tell(f"shard {name}: {why}; see VISITS_SHARDS")
-        self._ownership.recognise(said, self.mistaken)
-        known_as = {store.name: name for name, store in self._ownership.renamed.items()}
-        for name, store in self.stores.items():
-            own = said[name].name if name in said and name not in self.mistaken else ""
-            wanted = own or known_as.get(name) or (name if name in shard_map.everyone else "")
-            if wanted:
-                store.expect(Identity(shard_map.id, (wanted,)))
-
-    def _found(self) -> ShardMap:
-        """Make a shard map of the configured shards, all of which are known to have none.
-
-        Of several hosts that do this at once the first one at the shard with the lowest name wins.
-        """
-        made = ShardMap(1, {name: store.address for name, store in self.stores.items()})
-        first = self.stores[min(self.stores)]
-        try:
-            return ShardMap.from_text(first.offer_shard_map(made.to_text()))
-        except ShardMapError as error:
-            raise StoreRefusedError(self.name, str(error)) from None
-
-    def _give(self, texts: Mapping[str, str], said: Mapping[str, Identity]) -> None:
-        """Give the shard map and its name to members that lack it: at the first start, or after one lost its data."""
-        shard_map = self._ownership.shard_map
-        if shard_map is None:
-            return
-        text = shard_map.to_text()
-        members = {name: self.stores[name] for name in shard_map.everyone.keys() & self.stores.keys()}
-        for name, store in (members | dict(self._ownership.renamed)).items():
-            if store.name not in texts or store.name in self.mistaken:
-                continue
-            try:
-                if texts[store.name] != text and name in self.stores:
-                    store.offer_shard_map(text)
-                if not said[store.name].names:
-                    store.name_server(Identity(shard_map.id, (name,)))
-            except StoreError as error:
-                log.debug("no shard map for %s: %s", name, error)
+        self._agreement.settle()
 
     def _follow(self, error: PartitionMovedError) -> None:
         """Note where partitions have moved. Raises StoreUnavailableError for a shard that is not known here."""
@@ -221,18 +100,8 @@ class ShardedStore(Store):
                     self._follow(error)
             raise StoreUnavailableError(self.name, "a partition is being moved")
         except StoreError:
-            self._refresh_after_error()
+            self._agreement.refresh_after_error()
             raise
-
-    def _refresh_after_error(self) -> None:
-        """After an error: have the next call work by a newer shard map if there is one."""
-        if self._shared and self._clock() - self._asked >= _ASK_AGAIN_SECONDS and self._lock.acquire(blocking=False):
-            try:
-                self._agree()
-            except StoreError as error:
-                log.debug("no newer shard map: %s", error)
-            finally:
-                self._lock.release()
 
     # -- the contract ------------------------------------------------------------------------------------------------
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from redis.crc import key_slot
 from redis.exceptions import RedisError
 
-from visit_counter.shards.redis.applying import partition_key
+from visit_counter.shards.redis.commands import partition_key
 from visit_counter.shards.redis.exchange import pack
 from visit_counter.shards.redis.pools import join_host
 from visit_counter.shards.redis.shapes import is_number, is_text_or_nothing

@@ -31,25 +31,24 @@ from visit_counter.shards.contract import NOT_A_PARTITION, Applied, Batch, Store
 from visit_counter.shards.identity import KEY as IDENTITY_KEY
 from visit_counter.shards.identity import Identity
 from visit_counter.shards.parallel import in_parallel
-from visit_counter.shards.redis.applying import applied_of, includes, text_of
+from visit_counter.shards.redis.applying import applied_of, includes
+from visit_counter.shards.redis.commands import (
+    STORED,
+    add_command,
+    losses_command,
+    offer_command,
+    read_command,
+    stored_of,
+    text_of,
+    watermark_command,
+)
 from visit_counter.shards.redis.describe import ServerStatus
 from visit_counter.shards.redis.exchange import pack
 from visit_counter.shards.redis.inspection import Held, beyond, count_pages_of
 from visit_counter.shards.redis.pools import join_host, server_url, split_host, target_of
 from visit_counter.shards.redis.replicas import Replicas
 from visit_counter.shards.redis.shapes import anything, is_number, is_text, is_text_or_nothing
-from visit_counter.shards.redis.store import (
-    CHUNK_READS,
-    STORED,
-    RedisStore,
-    add_command,
-    all_of,
-    losses_command,
-    offer,
-    read_command,
-    stored_of,
-    watermark_command,
-)
+from visit_counter.shards.redis.store import CHUNK_READS, RedisStore, all_of
 from visit_counter.shards.redis.wire import explain, is_elsewhere
 from visit_counter.shards.ring import PARTITIONS, partition_of
 from visit_counter.shards.shard_map import KEY as SHARD_MAP_KEY
@@ -146,7 +145,7 @@ class ClusterStore(Store):
 
     def offer_shard_map(self, text: str) -> str:
         """Keep this shard map unless a newer one is here; waits up to `apply_seconds`."""
-        return bytes(self._answers(self._run(offer(text), is_text))[0]).decode(errors="replace")
+        return bytes(self._answers(self._run(offer_command(text), is_text))[0]).decode(errors="replace")
 
     def read_identity(self) -> Identity:
         """Return who the cluster says it is; waits up to `read_seconds`."""

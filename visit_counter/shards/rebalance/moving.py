@@ -28,7 +28,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from visit_counter.shards.redis.applying import partition_key
+from visit_counter.shards.redis.commands import partition_key
 from visit_counter.shards.redis.scripts import load_script
 from visit_counter.shards.redis.shapes import is_number, is_text, sequence
 

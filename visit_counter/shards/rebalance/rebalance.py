@@ -24,9 +24,10 @@ from visit_counter.shards.rebalance import moving
 from visit_counter.shards.rebalance.moving import Place
 from visit_counter.shards.rebalance.plan import Plan, groups_of, make_plan
 from visit_counter.shards.rebalance.running import run_all, run_on_disk
+from visit_counter.shards.redis.commands import offer_command
 from visit_counter.shards.redis.scripts import load_script
 from visit_counter.shards.redis.shapes import anything, are_pairs, is_number, is_text, sequence
-from visit_counter.shards.redis.store import RedisStore, offer
+from visit_counter.shards.redis.store import RedisStore
 from visit_counter.shards.shard_map import ShardMap, newest
 
 if TYPE_CHECKING:
@@ -186,7 +187,7 @@ class Rebalance:
         made = ShardMap(former.version + 1, dict(shards), dict(following), former.id)
         text = made.to_text()
         for name in [*made.everyone, *sorted(former.everyone.keys() - made.everyone.keys())]:
-            (kept,) = run_on_disk(self._stores[name], [offer(text)], is_text)
+            (kept,) = run_on_disk(self._stores[name], [offer_command(text)], is_text)
             if kept != text.encode():
                 raise RebalanceError(f"{name} has a newer shard map: another rebalance has been at work")
             steps.step("tell")

@@ -1,8 +1,4 @@
-"""Applying batches to one shard, and waiting until they are on its disk: the two share one connection.
-
-A partition is the hash `visits:{17}`. A page's field is the page; a writer's watermark is in the field TAB + writer.
-A page contains no control character, so the two can never be the same field, and in a terminal they look different.
-"""
+"""Applying batches to one shard, and making sure that they are on its disk: the two share one connection."""
 
 from __future__ import annotations
 
@@ -17,6 +13,7 @@ from redis.exceptions import AskError, NoScriptError, RedisError
 from visit_counter.errors import StoreRefusedError
 from visit_counter.model.visits import Tally
 from visit_counter.shards.contract import NO_WATERMARK, Applied, Batch, is_token, segment_of
+from visit_counter.shards.redis.commands import bytes_of, partition_key, text_of, watermark_field
 from visit_counter.shards.redis.disk import (
     DISK_SHAPE,
     REPLICATION,
@@ -48,20 +45,6 @@ _SCRIPT_SHA = sha1(_SCRIPT, usedforsecurity=False).hexdigest().encode()
 
 # What an Applier vouches for: the watermark it applied, by writer and partition.
 Vouched = dict[tuple[str, int], str]
-
-
-def partition_key(partition: int) -> bytes:
-    """Return the key of a partition; the braces keep it, and what may join it, in one slot of a Redis Cluster."""
-    return b"visits:{%d}" % partition
-
-
-def watermark_field(writer: str) -> bytes:
-    """Return the field of a writer's watermark."""
-    return b"\t" + writer.encode()
-
-
-# The field of a partition's losses (see `Store.raise_losses`): what it is called is no writer's id.
-LOSSES_FIELD = b"\tlosses"
 
 
 class Applier:
@@ -244,16 +227,6 @@ def applied_of(shard: str, batch: Batch, reply: Any) -> Applied:
         return Applied(batch.partition, NO_WATERMARK, error.reason, refused=refused)
     _, *aside = reply.split(b"\t")
     return Applied(batch.partition, _mark_of(reply), aside=tuple(page.decode(errors="replace") for page in aside))
-
-
-def text_of(watermark: bytes) -> str:
-    """Return a watermark as text; `bytes_of` makes the same bytes of it, whatever they are."""
-    return watermark.decode(errors="surrogateescape")
-
-
-def bytes_of(watermark: str) -> bytes:
-    """Return the bytes of what `text_of` returned."""
-    return watermark.encode(errors="surrogateescape")
 
 
 def _mark_of(reply: bytes) -> str:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from redis.exceptions import RedisError
 
-from visit_counter.shards.redis.applying import LOSSES_FIELD, partition_key, watermark_field
+from visit_counter.shards.redis.commands import LOSSES_FIELD, partition_key, watermark_field
 from visit_counter.shards.redis.exchange import pack
 from visit_counter.shards.redis.shapes import are_texts, is_number, values
 from visit_counter.shards.redis.wire import explain, is_down, is_elsewhere

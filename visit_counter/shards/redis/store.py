@@ -13,17 +13,26 @@ from typing import TYPE_CHECKING, Any, TypedDict
 from redis.exceptions import ConnectionError, RedisError  # noqa: A004 - redis-py's name
 
 from visit_counter.errors import PartitionMovedError, StoreError, StoreRefusedError, StoreUnavailableError
-from visit_counter.shards.contract import NOT_A_PARTITION, Applied, Batch, Store, Stored, is_token
+from visit_counter.shards.contract import NOT_A_PARTITION, Applied, Batch, Store, Stored
 from visit_counter.shards.identity import KEY as IDENTITY_KEY
 from visit_counter.shards.identity import Expected, Identity
 from visit_counter.shards.rebalance import moving
-from visit_counter.shards.redis.applying import LOSSES_FIELD, Applier, partition_key, text_of, watermark_field
+from visit_counter.shards.redis.applying import Applier
 from visit_counter.shards.redis.breaker import Breaker
+from visit_counter.shards.redis.commands import (
+    LOSSES_FIELD,
+    add_command,
+    losses_command,
+    offer_command,
+    partition_key,
+    stored_of,
+    text_of,
+    watermark_field,
+)
 from visit_counter.shards.redis.describe import Description, ServerStatus, describe, read_info
 from visit_counter.shards.redis.exchange import impossible, pack
 from visit_counter.shards.redis.inspection import beyond, count_pages_of
 from visit_counter.shards.redis.replicas import Replicas
-from visit_counter.shards.redis.scripts import load_script
 from visit_counter.shards.redis.shapes import (
     anything,
     are_pairs,
@@ -60,13 +69,8 @@ class Patience(TypedDict, total=False):
     apply_seconds: float
 
 
-# Of the largest count there is, 2^63 - 1.
-_COUNT_DIGITS = 19
 # Bounds what waits in the buffers of both sides in one round trip.
 CHUNK_READS = 1000
-
-
-_OFFER = load_script(__package__, "offer")
 
 
 class RedisStore(Store):
@@ -166,7 +170,7 @@ class RedisStore(Store):
 
     def offer_shard_map(self, text: str) -> str:
         """Keep this shard map unless a newer one is here; waits up to `apply_seconds`."""
-        (kept,) = self._answers(self.run([offer(text)], [is_text]))
+        (kept,) = self._answers(self.run([offer_command(text)], [is_text]))
         return bytes(kept).decode(errors="replace")
 
     def read_identity(self) -> Identity:
@@ -389,52 +393,12 @@ class RedisStore(Store):
             log.warning("shard %s is down: %s", self.name, self._trouble)
 
 
-def add_command(page: str, visits: int) -> bytes:
-    """Return the packed command that counts visits at once and replies with the count."""
-    return pack(b"HINCRBY", partition_key(partition_of(page)), page.encode(), b"%d" % visits)
-
-
-STORED = values(3)
-
-
-def read_command(writer: str, page: str) -> bytes:
-    """Return the packed command whose reply `stored_of` understands."""
-    return pack(b"HMGET", partition_key(partition_of(page)), page.encode(), watermark_field(writer), LOSSES_FIELD)
-
-
-def losses_command(partition: int, by: int) -> bytes:
-    """Return the packed command that raises the losses of a partition."""
-    return pack(b"HINCRBY", partition_key(partition), LOSSES_FIELD, b"%d" % by)
-
-
-def watermark_command(writer: str, partition: int) -> bytes:
-    """Return the packed command that replies with a writer's watermark token, or nothing."""
-    return pack(b"HGET", partition_key(partition), watermark_field(writer))
-
-
-def stored_of(shard: str, reply: Sequence[bytes | None]) -> Stored:
-    """Return the count and the watermark that a reply holds; raises StoreRefusedError for anything else."""
-    count, watermark, losses = reply
-    mark = text_of(watermark or b"")
-    if not is_token(mark):
-        raise StoreRefusedError(shard, "the partition has a watermark that no flush wrote; the next flush mends it")
-    for number in (count, losses):
-        if number is not None and not (number.isdigit() and len(number) <= _COUNT_DIGITS):
-            raise StoreRefusedError(shard, "the partition holds a value that is not a count")
-    return Stored(int(count or 0), mark, int(losses or 0))
-
-
 def all_of(found: Sequence[str | StoreError]) -> list[str]:
     """Return the watermarks if all could be had; raises the first error."""
     for each in found:
         if isinstance(each, StoreError):
             raise each
     return list(found)  # type: ignore[arg-type]  # none of them is an error
-
-
-def offer(text: str) -> moving.Command:
-    """Return the command that keeps a shard map unless a newer one is there."""
-    return (b"EVAL", _OFFER, b"1", SHARD_MAP_KEY, text.encode())
 
 
 def _waiting(applied: Applied, reply: Any) -> Applied:

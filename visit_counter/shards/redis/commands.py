@@ -1,0 +1,85 @@
+"""The commands that read and change a partition on a server, and what their replies mean.
+
+A partition is the hash `visits:{17}`. A page's field is the page; a writer's watermark is in the field TAB + writer.
+A page contains no control character, so the two can never be the same field, and in a terminal they look different.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from visit_counter.errors import StoreRefusedError
+from visit_counter.shards.contract import Stored, is_token
+from visit_counter.shards.redis.exchange import pack
+from visit_counter.shards.redis.scripts import load_script
+from visit_counter.shards.redis.shapes import values
+from visit_counter.shards.ring import partition_of
+from visit_counter.shards.shard_map import KEY as SHARD_MAP_KEY
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+# Of the largest count there is, 2^63 - 1.
+_COUNT_DIGITS = 19
+_OFFER = load_script(__package__, "offer")
+# The field of a partition's losses (see `Store.raise_losses`): what it is called is no writer's id.
+LOSSES_FIELD = b"\tlosses"
+# The shape of the reply to `read_command`.
+STORED = values(3)
+
+
+def partition_key(partition: int) -> bytes:
+    """Return the key of a partition; the braces keep it, and what may join it, in one slot of a Redis Cluster."""
+    return b"visits:{%d}" % partition
+
+
+def watermark_field(writer: str) -> bytes:
+    """Return the field of a writer's watermark."""
+    return b"\t" + writer.encode()
+
+
+def add_command(page: str, visits: int) -> bytes:
+    """Return the packed command that counts visits at once and replies with the count."""
+    return pack(b"HINCRBY", partition_key(partition_of(page)), page.encode(), b"%d" % visits)
+
+
+def read_command(writer: str, page: str) -> bytes:
+    """Return the packed command whose reply `stored_of` understands."""
+    return pack(b"HMGET", partition_key(partition_of(page)), page.encode(), watermark_field(writer), LOSSES_FIELD)
+
+
+def losses_command(partition: int, by: int) -> bytes:
+    """Return the packed command that raises the losses of a partition."""
+    return pack(b"HINCRBY", partition_key(partition), LOSSES_FIELD, b"%d" % by)
+
+
+def watermark_command(writer: str, partition: int) -> bytes:
+    """Return the packed command that replies with a writer's watermark token, or nothing."""
+    return pack(b"HGET", partition_key(partition), watermark_field(writer))
+
+
+def stored_of(shard: str, reply: Sequence[bytes | None]) -> Stored:
+    """Return the count and the watermark that a reply holds; raises StoreRefusedError for anything else."""
+    count, watermark, losses = reply
+    mark = text_of(watermark or b"")
+    if not is_token(mark):
+        raise StoreRefusedError(shard, "the partition has a watermark that no flush wrote; the next flush mends it")
+    for number in (count, losses):
+        if number is not None and not (number.isdigit() and len(number) <= _COUNT_DIGITS):
+            raise StoreRefusedError(shard, "the partition holds a value that is not a count")
+    return Stored(int(count or 0), mark, int(losses or 0))
+
+
+def offer_command(text: str) -> tuple[bytes, ...]:
+    """Return the command, not packed, that keeps a shard map unless a newer one is there."""
+    return (b"EVAL", _OFFER, b"1", SHARD_MAP_KEY, text.encode())
+
+
+def text_of(watermark: bytes) -> str:
+    """Return a watermark as text; `bytes_of` makes the same bytes of it, whatever they are."""
+    return watermark.decode(errors="surrogateescape")
+
+
+def bytes_of(watermark: str) -> bytes:
+    """Return the bytes of what `text_of` returned."""
+    return watermark.encode(errors="surrogateescape")
