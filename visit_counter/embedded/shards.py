@@ -54,7 +54,7 @@ class EmbeddedShards:
         descriptor = open_private(files.users_lock(self._data_dir), os.O_RDWR | os.O_CREAT)
         deadline = time.monotonic() + 2 * END_SECONDS
         while not files.try_lock(descriptor, fcntl.LOCK_SH):
-            # A supervisor ends the servers of those who were here before.
+            # A supervisor is ending the servers, because nobody needed them any more.
             if time.monotonic() > deadline:
                 os.close(descriptor)
                 raise EmbeddedError(f"the embedded shards of {self._data_dir} do not end; they cannot be started")
@@ -64,7 +64,7 @@ class EmbeddedShards:
     def leave(self) -> None:
         """Stop needing the servers; they are ended if nobody else does."""
         if self._use >= 0:
-            # For the processes that were forked from this one, too.
+            # This also releases it for the processes that were forked from this one.
             fcntl.flock(self._use, fcntl.LOCK_UN)
             os.close(self._use)
             self._use = -1
@@ -98,12 +98,12 @@ class EmbeddedShards:
 
         Where supervisors end again and again, the next one is started after 1 s, 2 s, and so on up to 5 s.
         """
-        with suppress(FileNotFoundError):  # removed; the supervisor makes them anew within a moment
+        with suppress(FileNotFoundError):  # somebody removed the files; the supervisor makes them again within a moment
             self._join_anew()
             self._start_if_unsupervised()
 
     def _join_anew(self) -> None:
-        """Join by a lock of this process's own, and again where its file was removed and is there anew."""
+        """Take a shared lock for this process, and take it again if its file was removed and made anew."""
         path = files.users_lock(self._data_dir)
         if self._use >= 0 and files.is_at(self._use, path):
             return
@@ -128,7 +128,7 @@ class EmbeddedShards:
         subprocess.run(self._command("again"), **_DETACHED, stdout=subprocess.DEVNULL, env=_environment(), check=False)
 
     def stop(self) -> None:
-        """Stop needing the servers; return when they are gone, unless somebody else needs them."""
+        """Stop needing the servers. Return when they have ended, or when another process is found to need them."""
         if self._use < 0:
             return
         self.leave()
@@ -171,7 +171,7 @@ def _environment() -> dict[str, str]:
 
 @contextmanager
 def running(settings: Settings) -> Iterator[None]:
-    """See that the embedded shards answer for the time of a command; what runs already goes on after it."""
+    """Run the embedded shards while a command runs. Servers that ran before it go on after it."""
     if not settings.embedded:
         yield
         return
@@ -180,8 +180,8 @@ def running(settings: Settings) -> Iterator[None]:
     if shards.answer():
         end_use = shards.leave
     else:
-        # Not to the standard error: who reads that of a command to its end would wait for a supervisor that goes on for
-        # a service.
+        # The supervisor must not inherit the command's standard error. It may go on for a service, and whoever reads
+        # the command's errors to their end would wait for it.
         with files.opened(files.supervisor_log(settings.data_dir), os.O_APPEND) as log_fd:
             shards.start(log_fd)
         end_use = shards.stop

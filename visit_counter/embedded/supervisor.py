@@ -32,10 +32,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# A server that reads a large append-only file may take this long; after it the service starts without.
+# A server may take this long to read its append-only file. After that the service starts without it.
 START_SECONDS = 30
 _TICK_SECONDS = 0.1
-# While another supervisor gives its shards up, or somebody looks whether they are supervised.
+# How long to try for a lock: another supervisor may be ending, or a process may check whether the lock is free.
 _LOCK_SECONDS = 1.0
 
 
@@ -49,14 +49,15 @@ class Supervisor:
         self._data_dir = data_dir
         self._names = [server.name for server in self._servers]
         self._password = read_password(password_file(data_dir))
-        # One, and another for each time that it was removed: who came before has the one, who came since the other.
+        # The lock on the file of users. If the file is removed and made again there is one more: processes that joined
+        # before hold the lock on the old file, and later ones that on the new file.
         self._users_fds = [self._open_users_lock()]
-        self._told = False
-        # No exception: it could come between the start of a server and the note of its pid.
-        signal.signal(signal.SIGTERM, lambda *_: setattr(self, "_told", True))
+        self._was_told_to_end = False
+        # The handler raises nothing: an exception could come between starting a server and noting its pid.
+        signal.signal(signal.SIGTERM, lambda *_: setattr(self, "_was_told_to_end", True))
 
     def start(self) -> None:
-        """Return when all servers answer; one that still loads its data after that time may go on doing so."""
+        """Return when all servers answer, or after START_SECONDS; a server that still loads its data goes on."""
         deadline = time.monotonic() + START_SECONDS
         for server in self._servers:
             server.end_leftover()
@@ -66,7 +67,7 @@ class Supervisor:
         while waiting and time.monotonic() < deadline and not self._is_over(0.02):
             waiting = [server for server in waiting if not server.answers()]
             for server in waiting:
-                # Another supervisor may have had the lock, and gives it up just now.
+                # Another supervisor may have had the lock until now.
                 server.watch()
         for server in waiting:
             log.warning("shard %s does not answer yet", server.name)
@@ -81,7 +82,7 @@ class Supervisor:
                 server.watch()
 
     def _put_back(self) -> None:
-        """Make the files anew that somebody removed; the servers have what was in them in memory."""
+        """Write the files again that somebody removed; the servers have their content in memory."""
         log.error("files of the embedded shards were removed from %s; they are written anew", self._data_dir)
         try:
             prepare(self._data_dir, self._names, self._password)
@@ -101,12 +102,12 @@ class Supervisor:
         end(self._servers)
 
     def _is_over(self, seconds: float) -> bool:
-        """Wait so long, and tell whether nobody needs the servers any more, or this process is told to end."""
+        """Wait, and tell whether nobody needs the servers any more or this process has been told to end."""
         time.sleep(seconds)
-        return self._told or self._nobody_needs_them()
+        return self._was_told_to_end or self._nobody_needs_them()
 
     def _nobody_needs_them(self) -> bool:
-        """Tell it, and keep everybody from needing them until this process has ended."""
+        """Tell whether nobody needs the servers; if so, keep the locks, so that nobody can join any more."""
         free = [descriptor for descriptor in self._users_fds if try_lock(descriptor, fcntl.LOCK_EX)]
         if len(free) == len(self._users_fds):
             return True

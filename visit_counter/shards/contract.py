@@ -130,7 +130,7 @@ class Store(ABC):
     def raise_losses(self, by: Mapping[int, int]) -> set[int]:
         """Raise the `losses` of each partition by a number; return the partitions where that is known to be done.
 
-        Whoever reads a page of them learns that a count may be lower than one read before.
+        A raised number tells whoever reads a page that its count may be lower than one that was read before.
         """
 
     @abstractmethod
@@ -150,7 +150,8 @@ class Store(ABC):
     def one_per_server(self, partitions: Sequence[int]) -> list[int]:
         """Return some of these partitions: one for each server that has any.
 
-        After a write to it through this object, `persist` speaks for all that its server was sent before, by whomever.
+        After a write to that partition through this object, `persist` covers everything its server had received before,
+        also what other processes had sent.
         """
         return list(partitions[:1])
 
@@ -173,7 +174,7 @@ class Store(ABC):
         """Tell a server that says nothing who it is. Raises StoreError."""
 
     def expect(self, identity: Identity) -> None:  # noqa: B027 - a store in this process is who it is
-        """Speak from now on with no server that says it is another shard; it is down then, and its reason says so."""
+        """From now on, treat a server that says it is another shard as down; `reason` says why."""
 
     @abstractmethod
     def ping(self) -> bool:
@@ -183,8 +184,8 @@ class Store(ABC):
         """Return, without asking, why this store or a part of it is taken to be down; "" if it is not."""
         return ""
 
-    def report_outages(self) -> None:  # noqa: B027 - a store that is never down has nothing to tell
-        """Tell in the log from now on when a server is down and when it is back, once each."""
+    def report_outages(self) -> None:  # noqa: B027 - a store that is never down has nothing to report
+        """Log from now on when a server is down and when it is back, once each."""
 
     def owner(self, page: str) -> str:  # noqa: ARG002 - of several stores, it is the one that keeps the page
         """Return who keeps a page; pages of one owner are answered, or not, together."""

@@ -10,10 +10,10 @@ from visit_counter.shards.redis.store import RedisStore
 
 if TYPE_CHECKING:
     from visit_counter.config.settings import Shard
-    from visit_counter.shards.redis.store import Patience
+    from visit_counter.shards.redis.store import Timeouts
 
 
-def make_store(shard: Shard, **seconds: Unpack[Patience]) -> RedisStore | ClusterStore:
+def make_store(shard: Shard, **seconds: Unpack[Timeouts]) -> RedisStore | ClusterStore:
     """Return the store of a shard, by the scheme of its url; `seconds` are RedisStore's time-outs. Opens nothing."""
     if shard.url.startswith(f"{CLUSTER}://"):
         return ClusterStore(shard, **seconds)

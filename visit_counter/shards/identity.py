@@ -4,10 +4,10 @@ Under the key `visits:{0}:shard` stands the installation (the `id` of its shard 
 
     9f1c02ab b
 
-A rebalance that gives the shard a new name keeps the former one behind it, for hosts whose list still has that. Who
-opens a connection compares: a server that says it is another shard is not the one that was meant, because two addresses
-of the list are swapped, or a backup was restored into another shard's server. A server that says nothing is new, or was
-emptied, or was last used by a version that did not write this; it is given its name with the shard map.
+A rebalance that gives the shard a new name keeps the former name behind it, for hosts whose list still has that one.
+The name is compared whenever a connection is opened. A server that says it is another shard is not used: two addresses
+of the list may be swapped, or a backup may have been restored into another shard's server. A server that says nothing
+is new, or was emptied, or was last used by a version that did not write this. It gets its name with the shard map.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Identity(NamedTuple):
 
 
 class Expected:
-    """Whom the servers behind one address are to be; anybody until `identity` is set. Shared by its connections."""
+    """Which shard the server at one address must be; any until `identity` is set. Shared by its connections."""
 
     def __init__(self) -> None:
         self.identity = Identity()
@@ -66,8 +66,8 @@ class Expected:
 def mistaken(name: str, address: str, said: Identity, shard_map: ShardMap) -> str:
     """Return why the server that the list calls `name` is not the shard of that name, or "".
 
-    `said`: what it says of itself. A new name in the list is no mistake: the server is known by the one it has. Nor is
-    one that a rebalance is about to give it, or has given it without saying so there: the shard map has its address.
+    `said`: what the server says of itself. A new name in the list is no mistake, because the server is known by the
+    name that it has. Nor is a name that a rebalance is giving it: the shard map has its address under that name.
     """
     known = shard_map.everyone
     if not said.names:

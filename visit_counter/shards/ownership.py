@@ -1,7 +1,7 @@
 """Which shard has a partition, as far as one process knows. No I/O.
 
-It starts from the shard map (`shards.shard_map`), not from the configured list, and learns from shards that say
-where a partition has moved. What it knows may be old: then the shard it asks sends it on.
+It starts from the shard map (`shards.shard_map`), not from the configured list, and notes where shards say that a
+partition has moved. What it knows may be old: then the shard that is asked says where the partition is now.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Ownership:
         return f"{crc32(' '.join(self.owners).encode()):08x}"
 
     def adopt(self, shard_map: ShardMap) -> None:
-        """Start from a shard map; what was learnt under another one is learnt again."""
+        """Start from a shard map, and forget the moves that were noted under the former one."""
         self.shard_map = shard_map
         self.owners = list(Ring(sorted(shard_map.shards)).owners)
         self._find_renamed({})

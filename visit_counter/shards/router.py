@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 R = TypeVar("R")
 
-# A partition that is found after this many moves is on its way again; the next call finds it.
+# How often a moved partition is followed in one call. If it has moved on even then, the next call finds it.
 _HOPS = 4
 
 
@@ -182,12 +182,12 @@ class ShardedStore(Store):
         return {name: answer and name not in self.mistaken for name, answer in answers.items()}
 
     def reasons(self) -> dict[str, str]:
-        """Return, without asking, why shards or parts of them are taken to be down, by name; nothing of the others."""
+        """Return, without asking, why shards or parts of them are taken to be down, by name."""
         reasons = {name: self.mistaken.get(name) or store.reason() for name, store in self.stores.items()}
         return {name: reason for name, reason in reasons.items() if reason}
 
     def report_outages(self) -> None:
-        """Tell in the log from now on when a shard is down and when it is back, once each."""
+        """Log from now on when a shard is down and when it is back, once each."""
         for store in self.stores.values():
             store.report_outages()
 

@@ -10,9 +10,9 @@ has moved to (`rebalance.moving`). `next`: shards that a rebalance under way mov
 addresses are those of the host that wrote them, without passwords; a rebalance finds a removed shard by them. `id`
 tells one installation's servers from another's.
 
-The highest version counts. An older one does no harm: a shard keeps a sign in the place of every partition that was
-moved away, so whoever asks there is sent on. What must never happen is that a shard is asked which never had the
-partition: it would say 0. Hence no partition is read or written before the shard map is known.
+The map with the highest version counts. To use an older one does no harm: in the place of each partition that has
+moved, a shard keeps a string that says where it is. But a shard that never had a partition must never be asked for it,
+because it would say 0. So no partition is read or written before the shard map is known.
 """
 
 from __future__ import annotations

@@ -44,7 +44,7 @@ from visit_counter.shards.redis.commands import (
 )
 from visit_counter.shards.redis.describe import ServerStatus
 from visit_counter.shards.redis.exchange import pack
-from visit_counter.shards.redis.inspection import Held, beyond, count_pages_of
+from visit_counter.shards.redis.inspection import Held, count_pages_of, warn_of_unknown_partitions
 from visit_counter.shards.redis.pools import join_host, server_url, split_host, target_of
 from visit_counter.shards.redis.replicas import Replicas
 from visit_counter.shards.redis.shapes import anything, is_number, is_text, is_text_or_nothing
@@ -58,10 +58,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from visit_counter.shards.rebalance.moving import Command
-    from visit_counter.shards.redis.applying import Vouched
+    from visit_counter.shards.redis.applying import Unsynced
     from visit_counter.shards.redis.replicas import Replica
     from visit_counter.shards.redis.shapes import Shape
-    from visit_counter.shards.redis.store import Patience
+    from visit_counter.shards.redis.store import Timeouts
 
 T = TypeVar("T")
 
@@ -72,10 +72,10 @@ _MAX_HOPS = 5
 class ClusterStore(Store):
     """Counts in one cluster. Nothing is opened before the first call. `options` are those of RedisStore, per server.
 
-    Each server has its own connections, breaker and time-outs: one that is down leaves the others' slots as they are.
+    Each server has its own connections, breaker and time-outs, so one that is down does not affect the slots of others.
     """
 
-    def __init__(self, shard: Shard, **options: Unpack[Patience]) -> None:
+    def __init__(self, shard: Shard, **options: Unpack[Timeouts]) -> None:
         self.name = shard.name
         self.address = public_url(shard.url)
         self._target = target_of(shard)
@@ -83,9 +83,9 @@ class ClusterStore(Store):
         self._lock = Lock()
         self._nodes: dict[str, RedisStore] = {}
         self._reports_outages = False
-        # What `persist` has to vouch for, applied to partitions that have left the server that took it.
-        self._leaving: Vouched = {}
-        # What `one_per_server` has given last, and the servers it was meant for.
+        # What `persist` has to find on disk, of partitions that have left the server it was applied on.
+        self._leaving: Unsynced = {}
+        # The partitions that `one_per_server` returned last, and the server that each stands for.
         self._chosen: dict[int, str] = {}
         self._replicas = Replicas()
         self.slots = SlotMap(self._candidates, self._ask_slots)
@@ -129,12 +129,12 @@ class ClusterStore(Store):
 
     def _watermarks(self, writer: str, partitions: Sequence[int]) -> list[Any]:
         commands = [(partition, watermark_command(writer, partition)) for partition in partitions]
-        # A cluster moves its own slots: where there is no hash, there is no partition on its way either.
+        # A cluster moves slots by its own means. So a key without a hash is never a partition that is being moved.
         replies = self.ask_each(commands, repeat(is_text_or_nothing))
         return [NOT_A_PARTITION.encode() if is_elsewhere(reply) else reply for reply in replies]
 
     def _part_fails(self, partition: int, error: RedisError) -> StoreError:
-        """Return the error of a partition, which is told once for each server, not for each partition."""
+        """Return the error of a partition. All partitions of a server have the same text, so that it is told once."""
         failed = explain(self.name, error)
         where = self.slots.owner(partition) or "no server"
         return type(failed)(self.name, f"{where}: {failed.reason}")
@@ -172,27 +172,27 @@ class ClusterStore(Store):
         """Wait until everything applied is on the disks of the servers that have it now, and of all their replicas."""
         if not self.slots.refresh(force=True):
             return False
-        if not self._follow_vouched():
+        if not self._follow_unsynced():
             return False
         chosen, self._chosen = self._chosen, {}
-        # What was sent to a server may have been taken by another one, whose disk says nothing of this one's.
-        if not all(self._node(address).applier.vouches_for(at) for at, address in chosen.items()):
+        # A batch may have been redirected to another server. Then nothing is known about the disk of this one.
+        if not all(self._node(address).applier.is_unsynced(at) for at, address in chosen.items()):
             return False
         answers = in_parallel([partial(node.persist, timeout_seconds) for node in self.nodes()])
         if False in answers:
             return False
         return None if None in answers else True
 
-    def _follow_vouched(self) -> bool:
-        """Have the servers vouch that have the partitions now, also those on their way; tell whether all is there.
+    def _follow_unsynced(self) -> bool:
+        """Look for what was applied to partitions that have left their server; tell whether all of it was found.
 
-        What was applied to a partition that has left its server since is looked for where MOVED and ASK lead, and
-        written again there.
+        It is looked for where MOVED and ASK lead. Its watermark is written again there, so that the server which has
+        the partition now confirms it.
         """
         with self._lock:
             nodes = dict(self._nodes)
         for address, node in nodes.items():
-            self._leaving |= node.applier.hand_over(partial(self._is_elsewhere, address))
+            self._leaving |= node.applier.release_moved(partial(self._is_elsewhere, address))
         for writer in {writer for writer, _ in self._leaving}:
             marks = {at: mark for (owner, at), mark in self._leaving.items() if owner == writer}
             found = dict(zip(marks, self._watermarks(writer, list(marks)), strict=True))
@@ -237,14 +237,14 @@ class ClusterStore(Store):
         return "; ".join(nodes)
 
     def report_outages(self) -> None:
-        """Tell in the log from now on when a server is down, and when it is back."""
+        """Log from now on when a server is down, and when it is back."""
         with self._lock:
             self._reports_outages = True
             for node in self._nodes.values():
                 node.report_outages()
 
     def owner(self, page: str) -> str:
-        """Return the server that has the page: the pages of another one are not to wait for it."""
+        """Return the server that has the page, so that pages of other servers do not wait for it."""
         return f"{self.name} {self.slots.owner(partition_of(page))}"
 
     def is_down(self, page: str) -> bool:
@@ -257,15 +257,15 @@ class ClusterStore(Store):
         return any(node.needs_probe() for node in self.nodes())
 
     def probe(self) -> None:
-        """Ask who has the partitions of the servers that are down, and those whether they are back."""
+        """Ask the cluster which servers have the partitions, and ping the servers that are down."""
         self.slots.refresh()
         in_parallel([node.probe for node in self.nodes() if node.needs_probe()])
 
     def status(self, writer: str, partitions: Sequence[int], *, strays: bool = False) -> list[ServerStatus]:
         """Return what each server is like that has any of the partitions, and last what has no server.
 
-        The pages are counted wherever MOVED and ASK lead: a slot on its way is no fault of its server. With `strays`
-        the first row tells what else the cluster holds.
+        The pages are counted wherever MOVED and ASK lead, because a slot may be moving. With `strays`, the first row
+        warns of counts in other partitions.
         """
         self.slots.refresh(force=True)
         try:
@@ -297,7 +297,7 @@ class ClusterStore(Store):
             return node.status_when_down(len(partitions), error.reason)
         mine = Held({}, {at: held.errors[at] for at in partitions if at in held.errors})
         pages = sum(held.pages.get(at, 0) for at in partitions)
-        warnings = (*said.warnings, *mine.warnings(self.name), *beyond(node.ask_each))
+        warnings = (*said.warnings, *mine.warnings(self.name), *warn_of_unknown_partitions(node.ask_each))
         return ServerStatus(node.server, partitions=len(partitions), up=True, pages=pages, said=said, warnings=warnings)
 
     def close(self) -> None:
@@ -319,7 +319,7 @@ class ClusterStore(Store):
             if node is None:
                 url = server_url(self._target, *split_host(address))
                 node = RedisStore(
-                    # The name of the whole cluster, and the address, stand in its errors.
+                    # Its errors name the whole cluster and the address.
                     Shard(f"{self.name} ({address})", url),
                     known_replicas=partial(self.slots.replicas, address),
                     replicas=self._replicas,
@@ -347,11 +347,11 @@ class ClusterStore(Store):
         return self.slots.owner(partition) not in ("", address)
 
     def ask_each(self, commands: Sequence[tuple[int, bytes]], shapes: Iterable[Shape]) -> list[Any]:
-        """Exchange the packed commands of partitions with the servers that have them, with a flush's patience."""
+        """Exchange the packed commands of partitions with the servers that have them, with a flush's time-out."""
         items = [(at, (command, shape)) for (at, command), shape in zip(commands, shapes, strict=False)]
 
         def send(node: RedisStore, mine: list[tuple[bytes, Shape]], asking: bool) -> list[Any]:
-            return node.ask_patiently([command for command, _ in mine], [shape for _, shape in mine], asking=asking)
+            return node.ask_with_shapes([command for command, _ in mine], [shape for _, shape in mine], asking=asking)
 
         return self._route(items, send)
 
@@ -365,10 +365,10 @@ class ClusterStore(Store):
     ) -> list[Any]:
         """Have each (partition, item) sent to its server, all of a server in one go; return what came for each.
 
-        The flag of `send` tells the server to take what is on its way to it already.
+        The flag of `send` tells the server to accept commands for partitions that are being moved to it.
         """
         if any(not self._reachable(at) for at, _ in items):
-            # Who knows of a server goes on with that one while somebody else asks.
+            # A caller that knows a server uses that one while another thread asks the cluster.
             self.slots.refresh(wait=any(not self.slots.owner(at) for at, _ in items))
         replies: list[Any] = [None] * len(items)
         left = {index: (self.slots.owner(at), False) for index, (at, _) in enumerate(items)}

@@ -7,10 +7,10 @@ r"""A partition on its way from one shard to another, as it stands on one shard.
     visits:{17}:held      the hash itself, while it is frozen
     visits:{17}:copy      a copy that is not whole yet
 
-In its own place a frozen partition is a string, so every command of an ordinary flush, read or visit is refused with
-WRONGTYPE, by the server and at no cost to partitions that stay where they are. Only who was refused looks further:
-reads go to `held`, writes wait, and what has moved is followed. RUN tells one rebalance from another, so that one that
-was overtaken cannot end the other's move.
+A frozen partition is a string in its own place. So the server itself refuses every command of an ordinary flush, read
+or visit with WRONGTYPE, and other partitions cost nothing more. Only a caller that was refused looks further: reads go
+to `held`, writes wait, and a partition that has moved is followed. RUN tells one rebalance from another, so that a run
+that was overtaken cannot finish the move of a later one.
 
 The steps of a move; every one may be made again:
 
@@ -21,7 +21,7 @@ The steps of a move; every one may be made again:
     moved          arriving       target              refused      bury (on the source's disk before the next step)
     moved          hash           target              target       activate
 
-A crash that takes a server back by a second must not bring two owners about, hence the two waits for a disk.
+A crash may take a server back by a second. The two waits for a disk make sure that it never leaves two owners.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ def place(partition: int, arriving: Place, fields: int) -> Command:
 
 
 def bury(partition: int, moving: Place) -> Command:
-    """Return the command that leaves a sign in the place of a partition whose copy is on the other shard's disk."""
+    """Return the command that deletes a partition whose copy is on the other shard's disk, and says where it is."""
     return _script(_BURY, keys_of(partition)[:2], [moving.to_bytes(), Place("moved", moving.shard).to_bytes()])
 
 
@@ -117,7 +117,7 @@ def thaw(partition: int) -> Command:
 
 
 def reject(partition: int, owner: str) -> Command:
-    """Return the command that throws a copy away, arrived or not, and points to its owner."""
+    """Return the command that deletes a copy, whole or not, and leaves a string that names the owner."""
     return _script(_REJECT, keys_of(partition), [Place("moved", owner).to_bytes()])
 
 

@@ -181,7 +181,7 @@ class Rebalance:
             run_all(self._stores[name], [(b"RENAMENX", key, key + b":stray:" + self._run.encode()) for key in keys])
 
     def _tell(self, shards: Mapping[str, str], following: Mapping[str, str]) -> None:
-        """Write the next shard map to every shard, those that stay first: a removed one may be switched off soon."""
+        """Write the next shard map to every shard, to removed ones last: they may be switched off soon."""
         former = self._shard_map
         assert former is not None  # noqa: S101 - set by `run`
         made = ShardMap(former.version + 1, dict(shards), dict(following), former.id)
@@ -213,8 +213,8 @@ class Rebalance:
 
     @property
     def _lock_store(self) -> RedisStore:
-        # All runs that could be in each other's way have the former shards in common, and so nearly always this one;
-        # where not, the names of the runs in `moving` keep them apart.
+        # Runs that could disturb each other have the former shards in common, and so nearly always this one. Where they
+        # have not, the run that stands in each frozen partition (see `moving`) keeps them apart.
         return self._stores[min(self._stores)]
 
     # -- moving ------------------------------------------------------------------------------------------------------

@@ -43,8 +43,8 @@ _SCRIPT = load_script(__package__, "apply")
 _SCRIPT_SHA = sha1(_SCRIPT, usedforsecurity=False).hexdigest().encode()
 
 
-# What an Applier vouches for: the watermark it applied, by writer and partition.
-Vouched = dict[tuple[str, int], str]
+# What is applied and not yet known to be on disk: the watermark, by writer and partition.
+Unsynced = dict[tuple[str, int], str]
 
 
 class Applier:
@@ -62,14 +62,15 @@ class Applier:
         self._report = report
         self._wire = wire
         self._persist_limit_seconds = persist_limit_seconds
-        # Given the server's address and its replicas: how many must confirm; None while one that must is away.
+        # Is given the server's address and the addresses of its replicas. Returns how many replicas must confirm; None
+        # while one of those that must is away.
         self._due_replicas = due_replicas
         self._lock = Lock()
         self._connection: Connection | None = None
-        # What `persist` has to vouch for: (writer, partition) -> watermark, applied over the connection there is ...
-        self._applied: Vouched = {}
-        # ... or over one since lost: the server may have come back without it.
-        self._orphaned: Vouched = {}
+        # What `persist` has to find on disk. It was applied over the connection that is open now ...
+        self._applied: Unsynced = {}
+        # ... or over one that was lost since: the server may have come back without it.
+        self._orphaned: Unsynced = {}
 
     def apply(self, writer: str, batches: Sequence[Batch]) -> list[Applied]:
         """Apply each batch, or say why not."""
@@ -79,8 +80,8 @@ class Applier:
     def send(self, writer: str, batches: Sequence[Batch], *, asking: bool = False) -> list[Any]:
         """Apply each batch; return what came for each: the watermark there is, or a RedisError.
 
-        Once the shard is down the rest is not tried: each chunk would wait. With `asking`, a server of a cluster takes
-        what is on its way to it already.
+        Once the shard is found down, the rest is not tried: each chunk would wait for its time-out. With `asking`, a
+        server of a cluster also accepts batches of partitions that are being moved to it.
         """
         results: list[Any] = []
         with self._lock:
@@ -92,10 +93,10 @@ class Applier:
             self._note(writer, batches, results)
         return results
 
-    def hand_over(self, leaves: Callable[[int], bool]) -> Vouched:
-        """Give up vouching for partitions that are no longer on this server, and for what a lost connection leaves.
+    def release_moved(self, leaves: Callable[[int], bool]) -> Unsynced:
+        """Return what is not known to be on disk of partitions that have left this server, and of lost connections.
 
-        Returns what was applied to them here.
+        This object no longer waits for it: the caller does.
         """
         with self._lock:
             gone = {at: mark for at, mark in self._applied.items() if leaves(at[1])}
@@ -105,18 +106,18 @@ class Applier:
             self._orphaned.clear()
         return gone
 
-    def vouches_for(self, partition: int) -> bool:
-        """Tell whether something that was applied to a partition here is to be on disk after `persist`."""
+    def is_unsynced(self, partition: int) -> bool:
+        """Tell whether `persist` has to find something on disk that was applied to this partition."""
         with self._lock:
             return any(at == partition for _, at in (*self._applied, *self._orphaned))
 
     def persist(self, timeout_seconds: float) -> bool | None:
-        """Wait, no longer than the limit given to this object, until what was applied is on disk here and on replicas.
+        """Wait until everything applied is on the disks of the server and of its replicas; not longer than the limit.
 
-        The server remembers an offset for each connection, that of its last write. So what was applied over a
-        connection since lost is first looked for, and written again, over the connection there is now.
-        A replica without an append-only file never confirms: with one connected, the answer stays False. So it does
-        while a replica that was seen once, or is known of, is not connected: it may be promoted.
+        WAITAOF covers the last write of its own connection. So what was applied over a connection that was lost is
+        looked for first, and its watermark is written again over the connection that is open now.
+        The answer stays False while a replica without an append-only file is connected, because it never confirms. It
+        also stays False while a known replica is not connected, because that one may be promoted.
         """
         with self._lock:
             try:
@@ -142,14 +143,14 @@ class Applier:
         return replies
 
     def _note(self, writer: str, batches: Sequence[Batch], replies: Sequence[Any]) -> None:
-        """Remember what `persist` has to vouch for."""
+        """Remember what `persist` has to find on disk."""
         for batch, reply in zip(batches, replies, strict=True):
             if not isinstance(reply, RedisError) and _mark_of(reply) == batch.watermark:
                 self._applied[writer, batch.partition] = batch.watermark
                 self._orphaned.pop((writer, batch.partition), None)
 
     def _run(self, connection: Connection, commands: Sequence[bytes], *, asking: bool) -> list[Any]:
-        """Send script calls; those that found no script (after SCRIPT FLUSH) were not run, and are sent again."""
+        """Send script calls. Those that found no script (after SCRIPT FLUSH) were not run; they are sent again."""
         send = exchange_asking if asking else exchange
         replies = send(connection, commands, repeat(is_text))
         missed = [index for index, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
@@ -234,7 +235,7 @@ def _mark_of(reply: bytes) -> str:
 
 
 def _usable(connection: Connection) -> bool:
-    """Tell whether a connection is of this process, open, and silent: bytes to read now are its end."""
+    """Tell whether a connection is open and belongs to this process; one with bytes to read is at its end."""
     try:
         return connection.pid == os.getpid() and connection.is_connected and not connection.can_read()
     except (RedisError, OSError):

@@ -65,7 +65,7 @@ class Breaker:
                 return True
             if self._clock() < self._next_probe:
                 return False
-            # The time of the next probe is set here already: a probe that never reports delays the next, and no more.
+            # The time of the next probe is set here: so a probe that never reports only delays the next one.
             self._set_next_probe()
             self._state = "half-open"
             return True

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 class PlainConnection(Connection):
     """A connection to a server at a host and port.
 
-    `expected`: whom the server must say it is, asked whenever the connection is opened; None where that is not asked.
+    `expected`: which shard the server must be. It is asked whenever the connection is opened; never if this is None.
     """
 
     def __init__(self, *, expected: Expected | None = None, **options: Any) -> None:
@@ -60,7 +60,7 @@ class PlainConnection(Connection):
             return
         (text,) = exchange(self, [pack(b"GET", KEY)], [is_text_or_nothing])
         if isinstance(text, ResponseError):
-            return  # it may not be asked
+            return  # an ACL does not allow the question
         if isinstance(text, RedisError):
             raise text
         if complaint := self._expected.complaint((text or b"").decode(errors="replace")):

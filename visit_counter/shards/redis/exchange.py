@@ -4,8 +4,8 @@ redis-py's command methods are not used: they retry on their own, which would co
 argument, which takes five times as long as here (a flush of 100,000 pages: 0.8 s against 0.15 s, more than the servers
 need for it). Nothing here sends anything a second time.
 
-A reply that cannot be (not what such a command is replied to with) is a failure of the connection: it is closed, and
-none of the replies that would follow is believed.
+A reply of a shape that its command cannot have is a failure of the connection. The connection is closed, and none of
+the replies that would follow is believed.
 """
 
 from __future__ import annotations
@@ -49,14 +49,14 @@ def exchange(connection: Connection, commands: Sequence[bytes], shapes: Iterable
         drop(connection)
         replies += [error] * (len(commands) - len(replies))
     except BaseException:
-        # Replies not read would be taken for those of the next call.
+        # The next call on this connection would take the unread replies for its own.
         drop(connection)
         raise
     return replies
 
 
 def exchange_asking(connection: Connection, commands: Sequence[bytes], shapes: Iterable[Shape]) -> list[Any]:
-    """Exchange commands with a server of a cluster that their partitions are on the way to (after an ASK)."""
+    """Exchange commands with a server of a cluster that their partitions are being moved to (after an ASK)."""
     asking = pack(b"ASKING")
     both = [part for command in commands for part in (asking, command)]
     return exchange(connection, both, _every_second(shapes))[1::2]
@@ -75,7 +75,7 @@ def impossible(reply: object) -> InvalidResponse:
 
 
 def drop(connection: Connection) -> None:
-    """Close a connection, and forget what it may still have to say."""
+    """Close a connection; replies that were not read are lost."""
     connection.disconnect()  # type: ignore[no-untyped-call]  # redis-py's gap
 
 

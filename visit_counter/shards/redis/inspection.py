@@ -21,12 +21,16 @@ if TYPE_CHECKING:
     # Sends each partition's command to whoever has it; gives the reply of its shape, or the RedisError, of each.
     Ask = Callable[[Sequence[tuple[int, bytes]], Iterable[Shape]], list[Any]]
 
-# Where the writers are looked up, to tell watermarks from pages.
+# How many partitions, with how many fields at most, are searched for the names of writers.
 _SAMPLE_PARTITIONS, _SAMPLE_FIELDS = 16, 1000
 
 
 class Held(NamedTuple):
-    """What was found. `pages` by partition; `errors`: why others cannot be counted; `strays`: those not expected."""
+    """What was found in partitions.
+
+    `pages`: their number by partition. `errors`: why the pages of other partitions cannot be counted. `strays`:
+    partitions that were not expected here.
+    """
 
     pages: Mapping[int, int]
     errors: Mapping[int, RedisError]
@@ -48,11 +52,11 @@ class Held(NamedTuple):
 
 
 def count_pages_of(ask: Ask, writer: str, partitions: Sequence[int], *, strays: bool = False) -> Held:
-    """Count the pages of partitions: their fields but for the watermarks. Raises RedisError if nobody answers at all.
+    """Count the pages of partitions: all fields except the watermarks. Raises RedisError if no server answers.
 
-    Which writers there are is looked up in a few small partitions; a writer that has been nowhere but in others makes
-    the number too high by one for each of those. A partition that is elsewhere now has none here. With `strays` the
-    partitions that are not named are looked for, too.
+    The names of the writers are read from a few small partitions. Each partition with a watermark of a writer that has
+    none in these is counted with one page too many. A partition that has moved away counts as empty. With `strays`, the
+    partitions that are not named are searched for counts, too.
     """
     sizes, errors = _sizes(ask, partitions)
     if errors and not sizes:
@@ -66,8 +70,12 @@ def count_pages_of(ask: Ask, writer: str, partitions: Sequence[int], *, strays: 
     return Held({at: size - marks.get(at, 0) for at, size in sizes.items()}, errors, found)
 
 
-def beyond(ask: Ask) -> list[str]:
-    """Return a warning if there are partitions that there are not."""
+def warn_of_unknown_partitions(ask: Ask) -> list[str]:
+    """Return a warning if there are keys of partitions with higher numbers than there are.
+
+    Nobody reads such counts. To look for them costs one round trip of HLENs at the start and for each status, never in
+    a request; an ACL that allows no SCAN leaves no cheaper way.
+    """
     sizes, _ = _sizes(ask, range(PARTITIONS, 2 * PARTITIONS))
     known = [at for at, size in sizes.items() if size]
     if not known:
@@ -76,7 +84,7 @@ def beyond(ask: Ask) -> list[str]:
 
 
 def _sizes(ask: Ask, partitions: Sequence[int]) -> tuple[dict[int, int], dict[int, RedisError]]:
-    """Return the number of fields of each partition, none of one that is elsewhere; and why others do not say."""
+    """Return the number of fields of each partition, 0 for one that has moved; and the errors of the others."""
     replies = ask([(at, pack(b"HLEN", partition_key(at))) for at in partitions], repeat(is_number))
     if replies and all(map(is_down, replies)):
         raise replies[0]

@@ -87,7 +87,7 @@ def make_pool(
 
     `expected`: whom the server must say it is whenever a connection is opened.
     """
-    patience: dict[str, Any] = {
+    timeouts: dict[str, Any] = {
         "socket_connect_timeout": connect_seconds,
         "socket_timeout": answer_seconds,
         "retry": Retry(NoBackoff(), 0),
@@ -96,7 +96,7 @@ def make_pool(
         "driver_info": None,
     }
     if shard.password_file:
-        patience["credential_provider"] = _PasswordFile(Path(shard.password_file), split_host(shard.address)[1])
+        timeouts["credential_provider"] = _PasswordFile(Path(shard.password_file), split_host(shard.address)[1])
     target = target_of(shard)
     server: dict[str, Any] = dict(
         parse_url(server_url(target, *target.hosts[0]))  # type: ignore[no-untyped-call]  # redis-py's gap
@@ -105,16 +105,16 @@ def make_pool(
     tls = target.scheme == "rediss" or target.options.get("ssl") == "true"
     if target.scheme != SENTINEL:
         kind = TlsConnection if tls else PlainConnection
-        return ConnectionPool(connection_class=kind, expected=expected, **server, **patience)
+        return ConnectionPool(connection_class=kind, expected=expected, **server, **timeouts)
     for name in ("host", "port"):
         server.pop(name, None)
     return SentinelConnectionPool(  # type: ignore[no-untyped-call]  # redis-py's gap
         unquote(target.path),
-        _sentinels(target, server, patience, tls=tls),
+        _sentinels(target, server, timeouts, tls=tls),
         connection_class=WatchedTlsConnection if tls else WatchedConnection,
         expected=expected,
         **server,
-        **patience,
+        **timeouts,
     )
 
 
@@ -134,11 +134,11 @@ class _PasswordFile(CredentialProvider):
             raise AuthenticationError(str(error)) from None
 
 
-def _sentinels(target: Target, server: dict[str, Any], patience: dict[str, Any], *, tls: bool) -> Sentinels:
+def _sentinels(target: Target, server: dict[str, Any], timeouts: dict[str, Any], *, tls: bool) -> Sentinels:
     """Return the sentinels of a target: with the servers' TLS, and a login of their own."""
     options: dict[str, Any] = {name: value for name, value in server.items() if name.startswith("ssl")}
     for name in ("username", "password"):
         if value := target.options.get(f"sentinel_{name}"):
             options[name] = value
     options["connection_class"] = TlsConnection if tls else PlainConnection
-    return Sentinels(target.hosts, options | patience)
+    return Sentinels(target.hosts, options | timeouts)

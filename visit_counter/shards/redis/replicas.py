@@ -2,8 +2,8 @@
 
 A shard that gives this process no answer is down; a replica that its primary has lost is away.
 
-A server tells only of the replicas that are connected to it now. One that fails or hangs is no longer told of, and may
-be promoted all the same; what it lacks must then still be in the journal. The flush keeps this memory in its state.
+A server lists only the replicas that are connected to it now. One that fails or hangs is no longer listed, and may be
+promoted all the same. What it lacks must then still be in the journal. The flush keeps this memory in its state.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Replicas:
         self._known: dict[str, Replica] = {}
 
     def remember(self, known: Mapping[str, Replica]) -> None:
-        """Take this for what is known, whatever was before."""
+        """Replace what is known by this."""
         with self._lock:
             self._known = dict(known)
 
@@ -62,7 +62,7 @@ class Replicas:
             return [name for name in away if not self._known[name].given_up]
 
     def _promote(self, primary: str, address: str) -> None:
-        """Note that the one at this address is a primary: it is nobody's replica, and the others' are its own."""
+        """Note that the server at this address is a primary, and the primary of the replicas it was listed with."""
         former = self._known.pop(address, None)
         if former is not None:
             for name, replica in self._known.items():

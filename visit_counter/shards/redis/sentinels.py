@@ -1,7 +1,7 @@
 """Asking the sentinels which server is the primary of a service, and how many replicas may take its place.
 
-All of them are asked at once, and of those that answer the one counts whose word is the latest (`config-epoch`): a
-sentinel that was cut off goes on naming a primary that has been demoted since.
+All of them are asked at once. Of the answers, the one with the highest `config-epoch` counts: a sentinel that was cut
+off from the others goes on naming a primary that has been demoted since.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class Sentinels:
             sentinel.pool.disconnect()
 
     def _ask(self, command: bytes) -> list[dict[bytes, bytes]]:
-        # Who did not answer lately is left out for a while, unless nobody else is left.
+        # Sentinels that did not answer lately are left out for a while, unless no other is left.
         asked = [sentinel for sentinel in self._all if sentinel.breaker.allows()] or self._all
         answers = in_parallel([partial(sentinel.ask, command) for sentinel in asked])
         return [said for answer in answers if not isinstance(answer, RedisError) for said in answer]

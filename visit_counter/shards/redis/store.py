@@ -31,7 +31,7 @@ from visit_counter.shards.redis.commands import (
 )
 from visit_counter.shards.redis.describe import Description, ServerStatus, describe, read_info
 from visit_counter.shards.redis.exchange import impossible, pack
-from visit_counter.shards.redis.inspection import beyond, count_pages_of
+from visit_counter.shards.redis.inspection import count_pages_of, warn_of_unknown_partitions
 from visit_counter.shards.redis.replicas import Replicas
 from visit_counter.shards.redis.shapes import (
     anything,
@@ -60,7 +60,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-class Patience(TypedDict, total=False):
+class Timeouts(TypedDict, total=False):
     """The time-outs of RedisStore by name, in seconds."""
 
     connect_seconds: float
@@ -76,9 +76,9 @@ CHUNK_READS = 1000
 class RedisStore(Store):
     """Counts on one server. Nothing is opened before the first call.
 
-    Three kinds of connections, each with its own patience: a reader waits a tenth of a second at most, a visit that
-    is counted at once (`add`) may wait for the disk of the server, and a flush has time. Reads and adds go through
-    the breaker: while the shard is down they fail at once. Everything reports to it.
+    There are three kinds of connections, each with its own time-out. A read waits for a tenth of a second at most. A
+    visit that is counted at once (`add`) may wait for the server's disk. A flush may take longer. Reads and adds ask
+    the breaker first, and fail at once while the shard is down. The results of all calls are reported to the breaker.
     """
 
     def __init__(  # noqa: PLR0913 - each time-out is named in the call, and has a default
@@ -98,29 +98,29 @@ class RedisStore(Store):
         self._address = shard.address
         self.address = public_url(shard.url)
         self.breaker = breaker or Breaker()
-        # Whether outages are told in the log: a process that lives for one flush would tell each of them again.
+        # Whether outages are logged. A process that lives for one flush would log each of them again.
         self._reports_outages = False
         self._trouble = ""
         self._expected = Expected()
         self._reads = Wire(shard, connect_seconds, read_seconds, self._expected)
         self._adds = Wire(shard, connect_seconds, add_seconds, self._expected)
         self._flushes = Wire(shard, apply_seconds, apply_seconds, self._expected)
-        # Asks who a server is that may be the wrong one.
+        # For servers that may be the wrong ones: these connections do not check who the server is.
         self._questions = Wire(shard, connect_seconds, read_seconds)
-        # Of one server, whatever its address is; those of a cluster share them, each under its address.
+        # The servers of a cluster share one object, each under its own address.
         self._replicas, self._primary = replicas or Replicas(), primary
         self._listed_replicas = known_replicas or self._flushes.known_replicas
-        # Half, so that the server's answer to a wait arrives before this side gives up on the connection.
+        # WAITAOF gets half of the time-out, so that its reply arrives before this side gives up the connection.
         self.applier = Applier(self.name, self._flushes, apply_seconds / 2, self._report, self._due_replicas)
 
     def add(self, page: str, visits: int) -> int:
         """Count visits of a page at once and return its new count; waits up to `add_seconds`.
 
-        Raises PartitionMovedError where another shard has it, StoreRefusedError while it is on its way there.
+        Raises PartitionMovedError if another shard has the page, StoreRefusedError while it is being moved there.
         """
         (count,) = self.ask_add([add_command(page, visits)], is_number)
         if is_elsewhere(count):
-            # Tells where to, unless it is still on its way.
+            # Raises PartitionMovedError, unless the partition is still being moved.
             self._values(self.ask_add, [(partition_of(page), [page.encode()])])
             raise StoreRefusedError(self.name, f"partition {partition_of(page)} is being moved")
         return int(self._answers([count])[0])
@@ -155,7 +155,7 @@ class RedisStore(Store):
     def watermarks_each(self, writer: str, partitions: Sequence[int]) -> list[str | StoreError]:
         """Return the writer's watermark token in each partition, or why that one's cannot be had.
 
-        Of a shard that is down, a ping is awaited first: a flush comes back soon, and has other shards to see to.
+        A shard that is down is pinged first, because a ping has the shortest time-out. The next flush tries again.
         """
         if self.breaker.state != "closed" and not self.ping():
             raise StoreUnavailableError(self.name, self.reason())
@@ -188,7 +188,7 @@ class RedisStore(Store):
 
     def run(self, commands: Sequence[moving.Command], shapes: Iterable[Shape] | None = None) -> list[Any]:
         """Run commands in one round trip, over one connection; return the reply or the RedisError of each."""
-        return self.ask_patiently([pack(*command) for command in commands], shapes or repeat(anything))
+        return self.ask_with_shapes([pack(*command) for command in commands], shapes or repeat(anything))
 
     def raise_losses(self, by: Mapping[int, int]) -> set[int]:
         """Raise the `losses` of each partition by a number; waits up to `apply_seconds` for each reply."""
@@ -199,7 +199,7 @@ class RedisStore(Store):
     def persist(self, timeout_seconds: float) -> bool | None:
         """Wait until everything applied is on disk, for half of `apply_seconds` at most; None without WAITAOF.
 
-        False at once while the shard is down: a flush has just found that out, and has other shards to see to.
+        Returns False at once while the shard is down, so that the flush does not wait once more.
         """
         if self.breaker.state != "closed":
             return False
@@ -226,14 +226,14 @@ class RedisStore(Store):
         return not isinstance(reply, RedisError)
 
     def reason(self) -> str:
-        """Return why the server is taken to be down, or "": what it was last heard of, and how long ago that began."""
+        """Return since when and why the server is taken to be down, or ""."""
         if self.breaker.state == "closed":
             return ""
         why = f" ({self._trouble})" if self._trouble else ""
         return f"no answer for {self.breaker.since:.1f} s{why}"
 
     def report_outages(self) -> None:
-        """Tell in the log from now on when the server is down, and when it is back."""
+        """Log from now on when the server is down, and when it is back."""
         self._reports_outages = True
 
     def is_down(self, page: str) -> bool:  # noqa: ARG002 - this store keeps every page it is asked for
@@ -248,7 +248,7 @@ class RedisStore(Store):
     def describe(self) -> Description:
         """Return what the server is and how it is set up; raises StoreError. Waits up to `apply_seconds`."""
         settings = (b"appendfsync", b"cluster-require-full-coverage")
-        # One by one: Redis 6 takes no more than one name.
+        # One command for each setting: Redis 6 allows only one name in CONFIG GET.
         commands = [(b"INFO",), *((b"CONFIG", b"GET", name) for name in settings)]
         replies = self.run(commands, [is_text, *(are_pairs for _ in settings)])
         if isinstance(replies[0], RedisError):
@@ -258,12 +258,13 @@ class RedisStore(Store):
     def status(self, writer: str, partitions: Sequence[int], *, strays: bool = False) -> list[ServerStatus]:
         """Return one row: what the server is like, and how many pages it has in these partitions.
 
-        A server that does not answer is down, with the reason. With `strays` it is told what else it holds.
+        The row of a server that does not answer has the reason instead. With `strays`, the row warns of counts in
+        other partitions.
         """
         try:
             said = self.describe()
             held = count_pages_of(self.ask_each, writer, partitions, strays=strays)
-            warnings = (*said.warnings, *held.warnings(self.name), *beyond(self.ask_each))
+            warnings = (*said.warnings, *held.warnings(self.name), *warn_of_unknown_partitions(self.ask_each))
         except StoreError as error:
             return [self.status_when_down(len(partitions), error.reason)]
         except RedisError as error:
@@ -283,8 +284,8 @@ class RedisStore(Store):
         return self._flushes.address
 
     def ask_each(self, commands: Sequence[tuple[int, bytes]], shapes: Iterable[Shape]) -> list[Any]:
-        """Exchange the packed commands of partitions, with the patience of a flush."""
-        return self.ask_patiently([command for _, command in commands], shapes)
+        """Exchange the packed commands of partitions, with a flush's time-out."""
+        return self.ask_with_shapes([command for _, command in commands], shapes)
 
     def close(self) -> None:
         """Close all connections."""
@@ -299,14 +300,14 @@ class RedisStore(Store):
         return self._ask_if_up(self._reads, commands, shape, asking=asking)
 
     def ask_add(self, commands: Sequence[bytes], shape: Shape, *, asking: bool = False) -> list[Any]:
-        """Exchange packed commands with the patience of a visit that is counted at once."""
+        """Exchange packed commands, with the time-out of `add`."""
         return self._ask_if_up(self._adds, commands, shape, asking=asking)
 
     def ask_flush(self, commands: Sequence[bytes], shape: Shape, *, asking: bool = False) -> list[Any]:
-        """Exchange packed commands with the patience of a flush, whatever the breaker says."""
-        return self.ask_patiently(commands, repeat(shape), asking=asking)
+        """Exchange packed commands, with a flush's time-out, also while the breaker is open."""
+        return self.ask_with_shapes(commands, repeat(shape), asking=asking)
 
-    def ask_patiently(self, commands: Sequence[bytes], shapes: Iterable[Shape], *, asking: bool = False) -> list[Any]:
+    def ask_with_shapes(self, commands: Sequence[bytes], shapes: Iterable[Shape], *, asking: bool = False) -> list[Any]:
         """Do what `ask_flush` does, with a shape for each reply."""
         replies = self._flushes.ask(commands, shapes, asking=asking)
         self._report(replies)
@@ -320,7 +321,7 @@ class RedisStore(Store):
         return replies
 
     def _ask_who(self, commands: Sequence[bytes]) -> list[Any]:
-        """Ask a server that may be the wrong one; only that it does not answer is told to the breaker."""
+        """Ask a server that may be the wrong one. Only a missing answer is reported to the breaker."""
         if self.breaker.state != "closed" and not self._expected.identity.names and not self.breaker.allows():
             return [ConnectionError(f"{self.reason()}; not asked again yet")] * len(commands)
         replies = self._questions.ask(commands, repeat(is_text_or_nothing))
@@ -337,8 +338,8 @@ class RedisStore(Store):
     ) -> list[list[bytes | None]]:
         """Return the values of fields of partitions, also of one that is frozen here.
 
-        Where there is something else than a partition, that is `strange`; without it, this raises StoreRefusedError.
-        Raises PartitionMovedError with all partitions that are on other shards now.
+        `strange`: what to return where something else than a partition is found; if it is None, StoreRefusedError is
+        raised there. Raises PartitionMovedError with all partitions that are on other shards now.
         """
         if not wanted:
             return []
@@ -353,7 +354,7 @@ class RedisStore(Store):
         self._answers([reply for reply in found if not is_elsewhere(reply)])
         moved: dict[int, str] = {}
         for index, reply in zip(elsewhere, found, strict=True):
-            # No string, and no hash either: the script was refused as the command was.
+            # The key has neither a string nor a hash, so the script was refused, too.
             text, fields = (b"?", []) if is_elsewhere(reply) else reply
             place = moving.Place.from_bytes(text)
             if place.kind == "?":
@@ -378,7 +379,7 @@ class RedisStore(Store):
         return replies
 
     def _report(self, replies: Sequence[Any]) -> None:
-        """Tell the breaker, and once for each outage the log when it begins and when it ends."""
+        """Report to the breaker, and log the beginning and the end of an outage once each."""
         failed = next(filter(is_down, replies), None)
         if failed is None:
             if (

@@ -107,7 +107,7 @@ def explain(shard: str, error: RedisError) -> StoreError:
     text = f"{code} {error}" if code and code != "ERR" else str(error)
     if len(text) > _LONGEST_TEXT:  # a server that is none may say anything
         text = f"{text[: _LONGEST_TEXT - 3]}..."
-    # AskError, which MOVED is one of: not carried out, and it will be once it is asked in the right place.
+    # AskError is also the base of MovedError. The command was not carried out; another server would have done it.
     unavailable = is_down(error) or is_unserved(error) or isinstance(error, AskError)
     return (StoreUnavailableError if unavailable else StoreRefusedError)(shard, text)
 
