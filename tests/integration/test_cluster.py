@@ -295,7 +295,9 @@ def test_what_a_promoted_replica_lacks_is_not_called_persisted_until_it_is_sent_
     store.apply("writer", [home_batch(2)])
     promoted = cluster.owner_of(SLOT)
     promoted.call("HDEL", f"visits:{{{HOME}}}", "\twriter")  # as if it had never received it
-    cluster.move_slot(SLOT, promoted, other_primary(cluster, promoted))
+    target = other_primary(cluster, promoted)
+    cluster.move_slot(SLOT, promoted, target)
+    cluster.wait_until_all_know(SLOT, target)
     assert store.persist(1) is False
     assert store.apply("writer", [Batch(HOME, "", "2:a", Tally({"home": 1}))]) == [Applied(HOME, "2:a")]
     assert store.persist(5) is True

@@ -498,7 +498,7 @@ def test_a_new_store_opens_nothing(proxy: LossyProxy) -> None:
     assert proxy.connections == 0
 
 
-def test_of_several_shards_one_that_is_away_fails_its_own_pages_alone(server: Server) -> None:
+def test_of_several_shards_one_that_is_down_fails_its_own_pages_alone(server: Server) -> None:
     gone = RedisStore(Shard(name="gone", url=f"redis://127.0.0.1:{free_port()}"))
     stores: list[Store] = [patient(server.shard), gone, MemoryStore()]
     with closing(ShardedStore(stores)) as store:

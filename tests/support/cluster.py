@@ -56,11 +56,8 @@ class Cluster:
     def owner_of(self, slot: int) -> Server:
         """Return the primary that has a slot, as a running server says."""
         for server in self._running():
-            reply = server.call("CLUSTER", "SLOTS")
-            assert isinstance(reply, list), reply
-            for first, last, primary, *_ in reply:
-                if first <= slot <= last:
-                    return next(each for each in self.servers if each.port == primary[1])
+            if port := self._says(server, slot):
+                return next(each for each in self.servers if each.port == port)
         raise AssertionError(f"slot {slot} has no server")
 
     def owner_of_partition(self, partition: int) -> Server:
@@ -96,6 +93,17 @@ class Cluster:
         # The new owner first, so that the slot is never without one.
         for server in [target, source]:
             _must(server.call("CLUSTER", "SETSLOT", slot, "NODE", str(target_id)))
+
+    def wait_until_all_know(self, slot: int, owner: Server) -> None:
+        """Wait until every running server says that a slot is this one's: a move spreads from server to server."""
+        wait_until(lambda: all(self._says(server, slot) == owner.port for server in self._running()), "all to know it")
+
+    @staticmethod
+    def _says(server: Server, slot: int) -> int:
+        """Return the port of the primary that has a slot, as a server says; 0 for none."""
+        reply = server.call("CLUSTER", "SLOTS")
+        assert isinstance(reply, list), reply
+        return next((int(primary[1]) for first, last, primary, *_ in reply if first <= slot <= last), 0)
 
     def wait_until_whole(self) -> None:
         """Wait until nothing is left of a failover."""
