@@ -7,7 +7,7 @@ import os
 import re
 import signal
 import sys
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.request import Request, urlopen
@@ -96,7 +96,8 @@ def frozen(
         try:
             yield service, pid
         finally:
-            os.kill(pid, signal.SIGKILL)
+            with suppress(ProcessLookupError):  # it has done its work
+                os.kill(pid, signal.SIGKILL)
     finally:
         service.stop()
 
