@@ -74,8 +74,8 @@ BREAKAGES = (
     Breakage(
         "keep what was read from the other workers",
         "counting/stored.py",
-        "        told = not news or self.buffer.tell(news)\n",
-        "        told = True\n        for page, known in news:\n            self._hear(page, known)\n",
+        "        reported = not changed or self.buffer.report(changed)\n",
+        "        reported = True\n        for page, known in changed:\n            self._hear(page, known)\n",
         "tests/unit/counting/test_stored.py",
     ),
     Breakage(
@@ -109,7 +109,7 @@ BREAKAGES = (
     Breakage(
         "tell nobody that visits are lost for good",
         "flush/round.py",
-        "        self._tell_losses(plan)\n",
+        "        self._report_losses(plan)\n",
         "",
         "tests/unit/counting/test_stored.py",
     ),
@@ -123,8 +123,8 @@ BREAKAGES = (
     Breakage(
         "count a visit that lies behind a seal",
         "journal/buffer.py",
-        "if end - written == self.offset or not self._fold_others(end - written):\n",
-        "if end - written == self.offset or self._fold_others(end - written) in (True, False):\n",
+        "if end - written == self.offset or not self._replay_others(end - written):\n",
+        "if end - written == self.offset or self._replay_others(end - written) in (True, False):\n",
         SIMULATION,
     ),
     Breakage(
@@ -207,7 +207,7 @@ BREAKAGES = (
     Breakage(
         "send a segment whose sync has failed before it is written anew",
         "flush/round.py",
-        "if segment in doubtful or not self.journal.is_whole(folded):",
+        "if segment in doubtful or not self.journal.is_whole(replay):",
         "if False:",
         "tests/unit/journal/test_repair.py",
     ),

@@ -1,7 +1,7 @@
 """Named steps on the way of a visit, where a test can stop the process.
 
     append   a visit's line is in the journal, nothing else happened yet
-    fold     lines of other processes are about to be folded
+    replay   lines of other processes are about to be replayed
     seal     the segment is sealed
     send     a batch is about to be sent
     reply    the shards have answered, nothing is recorded yet

@@ -21,7 +21,7 @@ from tests.support.oracle import BrokenError
 from tests.support.servers import ValkeyServer, wait_until
 from visit_counter.config.settings import Shard
 from visit_counter.journal.buffer import WriteBuffer
-from visit_counter.journal.checkpoint import State, acknowledge
+from visit_counter.journal.checkpoint import Checkpoint, acknowledge
 from visit_counter.journal.segments import Journal
 from visit_counter.shards.redis.store import RedisStore
 from visit_counter.shards.ring import partition_of
@@ -182,13 +182,13 @@ def _spoil(client: Any, page: str, kind: str) -> Callable[[], None]:
 
 
 def _floor(service: FaultyService) -> int:
-    return State.load(service.dir / "data" / "journal" / "state.json").floor
+    return Checkpoint.load(service.dir / "data" / "journal" / "state.json").floor
 
 
 def _acknowledge(service: FaultyService) -> None:
     """Sign the damage: what is found next is told anew."""
     path = service.dir / "data" / "journal"
-    acknowledge(path, State.load(path / "state.json").damage, "the campaign")
+    acknowledge(path, Checkpoint.load(path / "state.json").damage, "the campaign")
 
 
 def promote_replica(directory: Path, trials: int, seed: int, progress: Callable[[int], None]) -> str:
@@ -217,7 +217,7 @@ def promote_replica(directory: Path, trials: int, seed: int, progress: Callable[
 def _count_and_promote(folder: Path, primary: ValkeyServer, replica: ValkeyServer, random: Random) -> int:
     counted: dict[str, int] = {}
 
-    def flush(server: ValkeyServer, visits: int) -> State:
+    def flush(server: ValkeyServer, visits: int) -> Checkpoint:
         # A process of its own each time: what was seen is remembered by the host.
         store = RedisStore(Shard("main", server.url), connect_seconds=5, read_seconds=5)
         host = Host(folder, [store], retain_segments=0)
@@ -231,7 +231,7 @@ def _count_and_promote(folder: Path, primary: ValkeyServer, replica: ValkeyServe
             for page, number in counted.items() if not visits else ():
                 if host.stored(page) != number:
                     raise BrokenError(f"{page}: {host.stored(page)} stored, {number} acknowledged")
-            return State.load(host.journal.state_path)
+            return Checkpoint.load(host.journal.state_path)
 
     def connected() -> int:
         with primary.client() as client:

@@ -26,7 +26,7 @@ from visit_counter.counting.counter import BufferedCounter
 from visit_counter.errors import CountUnknownError
 from visit_counter.flush.flusher import Flusher
 from visit_counter.journal.buffer import WriteBuffer
-from visit_counter.journal.checkpoint import State
+from visit_counter.journal.checkpoint import Checkpoint
 from visit_counter.journal.segments import Journal
 from visit_counter.model.answers import Answer
 from visit_counter.shards.rebalance.rebalance import Rebalance, gather_stores
@@ -179,7 +179,7 @@ class LoadedHost:
 
     def damage(self) -> list[str]:
         """Return what the flush took for damage."""
-        return State.load(self.journal.state_path).damage
+        return Checkpoint.load(self.journal.state_path).damage
 
     def drain(self) -> str:
         """Flush what is pending; return what went wrong."""

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-STEPS = ("append", "fold", "seal", "send", "reply", "confirm", "forget")
+STEPS = ("append", "replay", "seal", "send", "reply", "confirm", "forget")
 # How often the counts are compared on the way: it waits for everything to be flushed.
 _COMPARE_EVERY = 25
 

@@ -19,7 +19,7 @@ from tests.support.load import Load
 from tests.support.oracle import BrokenError
 from tests.support.own_shards import Service
 from tests.support.servers import wait_until
-from visit_counter.journal.checkpoint import State
+from visit_counter.journal.checkpoint import Checkpoint
 from visit_counter.journal.segments import Journal
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ def _wait_for_a_whole_flush(service: Service) -> None:
     now = time.time()
 
     def flushed() -> bool:
-        last = State.load(path).last_flush
+        last = Checkpoint.load(path).last_flush
         return last is not None and last.at - last.seconds > now and not last.error
 
     wait_until(flushed, "a flush reaches both shards", seconds=60)

@@ -42,7 +42,7 @@ from visit_counter.errors import (
     UncertainError,
     VisitCounterError,
 )
-from visit_counter.flush import compaction as merging_module
+from visit_counter.flush import compaction as compaction_module
 from visit_counter.flush import flusher as flusher_module
 from visit_counter.flush import round as flush_round_module
 from visit_counter.flush.flusher import Flusher
@@ -50,7 +50,7 @@ from visit_counter.journal import buffer as buffer_module
 from visit_counter.journal import repair as mending_module
 from visit_counter.journal import segments as journal_module
 from visit_counter.journal.buffer import WriteBuffer
-from visit_counter.journal.checkpoint import State
+from visit_counter.journal.checkpoint import Checkpoint
 from visit_counter.journal.segments import Journal, Segment
 from visit_counter.model.answers import Accepted, Answer, Ask
 from visit_counter.shards import ownership as ownership_module
@@ -401,7 +401,7 @@ class World:
         try:
             result = process.flusher.flush(wait=False)
             self.note(f"   flushed {result.visits} {result.error}")
-            self.has_lost |= bool(State.load(process.journal.state_path).losses)
+            self.has_lost |= bool(Checkpoint.load(process.journal.state_path).losses)
             if result.error:
                 self.note(f"   {result.error}")
         except (FlushBusyError, JournalError) as error:
@@ -512,7 +512,7 @@ class World:
         """Somebody writes into a shard, or mends what was written there."""
         if self._running or not os.path.isdir(host.path):  # noqa: PTH112 - called often
             return
-        state = State.load(Path(host.path) / "state.json")
+        state = Checkpoint.load(Path(host.path) / "state.json")
         name = self.random.choice(NAMES)
         # A flush under way, or with no reply, may have changed what is confirmed.
         confirmed = {} if state.attempted else state.confirmed
@@ -644,7 +644,7 @@ def simulated_modules() -> Iterator[None]:
         # The same for all: making one takes milliseconds.
         (ownership_module, "Ring", _ring),
         (journal_module, "file_system_of", lambda *_: ""),
-        (merging_module, "MERGE_FROM", 2),
+        (compaction_module, "COMPACT_FROM", 2),
     )
     kept = [(module, name, getattr(module, name)) for module, name, _ in replaced]
     for module, name, stand_in in replaced:

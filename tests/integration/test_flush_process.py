@@ -20,7 +20,7 @@ from visit_counter.counting.cache import LocalCache
 from visit_counter.flush import launcher as flush_launcher
 from visit_counter.flush.launcher import FlushProcess
 from visit_counter.journal.buffer import WriteBuffer
-from visit_counter.journal.checkpoint import State
+from visit_counter.journal.checkpoint import Checkpoint
 from visit_counter.journal.segments import Journal
 from visit_counter.runtime.service import Service
 
@@ -156,7 +156,7 @@ def test_a_flush_process_that_hangs_stops_no_other_job_and_is_killed_in_the_end(
         wait_until(lambda: any((tmp_path / "faults.taken").iterdir()), "the flush process is frozen")
         followed: list[object] = []
         monkeypatch.setattr(WriteBuffer, "tick", lambda _self, rebase: followed.append(rebase))
-        assert State.load(journal / "state.json").last_flush is None or not stored((valkey,))
+        assert Checkpoint.load(journal / "state.json").last_flush is None or not stored((valkey,))
         wait_until(lambda: followed, "the journal is followed while the flush hangs")
         wait_until(lambda: len(stored((valkey,))) == PAGES, "it is killed, and the next flush brings the visits")
     finally:
@@ -166,7 +166,7 @@ def test_a_flush_process_that_hangs_stops_no_other_job_and_is_killed_in_the_end(
 def test_a_flush_that_takes_longer_than_one_look_at_it_is_waited_for(
     settings: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch, valkey: ValkeyServer
 ) -> None:
-    monkeypatch.setattr(flush_launcher, "_LOOK_SECONDS", 0.001)
+    monkeypatch.setattr(flush_launcher, "_POLL_SECONDS", 0.001)
     given = settings(VISITS_SHARDS=valkey.url)
     visit_pages(given.data_dir / "journal")
     FlushProcess(given, 60.0).run()

@@ -18,7 +18,7 @@ from tests.support.servers import ValkeyServer, wait_until
 from visit_counter import create_app
 from visit_counter.config.settings import Settings
 from visit_counter.journal.buffer import WriteBuffer
-from visit_counter.journal.checkpoint import State
+from visit_counter.journal.checkpoint import Checkpoint
 from visit_counter.runtime.service import Service
 from visit_counter.shards.redis.replicas import Replica
 from visit_counter.shards.ring import Ring, partition_of
@@ -110,7 +110,7 @@ def test_a_shard_that_refuses_what_a_flush_brings_is_told_everywhere_until_it_ta
         # A day ago, to tell the last complete flush from the last one.
         assert service.flusher
         path = service.flusher.journal.state_path
-        state = State.load(path)
+        state = Checkpoint.load(path)
         state.complete_at -= 86_400
         state.save(path)
         service.flush()
@@ -140,7 +140,7 @@ def test_damage_degrades_until_a_person_has_acknowledged_it_and_new_damage_degra
     path = service.flusher.journal.state_path
 
     def find(text: str) -> None:
-        state = State.load(path)
+        state = Checkpoint.load(path)
         state.note_damage(text)
         state.save(path)
 
@@ -150,7 +150,7 @@ def test_damage_degrades_until_a_person_has_acknowledged_it_and_new_damage_degra
     assert "acknowledged 2" in command(service, "visits", "journal", "--acknowledge").output
     assert (health(client)["api_status"], health(client)["damage"]) == ("healthy", [])
     assert note in command(service, "visits", "journal").output
-    assert note in State.load(path).damage
+    assert note in Checkpoint.load(path).damage
     find("something else is strange")
     assert health(client)["api_status"] == "degraded"
     assert [text.partition(" ")[2] for text in health(client)["damage"]] == ["something else is strange"]
@@ -192,7 +192,7 @@ def test_the_person_who_acknowledges_may_have_no_name(monkeypatch: pytest.Monkey
     monkeypatch.setattr("visit_counter.cli.reports.getpass.getuser", unknown)
     service.start_once()
     assert service.flusher
-    state = State()
+    state = Checkpoint()
     state.note_damage("x")
     state.save(service.flusher.journal.state_path)
     assert f"by user {os.getuid()}" in command(service, "visits", "journal", "--acknowledge").output
@@ -201,7 +201,7 @@ def test_the_person_who_acknowledges_may_have_no_name(monkeypatch: pytest.Monkey
 def test_a_replica_that_is_away_is_told_until_a_person_gives_it_up(client: FlaskClient, service: Service) -> None:
     service.start_once()
     assert service.flusher
-    state = State()
+    state = Checkpoint()
     state.replicas = {"one": {"10.0.0.2:7070": Replica("", 50.0), "10.0.0.3:7070": Replica("")}}
     state.save(service.flusher.journal.state_path)
     assert "one: its replica 10.0.0.2:7070 is away since" in health(client)["reason"]

@@ -13,7 +13,7 @@ import pytest
 from tests.support.load import Load
 from tests.support.own_shards import Service
 from tests.support.servers import DEADLINE_SECONDS
-from visit_counter.journal.checkpoint import State
+from visit_counter.journal.checkpoint import Checkpoint
 from visit_counter.journal.segments import Journal
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def journal(service: Service) -> Journal:
 
 def last_error(service: Service) -> str | None:
     """Return what was wrong with the last flush, "" for nothing, None where there was none yet."""
-    last = State.load(journal(service).state_path).last_flush
+    last = Checkpoint.load(journal(service).state_path).last_flush
     return last.error if last else None
 
 

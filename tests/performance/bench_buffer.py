@@ -2,7 +2,7 @@
 
 1. `WriteBuffer.append` against a bare `os.write` of the same line to a file of the same kind, in one and two processes;
 2. a flush of distinct pages into two local shards, against one pipelined stream of HINCRBY;
-3. folding a full journal at start.
+3. replaying a full journal at start.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def flush(directory: Path, pages: int) -> None:
         for first in range(0, pages, 1000):
             buffer.append([(f"page/{number}", 1) for number in range(first, first + 1000)])
         buffer.close()
-        print(f"start: {_folded_a_second(journal, pages):,.0f} visits of distinct pages folded in a processor second")
+        print(f"start: {_replayed_a_second(journal, pages):,.0f} visits of distinct pages replayed a processor second")
         store = ShardedStore([RedisStore(Shard(f"s{s.port}", s.url), apply_seconds=60.0) for s in servers])
         result = Flusher(journal, store).flush()
         assert not result.error, result.error
@@ -97,7 +97,7 @@ def flush(directory: Path, pages: int) -> None:
             server.kill()
 
 
-def _folded_a_second(journal: Journal, visits: int) -> float:
+def _replayed_a_second(journal: Journal, visits: int) -> float:
     started = time.process_time()
     again = WriteBuffer(journal, fsync="os")
     again.open()
@@ -107,14 +107,14 @@ def _folded_a_second(journal: Journal, visits: int) -> float:
 
 
 def start(directory: Path, visits: int) -> None:
-    """Print how fast a journal of 1,000 pages with many visits each is folded."""
+    """Print how fast a journal of 1,000 pages with many visits each is replayed."""
     journal = Journal(directory / "many" / "journal")
     buffer = WriteBuffer(journal, fsync="os")
     buffer.open()
     for _ in range(visits // 1000):
         buffer.append([(page, 1) for page in _PAGES])
     buffer.close()
-    print(f"start: {_folded_a_second(journal, visits):,.0f} visits of 1,000 pages folded in a processor second")
+    print(f"start: {_replayed_a_second(journal, visits):,.0f} visits of 1,000 pages replayed in a processor second")
 
 
 def _stream(port: int, pages: int) -> float:

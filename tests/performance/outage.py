@@ -22,7 +22,7 @@ from typing import Any
 
 from tests.support.load import Load, percentile
 from tests.support.own_shards import Service
-from visit_counter.journal.checkpoint import State
+from visit_counter.journal.checkpoint import Checkpoint
 from visit_counter.journal.segments import Journal
 from visit_counter.shards.contract import segment_of
 
@@ -47,7 +47,7 @@ class Watch:
 
     def behind(self) -> int:
         """Return how many segments the partitions that wait longest are behind the others."""
-        confirmed = [segment_of(token) for token in State.load(self.journal.state_path).confirmed.values()]
+        confirmed = [segment_of(token) for token in Checkpoint.load(self.journal.state_path).confirmed.values()]
         return max(confirmed, default=0) - min(confirmed, default=0)
 
     def line(self) -> None:
@@ -92,7 +92,7 @@ class Drain:
         now = time.monotonic() - self._started
         if not self.healthy and self._watch.health()["api_status"] == "healthy":
             self.healthy = now
-        last = State.load(self._watch.journal.state_path).last_flush
+        last = Checkpoint.load(self._watch.journal.state_path).last_flush
         if last is not None:
             text = f"{last.visits} visits of {last.pages} pages in {last.seconds} s {last.error}"
             if text not in self.flushes:

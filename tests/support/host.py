@@ -8,7 +8,7 @@ from visit_counter.counting.cache import LocalCache
 from visit_counter.counting.counter import BufferedCounter
 from visit_counter.flush.flusher import Flusher
 from visit_counter.journal.buffer import WriteBuffer
-from visit_counter.journal.checkpoint import State
+from visit_counter.journal.checkpoint import Checkpoint
 from visit_counter.journal.segments import Journal
 from visit_counter.shards.memory import MemoryStore
 from visit_counter.shards.ring import PARTITIONS
@@ -72,7 +72,7 @@ class Host:
 
     def flusher_damage(self) -> list[str]:
         """Return what the flush holds for damage."""
-        return list(State.load(self.journal.state_path).damage)
+        return list(Checkpoint.load(self.journal.state_path).damage)
 
     def close(self) -> None:
         """Close the buffers' files."""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from visit_counter.config.embedded_files import read_password
 from visit_counter.config.shard_urls import parse_shards
 from visit_counter.errors import RebalanceError, StoreError
-from visit_counter.journal.checkpoint import State, acknowledge, acknowledged
+from visit_counter.journal.checkpoint import Checkpoint, acknowledge, acknowledged
 from visit_counter.runtime.health import replica_complaint
 from visit_counter.shards.cluster.store import ClusterStore
 from visit_counter.shards.contract import NO_WATERMARK, segment_of
@@ -108,19 +108,19 @@ def _told(seen: ServerStatus, trouble: list[str]) -> dict[str, Any]:
     }
 
 
-def _pending_by_shard(service: Service) -> tuple[Counter[str], State, str]:
+def _pending_by_shard(service: Service) -> tuple[Counter[str], Checkpoint, str]:
     """Return the visits that wait for each shard, what the flushes know, and the writer's id."""
     buffer, store = service.buffer, service.store
     pending: Counter[str] = Counter()
     if buffer is None or store is None:
-        return pending, State(), ""
+        return pending, Checkpoint(), ""
     with buffer.lock:
         buffer.catch_up()
         for page, visits, last in buffer.pending_pages():
             partition = partition_of(page)
             if segment_of(buffer.state.confirmed.get(partition, NO_WATERMARK)) < last:
                 pending[store.shard_of(partition)] += visits
-        state = State.load(buffer.journal.state_path)
+        state = Checkpoint.load(buffer.journal.state_path)
     return pending, state, buffer.writer
 
 
@@ -145,7 +145,7 @@ def replicas(service: Service) -> list[dict[str, Any]]:
             "away_seconds": max(0, round(now - replica.away_since)) if replica.away_since else None,
             "given_up": replica.given_up,
         }
-        for shard, known in State.load(service.buffer.journal.state_path).replicas.items()
+        for shard, known in Checkpoint.load(service.buffer.journal.state_path).replicas.items()
         for name, replica in known.items()
     ]
 
@@ -157,7 +157,7 @@ def give_up_replica(service: Service, address: str) -> bool:
     journal_ = service.buffer.journal
     # The flush has its own view of the state until it is saved.
     with journal_.flush_lock(wait=True):
-        state = State.load(journal_.state_path)
+        state = Checkpoint.load(journal_.state_path)
         known = [replicas for replicas in state.replicas.values() if address in replicas]
         for each in known:
             each[address] = each[address]._replace(given_up=True)
@@ -170,7 +170,7 @@ def flush_troubles(service: Service) -> list[str]:
     """Return why the last flush of this host could not bring a shard everything: it may refuse what is moved, too."""
     if service.buffer is None:
         return []
-    return list(State.load(service.buffer.journal.state_path).trouble.values())
+    return list(Checkpoint.load(service.buffer.journal.state_path).trouble.values())
 
 
 def rebalance_of(settings: Settings, former: str | None) -> Rebalance:
@@ -191,7 +191,7 @@ def journal(service: Service) -> dict[str, Any] | None:
     now = time.time()
     with buffer.lock:
         buffer.catch_up()
-        state, pending = State.load(buffer.journal.state_path), buffer.pending_totals()
+        state, pending = Checkpoint.load(buffer.journal.state_path), buffer.pending_totals()
         segments = [
             {
                 "segment": segment.name,
@@ -230,7 +230,7 @@ def acknowledge_damage(service: Service) -> None:
     """Remember that the person who runs this has seen the damage there is. Raises OSError."""
     if service.buffer is not None:
         path = service.buffer.journal.path
-        acknowledge(path, State.load(service.buffer.journal.state_path).damage, _user())
+        acknowledge(path, Checkpoint.load(service.buffer.journal.state_path).damage, _user())
 
 
 def _user() -> str:

@@ -149,9 +149,9 @@ class StoredCounts:
         tables = self.buffer.tables
         table, seen = self._telling or (tables.current, 0)
         pages = list(islice(table.visits, seen, seen + _TELL_PAGES))
-        told = table.told | tables.current.told if table is not tables.current else table.told
-        reads = self._known_of(page for page in pages if page not in told)
-        if reads and not self.buffer.tell(reads):
+        reported = table.reported | tables.current.reported if table is not tables.current else table.reported
+        reads = self._known_of(page for page in pages if page not in reported)
+        if reads and not self.buffer.report(reads):
             return False
         self._telling = table, seen + len(pages)
         if len(pages) == _TELL_PAGES:
@@ -310,17 +310,17 @@ class StoredCounts:
     def _take_over(self, reads: Mapping[str, Known]) -> dict[str, Read]:
         """Keep what was read, and tell it if it is news; return what is now known."""
         before = {page: self.cache.peek(page) for page in reads}
-        news = [(page, known) for page, known in reads.items() if known is not before[page]]
+        changed = [(page, known) for page, known in reads.items() if known is not before[page]]
         loads = self.buffer.loads
-        told = not news or self.buffer.tell(news)
+        reported = not changed or self.buffer.report(changed)
         if loads != self.buffer.loads:
             return {}  # to be read again
         found: dict[str, Read] = {}
         for page, known in reads.items():
             # Others have perhaps told more meanwhile. What cannot be told is not believed, since it would be less in
             # the next process; and not kept, so that the next one who asks reads it anew.
-            now: Known = (self.cache.peek(page) or known) if told else (before[page] or known)
-            if told or before[page]:
-                self.cache.set(page, now, timeout=None if told else _LAST_KNOWN_SECONDS)
+            now: Known = (self.cache.peek(page) or known) if reported else (before[page] or known)
+            if reported or before[page]:
+                self.cache.set(page, now, timeout=None if reported else _LAST_KNOWN_SECONDS)
             found[page] = Read(now, self._version())
         return found

@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 # Fewer segments than this are not worth a merge.
-MERGE_FROM = 8
+COMPACT_FROM = 8
 
 
-def merge_waiting(flushed: Round, keep: int) -> None:
+def compact_waiting(flushed: Round, keep: int) -> None:
     """Merge what still waits after a flush, but for the newest `keep` segments, wherever that is safe.
 
     A merge crosses no number that a partition with waiting visits has, or may have, as its watermark: a partition
@@ -42,14 +42,14 @@ def merge_waiting(flushed: Round, keep: int) -> None:
     for segment in waiting:
         if _may_be_needed(flushed, segment):
             # A partition may fall back into it, and then needs the visits that a merge leaves out.
-            if len(group) >= MERGE_FROM:
-                _merge(flushed, group)
+            if len(group) >= COMPACT_FROM:
+                _compact(flushed, group)
             group = []
             continue
         group.append(segment)
         if segment.last in boundaries or segment is waiting[-1]:
-            if len(group) >= MERGE_FROM:
-                _merge(flushed, group)
+            if len(group) >= COMPACT_FROM:
+                _compact(flushed, group)
             group = []
 
 
@@ -64,7 +64,7 @@ def _confirmed(flushed: Round, partition: int) -> int:
     return segment_of(flushed.state.confirmed.get(partition, NO_WATERMARK))
 
 
-def _merge(flushed: Round, group: list[Segment]) -> None:
+def _compact(flushed: Round, group: list[Segment]) -> None:
     whole = Segment(group[0].first, group[-1].last)
     visits = Tally()
     for segment in group:

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING
 
 from visit_counter import steps
 from visit_counter.errors import FlushBusyError
-from visit_counter.flush.compaction import merge_waiting
+from visit_counter.flush.compaction import compact_waiting
 from visit_counter.flush.round import Round
-from visit_counter.journal.checkpoint import LastFlush, State
+from visit_counter.journal.checkpoint import Checkpoint, LastFlush
 from visit_counter.journal.records import FLUSHED
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ class Flusher:
         with self._only_one(wait=wait):
             started = time.monotonic()
             self.journal.remove_leftovers()
-            state = State.load(self.journal.state_path)
+            state = Checkpoint.load(self.journal.state_path)
             self.journal.remove_covered()
             round_ = Round(self.journal, self.store, state)
             error = round_.run()
@@ -76,13 +76,13 @@ class Flusher:
                 round_.note_forgotten(segment, round_.content_of(segment))
             state.save(self.journal.state_path)
             steps.step("confirm")
-            if round_.news:
+            if round_.changed:
                 round_.announce(FLUSHED, str(state.floor))
             for segment in forgettable:
                 steps.step("forget")
                 self.journal.forget(segment)
             if error:
-                merge_waiting(round_, keep=self._retain)
+                compact_waiting(round_, keep=self._retain)
             return result
 
     @contextmanager
@@ -94,7 +94,7 @@ class Flusher:
                 raise FlushBusyError from None
             yield
 
-    def _forgettable(self, state: State) -> list[Segment]:
+    def _forgettable(self, state: Checkpoint) -> list[Segment]:
         """Return the included segments that no shard may need again, oldest first."""
         included = [segment for segment in self.journal.segments() if segment.last <= state.floor]
         on_disk = min((reached for _, reached in state.unpersisted.values()), default=state.floor)
@@ -115,6 +115,6 @@ class Flusher:
         return forgettable
 
     @staticmethod
-    def _tell(state: State, damage: str) -> None:
+    def _tell(state: Checkpoint, damage: str) -> None:
         if state.note_damage(damage):
             log.error("%s", damage)

@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 _ARGUMENTS = ("-P", "-m", "visit_counter.flush.process")
 # What a flush that is under way is given once the service ends, which itself has 30 s.
 _LAST_SECONDS = 10.0
-_LOOK_SECONDS = 0.5
+_POLL_SECONDS = 0.5
 
 
 class FlushProcess:
@@ -64,7 +64,7 @@ class FlushProcess:
                 deadline = min(deadline, time.monotonic() + _LAST_SECONDS)
             try:
                 # A pipe that its reader closed is no error.
-                child.communicate(given, timeout=_LOOK_SECONDS)
+                child.communicate(given, timeout=_POLL_SECONDS)
             except subprocess.TimeoutExpired:
                 # Python goes on with what it was given by the first call, and refuses to be given anything again.
                 given = None

@@ -10,9 +10,15 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from visit_counter import steps
 from visit_counter.errors import StoreError
-from visit_counter.flush.unsound import strange_ones, take_for_confirmed, told_aside, told_of_none, told_of_strange
+from visit_counter.flush.unsound import (
+    describe_aside,
+    describe_none,
+    describe_strange,
+    strange_ones,
+    take_for_confirmed,
+)
 from visit_counter.journal.checkpoint import GIVEN_UP
-from visit_counter.journal.records import Folded, encode
+from visit_counter.journal.records import Replay, encode
 from visit_counter.model.visits import Tally
 from visit_counter.shards.contract import NO_WATERMARK, NOT_A_PARTITION, Batch, is_base, segment_of
 from visit_counter.shards.ring import partition_of
@@ -20,7 +26,7 @@ from visit_counter.shards.ring import partition_of
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from visit_counter.journal.checkpoint import State
+    from visit_counter.journal.checkpoint import Checkpoint
     from visit_counter.journal.records import KnownCounts
     from visit_counter.journal.segments import Journal, Segment
     from visit_counter.shards.contract import Applied
@@ -29,7 +35,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _PERSIST_SECONDS = 2.0
-_MOST_TOLD = 8
+_MOST_REASONS = 8
 # Of more missing segments than this only the first ones are remembered.
 _MOST_MISSING = 1000
 
@@ -47,12 +53,12 @@ class Rollback(NamedTuple):
 class Round:
     """One flush: what it read, sent and learnt."""
 
-    def __init__(self, journal: Journal, store: ShardedStore, state: State) -> None:
+    def __init__(self, journal: Journal, store: ShardedStore, state: Checkpoint) -> None:
         self.journal, self.store, self.state = journal, store, state
         self.visits = self.pages = 0
         self.failures: set[str] = set()
         self.trouble: dict[str, str] = {}  # the shards that did not get everything, and why
-        self.news = False  # the processes of this host should read the state again
+        self.changed = False  # the processes of this host should read the state again
         self.sealed: dict[Segment, str] = {}  # sealed segments, oldest first, and their tokens
         self.content: dict[Segment, ByPartition] = {}
         self.known: dict[Segment, KnownCounts] = {}  # what was read of pages, of the segments after the floor
@@ -67,22 +73,22 @@ class Round:
         self._seal()
         partitions = sorted(self._with_visits() | self.state.confirmed.keys())
         if not self.sealed or not partitions:
-            return self._told()
+            return self._error()
         plan = self._plan(partitions)
         if plan:
             self._apply(plan)
-        self._tell_losses(plan)
+        self._report_losses(plan)
         if not self.failures:
             self.state.attempted.clear()
         self._move_floor()
         self._persist()
-        return self._told()
+        return self._error()
 
-    def _told(self) -> str:
+    def _error(self) -> str:
         """Return what went wrong, in a text that stays short whatever did."""
-        told = sorted(self.failures)
-        more = [f"and {len(told) - _MOST_TOLD} more"] if len(told) > _MOST_TOLD else []
-        return "; ".join(told[:_MOST_TOLD] + more)
+        reasons = sorted(self.failures)
+        more = [f"and {len(reasons) - _MOST_REASONS} more"] if len(reasons) > _MOST_REASONS else []
+        return "; ".join(reasons[:_MOST_REASONS] + more)
 
     def _fail(self, shard: str, reason: str) -> None:
         """Note that a shard did not get everything; each of its partitions may have a reason of its own."""
@@ -108,25 +114,25 @@ class Round:
                 continue
             # The last one has no seal, since the next is made before it. It is read once, when it is sealed.
             is_last = segment == segments[-1]
-            folded = Folded() if is_last else self.journal.read(segment)
-            if not folded.sealed_as:
+            replay = Replay() if is_last else self.journal.read(segment)
+            if not replay.sealed_as:
                 number = segment.last
-                holds = self.journal.holds_visits(segment) if is_last else bool(folded.visits)
+                holds = self.journal.holds_visits(segment) if is_last else bool(replay.visits)
                 if not holds and not self.journal.is_followed(segment):
                     break
                 try:
-                    folded = self.journal.seal(segment)
+                    replay = self.journal.seal(segment)
                 except OSError as error:
                     # A full disk, mostly: what is sealed already is flushed all the same, and forgetting it gives room.
                     self.failures.add(f"segment {segment.last} cannot be sealed: {error.strerror or error}")
                     break
                 steps.step("seal")
                 number += 1
-            if segment in doubtful or not self.journal.is_whole(folded):
+            if segment in doubtful or not self.journal.is_whole(replay):
                 self.failures.add(f"segment {segment.last} is being written anew")
                 number = segments[-1].last
                 break
-            self._keep(segment, folded)
+            self._keep(segment, replay)
         self.current = max(number, self.state.floor + 1)
 
     def _go_on_without(self, first: int, last: int) -> bool:
@@ -142,18 +148,18 @@ class Round:
         self._damage(f"journal segments {first} to {last} are missing")
         return True
 
-    def _keep(self, segment: Segment, folded: Folded) -> None:
-        if folded.unreadable:
-            self._damage(f"journal segment {segment.last}: {folded.unreadable} unreadable lines were skipped")
-        if folded.lines > 2 * (len(folded.visits) + len(folded.known)) + 8 or folded.unreadable:
+    def _keep(self, segment: Segment, replay: Replay) -> None:
+        if replay.unreadable:
+            self._damage(f"journal segment {segment.last}: {replay.unreadable} unreadable lines were skipped")
+        if replay.lines > 2 * (len(replay.visits) + len(replay.known)) + 8 or replay.unreadable:
             try:
-                self.journal.write_segment(segment, folded.visits, folded.sealed_as, folded.known)
+                self.journal.write_segment(segment, replay.visits, replay.sealed_as, replay.known)
             except OSError as error:
                 log.warning("segment %d stays as it is: %s", segment.last, error.strerror)
         self.journal.sync(segment)
-        self.sealed[segment] = folded.sealed_as
-        self.content[segment] = folded.visits.split(partition_of)
-        self.known[segment] = folded.known
+        self.sealed[segment] = replay.sealed_as
+        self.content[segment] = replay.visits.split(partition_of)
+        self.known[segment] = replay.known
 
     def _with_visits(self) -> set[int]:
         """Return the partitions that have visits in a segment after the floor."""
@@ -174,7 +180,7 @@ class Round:
             self._strange.clear()
         target = next(reversed(self.sealed.values()))
         batches = [self._batch(partition, watermark, target) for partition, watermark in found.items()]
-        self._tell_rollbacks()
+        self._report_rollbacks()
         return [batch for batch in batches if batch.visits or batch.partition in self._strange]
 
     def _sort_out(self, found: dict[int, str]) -> None:
@@ -184,14 +190,14 @@ class Round:
             shard = self.store.shard_of(partition)
             if watermark == NOT_A_PARTITION:
                 del found[partition]
-                text = told_of_none(partition, shard)
+                text = describe_none(partition, shard)
                 self.failures.add(text)
                 blocked.append(partition)
                 if partition not in self.state.blocked:
                     self._damage(text, again=True)
             else:
                 number = self._strange[partition] = take_for_confirmed(self.state, partition, watermark)
-                self._damage(told_of_strange(partition, shard, watermark, number))
+                self._damage(describe_strange(partition, shard, watermark, number))
         self.state.blocked = blocked
 
     def _batch(self, partition: int, watermark: str, target: str) -> Batch:
@@ -249,7 +255,7 @@ class Round:
         for partition in partitions:
             self.state.forgotten[partition] = max(segment.last, self.state.forgotten.get(partition, 0))
 
-    def _tell_rollbacks(self) -> None:
+    def _report_rollbacks(self) -> None:
         """Tell, in a line for each shard, which ones came back with older data, and whether visits are lost."""
         by_shard: dict[tuple[str, bool], list[Rollback]] = {}
         for rollback in self._rollbacks:
@@ -300,7 +306,7 @@ class Round:
         writer = self.journal.writer
         if self.state.writer not in ("", writer):
             self.state.confirmed = {p: f"{segment_of(token)}:" for p, token in self.state.confirmed.items()}
-            self.news = True
+            self.changed = True
         if not self.state.writer:
             self.state.forget_attempts(segment.last for segment in self.journal.segments()[:-1])
         if self.state.writer != writer:
@@ -352,14 +358,14 @@ class Round:
             before = set(self.state.uncounted)
             self.state.uncounted = sorted((before - batch.visits.keys()) | set(answer.aside))
             if new := [page for page in answer.aside if page not in before]:
-                self._damage(told_aside(batch.partition, self.store.shard_of(batch.partition), new), again=True)
+                self._damage(describe_aside(batch.partition, self.store.shard_of(batch.partition), new), again=True)
 
-    def _tell_losses(self, batches: list[Batch]) -> None:
+    def _report_losses(self, batches: list[Batch]) -> None:
         """Let the readers of all hosts know which partitions have lost visits, once they have what is left of them."""
         behind = {b.partition for b in batches if self.state.confirmed.get(b.partition) != b.watermark}
         ready = [p for p in self.state.untold if p not in behind | self._unreached]
-        told = self.store.raise_losses({partition: self.state.lost[partition] for partition in ready})
-        self.state.untold = [partition for partition in self.state.untold if partition not in told]
+        reported = self.store.raise_losses({partition: self.state.lost[partition] for partition in ready})
+        self.state.untold = [partition for partition in self.state.untold if partition not in reported]
 
     def _persist(self) -> None:
         """Ask the shards whether what they confirmed is on their disks; clear `state.unpersisted` where it is."""
@@ -408,12 +414,12 @@ class Round:
                 floor = segment.last
         if floor != self.state.floor:
             self.state.floor = floor
-            self.news = True
+            self.changed = True
 
     # -- telling -------------------------------------------------------------------------------------------------
 
     def announce(self, kind: bytes, argument: str) -> None:
-        """Append an event that every process of the host folds; a lost one is made up for by the next."""
+        """Append an event that every process of the host replays; a lost one is made up for by the next."""
         with suppress(OSError):
             descriptor = self.journal.open(self.current)
             try:
@@ -424,4 +430,4 @@ class Round:
     def _damage(self, text: str, *, again: bool = False) -> None:
         if self.state.note_damage(text, again=again):
             log.error("%s", text)
-            self.news = True
+            self.changed = True

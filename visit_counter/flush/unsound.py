@@ -17,7 +17,7 @@ from visit_counter.shards.contract import NO_WATERMARK, is_token, segment_of
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from visit_counter.journal.checkpoint import State
+    from visit_counter.journal.checkpoint import Checkpoint
 
 _SHOWN = 40
 
@@ -27,7 +27,7 @@ def strange_ones(found: dict[int, str]) -> dict[int, str]:
     return {partition: watermark for partition, watermark in found.items() if not is_token(watermark)}
 
 
-def take_for_confirmed(state: State, partition: int, watermark: str) -> int:
+def take_for_confirmed(state: Checkpoint, partition: int, watermark: str) -> int:
     """Return the segment that a strange watermark is taken for: one answer as long as the shard may fall back to it."""
     known = state.strange.get(partition)
     if known is not None and known[0] == watermark:
@@ -37,12 +37,12 @@ def take_for_confirmed(state: State, partition: int, watermark: str) -> int:
     return number
 
 
-def told_of_none(partition: int, shard: str) -> str:
+def describe_none(partition: int, shard: str) -> str:
     """Return what is told of something else in the place of a partition."""
     return f"{shard}: visits:{{{partition}}} is no partition; its visits wait in the journal until it is one"
 
 
-def told_of_strange(partition: int, shard: str, watermark: str, number: int) -> str:
+def describe_strange(partition: int, shard: str, watermark: str, number: int) -> str:
     """Return what is told of a watermark that no flush wrote."""
     return (
         f"{shard}: partition {partition} has the watermark {watermark[:_SHOWN]!a}, which no flush wrote; it is taken "
@@ -50,7 +50,7 @@ def told_of_strange(partition: int, shard: str, watermark: str, number: int) -> 
     )
 
 
-def told_aside(partition: int, shard: str, pages: Sequence[str]) -> str:
+def describe_aside(partition: int, shard: str, pages: Sequence[str]) -> str:
     """Return what is told of pages whose counts are no numbers."""
     shown = ", ".join(f"{page!r}" for page in pages[:5]) + (f" and {len(pages) - 5} more" if len(pages) > 5 else "")
     return (

@@ -1,6 +1,6 @@
 """The write buffer: one process's view of the journal. It appends visits and knows what is pending.
 
-Every process of a host appends to the same files and folds them, in their order, into tables of its own: one table
+Every process of a host appends to the same files and replays them, in their order, into tables of its own: one table
 of visits per page for each segment that some partition may not include yet. There is no other communication, so
 what one worker acknowledged the next one counts as soon as it looks at the end of the file.
 
@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 from visit_counter import steps
 from visit_counter.errors import JournalError, JournalFullError, UncertainError
-from visit_counter.journal.checkpoint import State
+from visit_counter.journal.checkpoint import Checkpoint
 from visit_counter.journal.pending import Table, Tables
 from visit_counter.journal.recall import recalled
 from visit_counter.journal.records import (
@@ -30,9 +30,9 @@ from visit_counter.journal.records import (
     MERGED,
     REREAD,
     WHOLE,
-    Folded,
     Known,
     Record,
+    Replay,
     read_line,
     read_visits,
     visit_line,
@@ -57,11 +57,11 @@ _OPEN_TRIES = 100
 _LINE_BYTES = 300
 # Reads are told up to this share of what the journal may take: the rest is for visits.
 _READS_SHARE = 2
-_TELL_TRIES = 5
+_REPORT_TRIES = 5
 
 
 class WriteBuffer:
-    """Appends visits to the journal and folds what all processes appended.
+    """Appends visits to the journal and replays what all processes appended.
 
     `fsync` is `always`, `everysec` or `os`; `max_bytes` bounds the journal's files and `max_pages` the
     pages pending in memory: beyond either, `append` refuses with JournalFullError.
@@ -72,13 +72,13 @@ class WriteBuffer:
     __slots__ = (
         "_always_sync",
         "_bound",
+        "_changed",
+        "_compacted",
         "_dirty",
         "_every_second",
         "_left",
         "_max_bytes",
         "_max_pages",
-        "_merged",
-        "_news",
         "_number",
         "_other_bytes",
         "_retained",
@@ -113,7 +113,7 @@ class WriteBuffer:
         self._ticking = threading.RLock()  # taken before `lock`
         self.writer = ""  # the id that the state says watermarks are under
         self.writer_file = ""  # what the file `writer` said: another one while a flush takes a new id
-        self.state = State()
+        self.state = Checkpoint()
         # Every partition includes the segments up to this one; their tables are dropped once they are rebased.
         self.included_to = 0
         self.unreadable_lines = 0
@@ -142,22 +142,22 @@ class WriteBuffer:
         self._left: list[tuple[Segment, int]] = []  # files that hold bytes of ours which are not synced yet
         self._state_version = (0, 0)
         self._retained: tuple[int, dict[Segment, Tally]] = (-1, {})
-        self._news = False  # the flush has told of a new state; `tick` acts on it
-        self._merged: list[Segment] = []  # segments that are one file now; `tick` acts on it
+        self._changed = False  # the flush has told of a new state; `tick` acts on it
+        self._compacted: list[Segment] = []  # segments that are one file now; `tick` acts on it
 
     def open(self) -> None:
-        """Take over the journal as it is on disk: fold every segment that is not wholly included yet."""
+        """Take over the journal as it is on disk: replay every segment that is not wholly included yet."""
         with self.lock:
             self.journal.prepare()
             self._load()
-        self.mending.look()
+        self.mending.inspect()
 
     def _load(self) -> None:
         for _ in range(_OPEN_TRIES):
             try:
-                self._merged.clear()
+                self._compacted.clear()
                 self._reload_state()
-                number, found = self._fold_sealed()
+                number, found = self._replay_sealed()
                 if self.journal.begin(number + 1, after=number, locked=self.mending.locked):
                     continue
                 # Whoever made the segment may have died before its name was on the disk.
@@ -175,8 +175,8 @@ class WriteBuffer:
             self.on_read(page, known)
         self.catch_up()
 
-    def _fold_sealed(self) -> tuple[int, list[Found]]:
-        """Fold the sealed segments; return the number of the current one, and what was found in them."""
+    def _replay_sealed(self) -> tuple[int, list[Found]]:
+        """Replay the sealed segments; return the number of the current one, and what was found in them."""
         sealed = []
         number = self.included_to + 1
         segments = self.journal.segments()
@@ -187,15 +187,15 @@ class WriteBuffer:
             if segment.first > number > 1:
                 log.error("journal segments %d to %d are missing", number, segment.first - 1)
             number = segment.first
-            folded = self.journal.read(segment)
-            if not folded.sealed_as:
+            replay = self.journal.read(segment)
+            if not replay.sealed_as:
                 if not self.journal.is_followed(segment):
                     break
                 # The power failed after the next segment was in use and before this one's seal was on the disk.
-                folded = self.journal.seal(segment)
-            self._note(folded, segment.last)
-            sealed.append(Table(segment.first, segment.last, folded.visits, folded.sealed_as))
-            found.append((segment, folded))
+                replay = self.journal.seal(segment)
+            self._note(replay, segment.last)
+            sealed.append(Table(segment.first, segment.last, replay.visits, replay.sealed_as))
+            found.append((segment, replay))
             number = segment.last + 1
         self.tables.reset(sealed, after=self.included_to)
         return number, found
@@ -232,7 +232,7 @@ class WriteBuffer:
                 end = os.lseek(self.descriptor, 0, os.SEEK_CUR)
                 if steps.hook is not None:
                     steps.hook("append")
-                if end - written == self.offset or not self._fold_others(end - written):
+                if end - written == self.offset or not self._replay_others(end - written):
                     break
             except OSError as error:
                 raise self._uncertain(f"the journal cannot be read: {error.strerror}") from None
@@ -251,7 +251,7 @@ class WriteBuffer:
             self._dirty = True
         return counts
 
-    def tell(self, reads: Sequence[tuple[str, Known]], *, mending: bool = False) -> bool:
+    def report(self, reads: Sequence[tuple[str, Known]], *, mending: bool = False) -> bool:
         """Append what was read of pages' stored counts, and follow it; tell whether all processes can know it now.
 
         Never raises: reads take no more than a share of what the journal may have, and none where the disk fails or
@@ -260,7 +260,7 @@ class WriteBuffer:
         data = b"".join(starmap(read_line, reads))
         pages = {page for page, _ in reads}
         # Again if they came behind a seal, where nothing counts.
-        for _ in range(_TELL_TRIES):
+        for _ in range(_REPORT_TRIES):
             if self.halted and not mending:
                 return False
             if self.offset + self._other_bytes + len(data) > self._max_bytes // _READS_SHARE:
@@ -273,7 +273,7 @@ class WriteBuffer:
                 return False
             if written < len(data):
                 return False
-            if self.tables.current.last == segment and pages <= self.tables.current.told:
+            if self.tables.current.last == segment and pages <= self.tables.current.reported:
                 return True
         return False
 
@@ -317,7 +317,7 @@ class WriteBuffer:
         self.halted, self._bound = "", self._max_bytes
 
     def catch_up(self) -> None:
-        """Fold what others appended since the last look."""
+        """Replay what others have appended since the last call."""
         end = os.lseek(self.descriptor, 0, os.SEEK_END)
         while end != self.offset:
             if end < self.offset or self.mending.cut_at >= 0:
@@ -325,7 +325,7 @@ class WriteBuffer:
                 return
             before = self.offset, self.descriptor
             try:
-                sealed = self._fold_others(end)
+                sealed = self._replay_others(end)
             except UncertainError:
                 return  # the file was cut
             if not sealed and before == (self.offset, self.descriptor):
@@ -358,7 +358,7 @@ class WriteBuffer:
             unsynced = self._take_unsynced()
         self._sync(unsynced)
         # Tables are not dropped before what they know is compared.
-        if self.mending.look():
+        if self.mending.inspect():
             self._other_bytes = max(0, self.journal.size_bytes() - self.offset)
             self._tidy(rebase)
 
@@ -385,17 +385,17 @@ class WriteBuffer:
     def _tidy(self, rebase: Rebase) -> None:
         with self.lock:
             # Looked at, not only waited for: the event is lost if the flush dies in between, or on a full disk.
-            if self._news or self.journal.state_version() != self._state_version:
-                self._news = False
+            if self._changed or self.journal.state_version() != self._state_version:
+                self._changed = False
                 self._reload_state()
-            merged, self._merged = self._merged, []
+            merged, self._compacted = self._compacted, []
             done = [table for table in self.tables.sealed if table.last <= self.included_to]
         for table in done:
             self._rebase(table, rebase)
         with self.lock:
             self.tables.drop(done)
         for segment in merged:
-            self._merge(segment, rebase)
+            self._replace_parts(segment, rebase)
 
     def _rebase(self, table: Table, rebase: Rebase) -> None:
         pages = list(table.visits.items())
@@ -404,7 +404,7 @@ class WriteBuffer:
                 for page, visits in pages[start : start + _TIDY_PAGES]:
                     rebase(page, visits, table.last)
 
-    def _merge(self, whole: Segment, rebase: Rebase) -> None:
+    def _replace_parts(self, whole: Segment, rebase: Rebase) -> None:
         """Put one table in the place of those of a merged file, which leaves out what its partition includes."""
         try:
             merged = self.journal.read(whole)
@@ -435,7 +435,7 @@ class WriteBuffer:
 
     def _reload_state(self) -> None:
         self._state_version = self.journal.state_version()
-        state = State.load(self.journal.state_path)
+        state = Checkpoint.load(self.journal.state_path)
         self.state_is_older = state.floor < self.state.floor
         if self.state_is_older:
             return
@@ -447,8 +447,8 @@ class WriteBuffer:
 
     # -- following the file --------------------------------------------------------------------------------------
 
-    def _fold_others(self, end: int) -> bool:
-        """Fold the lines from where we are up to `end`; on a seal go on to the next segment and return True.
+    def _replay_others(self, end: int) -> bool:
+        """Replay the lines from where we are up to `end`; on a seal go on to the next segment and return True.
 
         Raises OSError if the file cannot be read, UncertainError if it was cut, and JournalError if it is sealed and
         there is no going on: what is behind `end` surely does not count then.
@@ -456,7 +456,7 @@ class WriteBuffer:
         if end < self.offset:
             self.mending.note_cut(end)
             raise self._uncertain(self.halted)
-        steps.step("fold")
+        steps.step("replay")
         data = os.pread(self.descriptor, end - self.offset, self.offset)
         visits = read_visits(data)
         if visits is not None:
@@ -467,24 +467,24 @@ class WriteBuffer:
         if not self.mending.is_continued():
             self.mending.note_cut(end)
             raise self._uncertain(self.halted)
-        folded = Folded()
-        folded.add(data)
+        replay = Replay()
+        replay.add(data)
         number = self.tables.current.last
         # First: if it fails, nothing of this has happened, and the next call meets the seal again.
-        following = self._open_next(number) if folded.sealed_as else None
+        following = self._open_next(number) if replay.sealed_as else None
         if following == (0, -1):
             self._load()
             return True
-        self.offset += folded.consumed
-        self.tail = data[: folded.consumed] or self.tail
-        self.tables.current.visits.merge(folded.visits)
-        for (page, losses, segment), stored in folded.known.items():
-            self.tables.current.told.add(page)
+        self.offset += replay.consumed
+        self.tail = data[: replay.consumed] or self.tail
+        self.tables.current.visits.merge(replay.visits)
+        for (page, losses, segment), stored in replay.known.items():
+            self.tables.current.reported.add(page)
             self.on_read(page, Known(losses, segment, stored))
         if following:
-            self.tables.seal(folded.sealed_as)
+            self.tables.seal(replay.sealed_as)
             self._go_on(*following)
-        self._note(folded, number)
+        self._note(replay, number)
         return following is not None
 
     def _open_next(self, number: int) -> tuple[int, int]:
@@ -526,15 +526,15 @@ class WriteBuffer:
         self._dirty = False
         self._number, self.descriptor, self.offset, self.tail = number, descriptor, 0, b""
 
-    def _note(self, folded: Folded, number: int) -> None:
-        if folded.unreadable:
-            self.unreadable_lines += folded.unreadable
-            log.warning("journal segment %d: %d unreadable lines are skipped", number, folded.unreadable)
-        if folded.fenced:
+    def _note(self, replay: Replay, number: int) -> None:
+        if replay.unreadable:
+            self.unreadable_lines += replay.unreadable
+            log.warning("journal segment %d: %d unreadable lines are skipped", number, replay.unreadable)
+        if replay.fenced:
             self.mending.doubt(Segment(number, number), f"journal segment {number} is in doubt")
-        for event in folded.events:
+        for event in replay.events:
             if event.kind in (FLUSHED, MERGED):
-                self._news = True
+                self._changed = True
             if event.kind in (MERGED, REREAD, AGAIN):
                 self._note_segment(event)
 
@@ -543,7 +543,7 @@ class WriteBuffer:
         first, _, last = numbers.partition(b"-")
         segment = Segment(int(first), int(last))
         if event.kind == MERGED:
-            self._merged.append(segment)
+            self._compacted.append(segment)
         elif event.kind == REREAD:
             if segment not in self.mending.doubtful:
                 self.reread(segment)
@@ -560,9 +560,9 @@ class WriteBuffer:
     def reread(self, segment: Segment) -> None:
         """Put what a segment's file holds in the place of its table, if it is there. Takes the lock itself."""
         with suppress(FileNotFoundError):
-            folded = self.journal.read(segment)
+            replay = self.journal.read(segment)
             with self.lock:
-                self._put(segment, folded.visits, folded.sealed_as)
+                self._put(segment, replay.visits, replay.sealed_as)
 
     def _put(self, segment: Segment, visits: Tally, token: str) -> None:
         whole = Table(*segment.range, visits, token)

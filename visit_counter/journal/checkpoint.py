@@ -38,7 +38,7 @@ class LastFlush:
 
 
 @dataclass(slots=True)
-class State:
+class Checkpoint:
     """What one journal's flushes have confirmed, sent and found. Segments are told by their numbers."""
 
     # The journal's id: the watermarks below are under it.
@@ -115,7 +115,7 @@ class State:
         sync_directory(path.parent)
 
     @classmethod
-    def load(cls, path: Path) -> State:
+    def load(cls, path: Path) -> Checkpoint:
         """Read the state; an empty one where there is none or it cannot be read (`damage` then says so)."""
         try:
             raw: dict[str, Any] = json.loads(path.read_bytes())

@@ -17,14 +17,14 @@ _KEPT_CALLS = 3
 class Table:
     """The visits of one segment (or of several merged ones); `token` is that of its seal.
 
-    `told`: the pages of which the segment says what was stored, as far as this process has followed it.
+    `reported`: the pages of which the segment says what was stored, as far as this process has followed it.
     """
 
-    __slots__ = ("first", "last", "token", "told", "visits")
+    __slots__ = ("first", "last", "reported", "token", "visits")
 
     def __init__(self, first: int, last: int, visits: Tally, token: str = "") -> None:
         self.first, self.last, self.visits, self.token = first, last, visits, token
-        self.told: set[str] = set()
+        self.reported: set[str] = set()
 
 
 class Tables:

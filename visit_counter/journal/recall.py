@@ -9,10 +9,10 @@ from visit_counter.journal.records import Known
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from visit_counter.journal.records import Folded
+    from visit_counter.journal.records import Replay
     from visit_counter.journal.segments import Segment
 
-Found = tuple["Segment", "Folded"]
+Found = tuple["Segment", "Replay"]
 
 
 def recalled(found: Sequence[Found], to: int) -> Iterator[tuple[str, Known]]:
@@ -20,10 +20,10 @@ def recalled(found: Sequence[Found], to: int) -> Iterator[tuple[str, Known]]:
 
     `found`: the segments there are, oldest first. A line is left out where some of these visits are not there any more.
     """
-    retained = [(segment, folded.visits) for segment, folded in found if segment.last <= to]
+    retained = [(segment, replay.visits) for segment, replay in found if segment.last <= to]
     first = _first_of_unbroken([segment for segment, _ in found if segment.first <= to], to)
-    for _, folded in found:
-        for (page, losses, number), stored in folded.known.items():
+    for _, replay in found:
+        for (page, losses, number), stored in replay.known.items():
             if number >= to:
                 yield page, Known(losses, number, stored)
             elif number >= first - 1:

@@ -134,7 +134,7 @@ _visit_of_line = lru_cache(maxsize=1 << 16)(_read_visit)
 
 
 def read_visits(data: bytes) -> list[Visit] | None:
-    """Return the visits of a few whole lines in their order, or None where `Folded` must take a closer look.
+    """Return the visits of a few whole lines in their order, or None where `Replay` must take a closer look.
 
     This is what another worker has appended since this one's last turn, some thousand times a second.
     """
@@ -166,20 +166,20 @@ class Restored(NamedTuple):
 
 
 @dataclass(slots=True)
-class Folded:
+class Replay:
     """What a piece of a segment adds up to."""
 
     visits: Tally = field(default_factory=Tally)
     known: KnownCounts = field(default_factory=dict)
-    sealed_as: str = ""  # the token, once a seal was met: nothing behind it was folded
+    sealed_as: str = ""  # the token, once a seal was met: nothing behind it is replayed
     fenced: bool = False  # that seal says that the file is in doubt
     events: list[Record] = field(default_factory=list)
     lines: int = 0
     unreadable: int = 0
-    consumed: int = 0  # bytes, up to and including the last newline folded
+    consumed: int = 0  # bytes, up to and including the last newline replayed
 
     def add(self, data: bytes) -> None:
-        """Fold the whole lines of `data`; stop at a seal."""
+        """Replay the whole lines of `data`; stop at a seal."""
         if self.sealed_as:
             return
         mark = data.find(_SEAL_MARK)

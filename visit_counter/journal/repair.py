@@ -24,8 +24,8 @@ from copy import deepcopy
 from typing import TYPE_CHECKING
 
 from visit_counter.errors import JournalError
-from visit_counter.journal.checkpoint import GIVEN_UP, State
-from visit_counter.journal.records import AGAIN, PROBE, REREAD, WHOLE, Folded, encode, tally_lines
+from visit_counter.journal.checkpoint import GIVEN_UP, Checkpoint
+from visit_counter.journal.records import AGAIN, PROBE, REREAD, WHOLE, Replay, encode, tally_lines
 from visit_counter.journal.segments import Content, Segment, is_file_at
 from visit_counter.model.visits import together
 from visit_counter.shards.contract import segment_of
@@ -52,8 +52,8 @@ class Mending:
         # Segments to compare or to write anew, with what we know where that is not simply their table.
         self.doubtful: dict[Segment, Content | None] = {}
         self._unsynced: set[Segment] = set()  # those of them whose bytes may not be on the disk
-        self._looked_at: dict[Segment, tuple[int, int, int]] = {}  # waiting files that were as they must be
-        self._told_again: set[Segment] = set()  # those of them whose lines `read` were told again
+        self._inspected: dict[Segment, tuple[int, int, int]] = {}  # waiting files that were as they must be
+        self._reported_again: set[Segment] = set()  # those of them whose lines `read` were told again
         self._reason = ""  # for which visits are refused
         self._notes: list[str] = []  # of damage, that are not on the disk yet
         self.locked = False  # this process holds the flush lock for mending
@@ -75,7 +75,7 @@ class Mending:
 
     # -- once a second ---------------------------------------------------------------------------------------------
 
-    def look(self) -> bool:
+    def inspect(self) -> bool:
         """Find what is wrong with the files, and mend it; tell whether all is well. Takes the buffer's lock itself."""
         buffer = self._buffer
         try:
@@ -122,10 +122,10 @@ class Mending:
         try:
             status = os.stat(path)  # noqa: PTH116 - of the simulated `os` in tests
             seen = (status.st_ino, status.st_size, status.st_mtime_ns)
-            if self._looked_at.get(segment) != seen:
+            if self._inspected.get(segment) != seen:
                 if token != self._journal.token_of(segment):
                     return False
-                self._looked_at[segment] = seen
+                self._inspected[segment] = seen
         except (FileNotFoundError, NotADirectoryError):
             return False
         return True
@@ -166,7 +166,7 @@ class Mending:
                     self.doubtful.setdefault(segment, None)
                 self._unsynced |= journal.find_doubtful()
                 todo = [(segment, content or self._known(segment)) for segment, content in self.doubtful.items()]
-                self._tell_again()
+                self._report_again()
             for segment, mine in todo:
                 if mine is not None and self._restore(segment, mine, state):
                     reason = self._reason or f"journal segment {segment.last} was removed or changed"
@@ -186,21 +186,21 @@ class Mending:
                 self._reason = ""
                 buffer.resume()
 
-    def _tell_again(self) -> None:
+    def _report_again(self) -> None:
         """Tell in the current segment what the doubtful ones say of stored counts: others may not have followed so far.
 
         Once for each, and before they are written anew without such lines. The locks are held.
         """
-        new = self.doubtful.keys() - self._told_again
+        new = self.doubtful.keys() - self._reported_again
         tables = [table for table in self._buffer.tables.sealed if Segment(table.first, table.last) in new]
-        if reads := self._buffer.known_of(sorted({page for table in tables for page in table.told})):
-            self._buffer.tell(reads, mending=True)
-        self._told_again = set(self.doubtful)
+        if reads := self._buffer.known_of(sorted({page for table in tables for page in table.reported})):
+            self._buffer.report(reads, mending=True)
+        self._reported_again = set(self.doubtful)
 
-    def _restore_home(self) -> State:
+    def _restore_home(self) -> Checkpoint:
         """Put the writer's id and the state back if they are gone; return the state. The locks are held."""
         buffer, journal = self._buffer, self._journal
-        state = State.load(journal.state_path)
+        state = Checkpoint.load(journal.state_path)
         is_ours = state.writer == buffer.writer
         if state.floor < buffer.state.floor or not state.writer:
             if buffer.state.writer:
@@ -245,12 +245,12 @@ class Mending:
         self.cut_at = -1
         buffer.leave(left.sealed_as)
 
-    def _read_from(self, offset: int) -> Folded:
-        """Fold our file of the current segment from a byte on."""
+    def _read_from(self, offset: int) -> Replay:
+        """Replay our file of the current segment from a byte on."""
         descriptor = self._buffer.descriptor
-        folded = Folded()
-        folded.add(os.pread(descriptor, max(0, os.fstat(descriptor).st_size - offset), offset))
-        return folded
+        replay = Replay()
+        replay.add(os.pread(descriptor, max(0, os.fstat(descriptor).st_size - offset), offset))
+        return replay
 
     def _fence(self, segment: Segment) -> None:
         """Fence our file of a segment, and the one that is in its place if it is another."""
@@ -272,7 +272,7 @@ class Mending:
             return self._journal.content_of(segment)
         return None
 
-    def _restore(self, segment: Segment, mine: Content, state: State) -> bool:
+    def _restore(self, segment: Segment, mine: Content, state: Checkpoint) -> bool:
         """Have a segment on the disk as it is known; tell whether anything was written. The flush lock is held."""
         journal = self._journal
         there = [s for s in journal.segments() if s.first <= segment.first and segment.last <= s.last]
@@ -292,7 +292,7 @@ class Mending:
             self._write(segment, whole)
         return True
 
-    def _restore_missing(self, segment: Segment, mine: Content, state: State, *, merged: bool) -> bool:
+    def _restore_missing(self, segment: Segment, mine: Content, state: Checkpoint, *, merged: bool) -> bool:
         """Do the same for a segment that has no file of its own."""
         if merged or (segment.last <= state.floor and state.missing.get(segment.last) != GIVEN_UP):
             # A flush has read it, and merged or forgotten it.
@@ -329,7 +329,7 @@ def _range(segment: Segment) -> bytes:
     return b"%d-%d" % segment.range
 
 
-def _may_be_sent(state: State, segment: Segment) -> bool:
+def _may_be_sent(state: Checkpoint, segment: Segment) -> bool:
     """Tell whether some partition may have got a segment's visits, or been told that it includes them."""
     attempted = [number for numbers in state.attempted.values() for number in numbers]
     confirmed = [segment_of(token) for token in state.confirmed.values()]

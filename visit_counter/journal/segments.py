@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from visit_counter.errors import JournalError, StartupError
-from visit_counter.journal.records import FENCE, RESTORED, SEAL, Folded, Known, Restored, encode, read_line, tally_lines
+from visit_counter.journal.records import FENCE, RESTORED, SEAL, Known, Replay, Restored, encode, read_line, tally_lines
 from visit_counter.model.visits import Tally
 
 if TYPE_CHECKING:
@@ -222,23 +222,23 @@ class Journal:
         """Tell whether a segment file is there."""
         return os.path.exists(self.path / segment.name)  # noqa: PTH110 - of the simulated `os` in tests
 
-    def read(self, segment: Segment) -> Folded:
-        """Fold a whole segment file. Raises OSError."""
-        folded = Folded()
+    def read(self, segment: Segment) -> Replay:
+        """Replay a whole segment file. Raises OSError."""
+        replay = Replay()
         for data in _whole_lines(self.path / segment.name):
-            folded.add(data)
-        return folded
+            replay.add(data)
+        return replay
 
     def holds_visits(self, segment: Segment) -> bool:
         """Tell whether anything counts in a segment, having read no more of it than that takes. Raises OSError."""
         for data in _whole_lines(self.path / segment.name, _GLANCE_BYTES):
-            folded = Folded()
-            folded.add(data)
-            if folded.visits or folded.sealed_as:
-                return bool(folded.visits)
+            replay = Replay()
+            replay.add(data)
+            if replay.visits or replay.sealed_as:
+                return bool(replay.visits)
         return False
 
-    def seal(self, segment: Segment) -> Folded:
+    def seal(self, segment: Segment) -> Replay:
         """Seal the current segment, put it on the disk, and return all that is in it. Raises OSError."""
         # The next segment comes first: whoever meets the seal finds it, and its number is never given out again.
         self._make(segment.last + 1)
@@ -248,10 +248,10 @@ class Journal:
             self._sync(descriptor, segment)
         finally:
             os.close(descriptor)
-        folded = self.read(segment)
-        if not folded.sealed_as:
+        replay = self.read(segment)
+        if not replay.sealed_as:
             raise OSError(f"segment {segment.last} could not be sealed")
-        return folded
+        return replay
 
     def fence(self, number: int, descriptors: Sequence[int], offset: int) -> None:
         """Seal segment `number`, that is in doubt, in each of these files. Raises OSError.
@@ -272,9 +272,9 @@ class Journal:
         """Return the token a sealed segment ends with, without reading the whole of a large one."""
         with (self.path / segment.name).open("rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - 4096))
-            folded = Folded()
-            folded.add(file.read())
-        return folded.sealed_as or self.read(segment).sealed_as
+            replay = Replay()
+            replay.add(file.read())
+        return replay.sealed_as or self.read(segment).sealed_as
 
     def write_segment(self, segment: Segment, visits: Tally, token: str, known: KnownCounts) -> None:
         """Write a sealed segment file with a line per page, durably, in the place of what it sums up.
@@ -303,13 +303,13 @@ class Journal:
     def content_of(self, segment: Segment) -> Content:
         """Read a segment file whole. Raises OSError."""
         data = (self.path / segment.name).read_bytes()
-        head, tail = Folded(), Folded()
+        head, tail = Replay(), Replay()
         head.add(data)
         marks = [Restored.of(event) for event in head.events if event.kind == RESTORED]
         if not marks:
             return Content(head.visits, head.sealed_as, head.fenced)
         before, _, behind = data.partition(marks[0].encode())
-        known = Folded()
+        known = Replay()
         known.add(before)
         tail.add(behind)
         cut_at = None if marks[0].cut_at < 0 else marks[0].cut_at
@@ -323,10 +323,10 @@ class Journal:
         """Tell whether every process has had the time to say what it knows of what was found at `at`, see `now`."""
         return not 0 <= self._clock() - at < _SETTLE_SECONDS
 
-    def is_whole(self, folded: Folded) -> bool:
+    def is_whole(self, replay: Replay) -> bool:
         """Tell whether a segment is not in doubt, and nobody has still to say what it lacks."""
-        marks = [Restored.of(event).at for event in folded.events if event.kind == RESTORED]
-        return not folded.fenced and all(map(self.is_settled, marks))
+        marks = [Restored.of(event).at for event in replay.events if event.kind == RESTORED]
+        return not replay.fenced and all(map(self.is_settled, marks))
 
     def forget(self, segment: Segment) -> None:
         """Remove a segment file; of a merged one first the parts that a crash left, or they would come back."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from visit_counter.journal.checkpoint import State
+    from visit_counter.journal.checkpoint import Checkpoint
 
 # A flush is overdue when none has been complete for so many intervals.
 OVERDUE_INTERVALS = 3
@@ -62,7 +62,7 @@ class FlushWatch:
         self._seen = 0.0
         self._since = clock()
 
-    def look(self, state: State) -> None:
+    def look(self, state: Checkpoint) -> None:
         """Notice whether a flush has been complete since the last look; done once a second."""
         if state.complete_at != self._seen:
             self._seen, self._since = state.complete_at, self._clock()
@@ -75,7 +75,7 @@ class FlushWatch:
         return f"no flush has reached every shard for {seconds:.0f} s; one is due every {self._interval:g} s"
 
 
-def flush_complaints(state: State, watch: FlushWatch) -> list[str]:
+def flush_complaints(state: Checkpoint, watch: FlushWatch) -> list[str]:
     """Return what is wrong with the flushes: the last one failed, for each shard why; a replica away; one overdue."""
     watch.look(state)
     complaints = []

@@ -16,7 +16,7 @@ from visit_counter.errors import FlushBusyError, JournalError, StoreError
 from visit_counter.flush.flusher import Flusher
 from visit_counter.flush.launcher import FlushProcess
 from visit_counter.journal.buffer import WriteBuffer
-from visit_counter.journal.checkpoint import State, acknowledged
+from visit_counter.journal.checkpoint import Checkpoint, acknowledged
 from visit_counter.journal.segments import Journal
 from visit_counter.private_files import check_data_dir
 from visit_counter.runtime.health import FlushWatch, Health, Journaled, flush_complaints
@@ -232,7 +232,7 @@ class Service:
                 self.buffer.catch_up()
                 pending, _ = self.buffer.pending_totals()
             # From the file: a flush with nothing to tell does not announce itself.
-            state = State.load(self.buffer.journal.state_path)
+            state = Checkpoint.load(self.buffer.journal.state_path)
             age = max(0, round(time.time() - state.complete_at)) if state.complete_at else None
             signed = acknowledged(self.buffer.journal.path)
             journaled = Journaled(pending, age, [note for note in state.damage if note not in signed])

@@ -11,7 +11,7 @@ import pytest
 from tests.support.host import NAMES, Host
 from tests.unit.counting.test_counter import Watched
 from visit_counter.errors import CountUnknownError
-from visit_counter.journal.records import Folded, Known, read_line, visit_line
+from visit_counter.journal.records import Known, Replay, read_line, visit_line
 from visit_counter.journal.segments import Segment
 from visit_counter.model.answers import Accepted, Answer, Ask
 from visit_counter.model.visits import Tally
@@ -246,7 +246,7 @@ def test_retained_segments_are_read_without_the_lock(host: Host, shard: Watched)
     late.stored.cache.clear()
     read = late.buffer.journal.read
 
-    def without_lock(segment: Segment) -> Folded:
+    def without_lock(segment: Segment) -> Replay:
         assert not late.buffer.lock._is_owned()  # type: ignore[attr-defined]  # of RLock
         return read(segment)
 
@@ -258,11 +258,11 @@ def test_retained_segments_are_read_without_the_lock(host: Host, shard: Watched)
 def test_a_line_of_a_read_survives_a_piece_before_it_and_is_one_before_a_visit() -> None:
     line, counted = read_line("a b", Known(1, 2, 3)), visit_line("a b", 4)
     for size in range(len(line)):
-        folded = Folded()
-        folded.add(line[:size] + line + line[:size] + counted)
-        assert folded.known == {("a b", 1, 2): 3}
-        assert folded.visits == {"a b": 4}
-        assert folded.unreadable == 0
+        replay = Replay()
+        replay.add(line[:size] + line + line[:size] + counted)
+        assert replay.known == {("a b", 1, 2): 3}
+        assert replay.visits == {"a b": 4}
+        assert replay.unreadable == 0
 
 
 def test_a_worker_that_hears_of_a_read_from_before_what_it_has_dropped_reads_the_page_anew(
@@ -274,6 +274,6 @@ def test_a_worker_that_hears_of_a_read_from_before_what_it_has_dropped_reads_the
     for _ in range(5):
         host.tick()
     before = shard.reads
-    assert counter.buffer.tell([("a", Known(0, 0, 1))])
+    assert counter.buffer.report([("a", Known(0, 0, 1))])
     assert counter.count("a").visits == 3
     assert shard.reads == before + 1

@@ -9,7 +9,7 @@ import pytest
 
 from tests.support.host import NAMES, Host
 from visit_counter.errors import FlushBusyError, StoreUnavailableError
-from visit_counter.journal.checkpoint import State
+from visit_counter.journal.checkpoint import Checkpoint
 from visit_counter.journal.segments import Segment
 from visit_counter.model.visits import Tally
 from visit_counter.shards.contract import Applied, Batch, Stored
@@ -92,7 +92,7 @@ def stored(host: Host) -> set[int]:
 
 
 def damage(host: Host) -> list[str]:
-    return State.load(host.journal.state_path).damage
+    return Checkpoint.load(host.journal.state_path).damage
 
 
 def test_a_flush_brings_every_pending_visit_into_its_shard_once(host: Host, shards: list[Shard]) -> None:
@@ -171,7 +171,7 @@ def test_a_shard_is_asked_about_its_disk_once_something_was_written_to_it_in_the
     for shard in shards:
         monkeypatch.setattr(shard, "persist", lambda _: False)
     host.flusher.flush()
-    assert State.load(host.journal.state_path).unpersisted
+    assert Checkpoint.load(host.journal.state_path).unpersisted
     written: list[bool] = []
 
     def vouch(shard: Shard) -> bool:
@@ -183,7 +183,7 @@ def test_a_shard_is_asked_about_its_disk_once_something_was_written_to_it_in_the
         monkeypatch.setattr(shard, "persist", lambda _, shard=shard: vouch(shard))
     host.flusher.flush()
     assert written == [True, True]
-    assert not State.load(host.journal.state_path).unpersisted
+    assert not Checkpoint.load(host.journal.state_path).unpersisted
 
 
 def test_a_shard_that_is_down_keeps_its_visits_pending_and_the_other_gets_its_own(
@@ -433,7 +433,7 @@ def test_a_loss_of_visits_that_a_merge_left_out_is_told(host: Host, shards: list
 def test_a_process_that_is_told_of_several_merges_at_once_counts_what_each_left_out(
     tmp_path: Path, shards: list[Shard], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("visit_counter.flush.compaction.MERGE_FROM", 2)
+    monkeypatch.setattr("visit_counter.flush.compaction.COMPACT_FROM", 2)
     host = Host(tmp_path, list(shards), retain_segments=0)
     rested, busy = host.process(), host.process()
     for page in PAGES:

@@ -10,7 +10,7 @@ import pytest
 
 from tests.faults.simulated_shard import Shard, ShardClient, aside
 from tests.support.host import NAMES, Host
-from visit_counter.journal.checkpoint import State
+from visit_counter.journal.checkpoint import Checkpoint
 from visit_counter.model.answers import Answer, Ask
 from visit_counter.shards.contract import is_token
 from visit_counter.shards.ring import Ring, partition_of
@@ -48,7 +48,7 @@ def counts(shards: list[Shard], pages: Sequence[str]) -> set[int]:
 
 
 def damage(host: Host) -> list[str]:
-    return State.load(host.journal.state_path).damage
+    return Checkpoint.load(host.journal.state_path).damage
 
 
 def test_a_watermark_that_no_flush_wrote_is_told_and_no_visit_is_lost_or_doubled(
@@ -117,7 +117,7 @@ def test_a_shard_that_refuses_for_long_makes_the_journal_grow_with_pages_and_not
     monkeypatch.setattr(host.store.stores[NAMES[0]], "watermarks", marks)
     for _ in range(60):
         assert "there is something else" in flush(host)
-    assert State.load(host.journal.state_path).attempted == {}
+    assert Checkpoint.load(host.journal.state_path).attempted == {}
     assert len(host.journal.segments()) < 30
     shards[0].mend()
     assert flush(host) == ""

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from visit_counter.journal.checkpoint import MAX_DAMAGE_NOTES, LastFlush, State
+from visit_counter.journal.checkpoint import MAX_DAMAGE_NOTES, Checkpoint, LastFlush
 from visit_counter.shards.redis.replicas import Replica
 
 if TYPE_CHECKING:
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def test_a_state_comes_back_as_it_was_saved(tmp_path: Path) -> None:
-    state = State(
+    state = Checkpoint(
         "w",
         7,
         {3: "7:ab", 4000: "5:"},
@@ -32,11 +32,11 @@ def test_a_state_comes_back_as_it_was_saved(tmp_path: Path) -> None:
         complete_at=3.5,
     )
     state.save(tmp_path / "state.json")
-    assert State.load(tmp_path / "state.json") == state
+    assert Checkpoint.load(tmp_path / "state.json") == state
 
 
 def test_no_state_is_an_empty_one(tmp_path: Path) -> None:
-    assert State.load(tmp_path / "state.json") == State()
+    assert Checkpoint.load(tmp_path / "state.json") == Checkpoint()
 
 
 @pytest.mark.parametrize(
@@ -44,25 +44,25 @@ def test_no_state_is_an_empty_one(tmp_path: Path) -> None:
 )
 def test_a_state_that_cannot_be_read_is_empty_and_says_so(tmp_path: Path, text: str) -> None:
     (tmp_path / "state.json").write_text(text, encoding="latin-1")
-    state = State.load(tmp_path / "state.json")
+    state = Checkpoint.load(tmp_path / "state.json")
     assert (state.floor, state.confirmed) == (0, {})
     assert "state.json cannot be read" in state.damage[0]
 
 
 def test_a_state_that_cannot_be_written_leaves_the_one_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    State("w", 1).save(tmp_path / "state.json")
+    Checkpoint("w", 1).save(tmp_path / "state.json")
 
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("visit_counter.journal.checkpoint.write_durably", full)
     with pytest.raises(OSError, match="No space"):
-        State("w", 2).save(tmp_path / "state.json")
-    assert State.load(tmp_path / "state.json").floor == 1
+        Checkpoint("w", 2).save(tmp_path / "state.json")
+    assert Checkpoint.load(tmp_path / "state.json").floor == 1
 
 
 def test_damage_notes_are_bounded_and_the_newest_stay() -> None:
-    state = State()
+    state = Checkpoint()
     for number in range(MAX_DAMAGE_NOTES + 5):
         state.note_damage(str(number))
     assert len(state.damage) == MAX_DAMAGE_NOTES

@@ -13,7 +13,7 @@ import pytest
 from tests.support.host import Host
 from tests.unit.journal.test_buffer import append, file_size_limit, pending
 from visit_counter.errors import JournalError, UncertainError
-from visit_counter.journal.checkpoint import State
+from visit_counter.journal.checkpoint import Checkpoint
 from visit_counter.journal.segments import Journal
 
 if TYPE_CHECKING:
@@ -247,7 +247,7 @@ def test_a_journal_whose_flush_was_killed_while_it_took_a_new_id_is_no_other_one
     host.tick()
     append(counter.buffer, "a")
     host.journal.rename_writer("0123456789abcdef")
-    state = State.load(host.journal.state_path)
+    state = Checkpoint.load(host.journal.state_path)
     state.save(host.journal.state_path)
     counter.tick()
     assert counter.buffer.writer == state.writer  # under which everything was sent

@@ -82,9 +82,9 @@ def test_segments_come_in_order_and_a_merged_file_hides_its_parts(journal: Journ
 
 def test_sealing_makes_the_next_segment_first_and_returns_all_that_counts(journal: Journal) -> None:
     segment = put(journal, 1, visit_line("a") + visit_line("b"))
-    folded = journal.seal(segment)
-    assert folded.visits == {"a": 1, "b": 1}
-    assert folded.sealed_as.startswith("1:")
+    replay = journal.seal(segment)
+    assert replay.visits == {"a": 1, "b": 1}
+    assert replay.sealed_as.startswith("1:")
     assert journal.segments() == [Segment(1, 1), Segment(2, 2)]
 
 
@@ -95,11 +95,11 @@ def test_a_second_seal_changes_nothing(journal: Journal) -> None:
 
 def test_a_rewritten_segment_says_the_same(journal: Journal) -> None:
     segment = put(journal, 1, visit_line("a") * 10_000 + visit_line("b"))
-    folded = journal.seal(segment)
-    journal.write_segment(segment, folded.visits, folded.sealed_as, folded.known)
+    replay = journal.seal(segment)
+    journal.write_segment(segment, replay.visits, replay.sealed_as, replay.known)
     again = journal.read(segment)
-    assert (again.visits, again.sealed_as, again.lines) == (folded.visits, folded.sealed_as, 3)
-    assert journal.token_of(segment) == folded.sealed_as
+    assert (again.visits, again.sealed_as, again.lines) == (replay.visits, replay.sealed_as, 3)
+    assert journal.token_of(segment) == replay.sealed_as
 
 
 def test_reading_in_pieces_is_reading_the_whole(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:

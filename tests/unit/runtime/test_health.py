@@ -6,13 +6,13 @@ import json
 from typing import TYPE_CHECKING
 
 from tests.support.host import Clock
-from visit_counter.journal.checkpoint import LastFlush, State, acknowledge, acknowledged
+from visit_counter.journal.checkpoint import Checkpoint, LastFlush, acknowledge, acknowledged
 from visit_counter.runtime.health import FlushWatch, Health, flush_complaints
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-COMPLETE = State(last_flush=LastFlush(50.0, 0.1, 1, 1), complete_at=50.0)
+COMPLETE = Checkpoint(last_flush=LastFlush(50.0, 0.1, 1, 1), complete_at=50.0)
 
 
 def test_a_flush_is_overdue_when_none_was_complete_for_three_intervals() -> None:
@@ -23,12 +23,12 @@ def test_a_flush_is_overdue_when_none_was_complete_for_three_intervals() -> None
     assert flush_complaints(COMPLETE, watch) == []
     clock.now += 1
     assert flush_complaints(COMPLETE, watch) == ["no flush has reached every shard for 91 s; one is due every 30 s"]
-    later = State(last_flush=LastFlush(20.0, 0.1, 1, 1), complete_at=20.0)  # the wall clock was set back
+    later = Checkpoint(last_flush=LastFlush(20.0, 0.1, 1, 1), complete_at=20.0)  # the wall clock was set back
     assert flush_complaints(later, watch) == []
 
 
 def test_a_flush_that_failed_is_told_with_the_reason_of_each_shard() -> None:
-    state = State(
+    state = Checkpoint(
         last_flush=LastFlush(60.0, 0.1, 1, 1, "a: full; b: away; a: full too"),
         trouble={"a": "a: full", "b": "b: away"},
         complete_at=50.0,
@@ -68,9 +68,9 @@ def test_a_file_of_acknowledgements_that_cannot_be_read_acknowledges_nothing(tmp
 def test_a_state_of_the_version_before_tells_when_a_flush_was_last_complete(tmp_path: Path) -> None:
     path = tmp_path / "state.json"
     for error, at in (("", 50.0), ("away", 0.0)):
-        State(last_flush=LastFlush(50.0, 0.1, 1, 1, error)).save(path)
+        Checkpoint(last_flush=LastFlush(50.0, 0.1, 1, 1, error)).save(path)
         raw = json.loads(path.read_text(encoding="ascii"))
         for name in ("complete_at", "trouble"):
             del raw[name]
         path.write_text(json.dumps(raw), encoding="ascii")
-        assert State.load(path).complete_at == at
+        assert Checkpoint.load(path).complete_at == at
