@@ -102,7 +102,7 @@ BREAKAGES = (
     Breakage(
         "lose with a cut file what it said of stored counts",
         "journal/repair.py",
-        "                self._tell_again()\n",
+        "                self._report_again()\n",
         "",
         "tests/unit/counting/test_stored.py",
     ),
