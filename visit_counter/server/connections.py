@@ -16,11 +16,14 @@ import math
 import select
 import socket
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gunicorn.workers.gthread import DEFAULT_WORKER_DATA_TIMEOUT, ThreadWorker
 
-from visit_counter.server.http1 import TIMEOUT_RESPONSE, Awaited
+from visit_counter.server.http1 import TIMEOUT_RESPONSE
+
+if TYPE_CHECKING:
+    from visit_counter.server.bodies import Awaited
 
 READ_BYTES = 8192
 _LISTEN = select.EPOLLIN | getattr(select, "EPOLLEXCLUSIVE", 0)  # Linux 4.5

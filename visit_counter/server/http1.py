@@ -23,15 +23,11 @@ from visit_counter.errors import PageError
 from visit_counter.model import answers
 from visit_counter.model.answers import MAX_BODY_BYTES, Ask
 from visit_counter.model.pages import decode_page
+from visit_counter.server.bodies import LENGTH, Awaited, RestOfHead, SizedBody, awaited_body
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-# Of a chunked body, so much more than the limit is waited for: enough to see that it is too large, however it is read.
-_MORE_BYTES = 2048
-# How much its framing may add before it is refused, and how long one line of it may be.
-_FRAMING_BYTES = 64 * 1024
-_CHUNK_LINE_BYTES = 8190
 # Entries of each memory. At most this many times MEMO_BYTES: 16 MB in the worst case, under 2 MB as a rule.
 MEMO_ENTRIES = 8192
 MEMO_BYTES = 1024
@@ -39,12 +35,10 @@ MEMO_BYTES = 1024
 # Any character not named here makes gunicorn, werkzeug or the blueprint look closer; so must we, and do not.
 _LINE = re.compile(rb"(GET|POST) /visits/((?:[A-Za-z0-9._~!$&'()*+,;=:@/-]|%[0-9A-Fa-f]{2})+) HTTP/1\.([01])")
 _HOST = re.compile(rb"(?:[A-Za-z0-9_-]{1,63}(?:\.[A-Za-z0-9_-]{1,63})*|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?")
-_CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,16})(?:[ \t]*;.*)?\Z", re.DOTALL)
 # Fields that ask for something the loop does not do.
 _SPECIAL = frozenset((b"transfer-encoding", b"expect", b"upgrade", b"http2-settings", b"content-encoding"))
 # What `Connection` may say, and whether that closes the connection; "(none)" stands for no such field.
 _OPTIONS = {b"close": True, b"keep-alive": False, b"(none)": None}
-_LENGTH = re.compile(rb"[0-9]{1,18}")
 _FRAMING = frozenset((b"host", b"content-length", b"content-type", b"connection"))
 # RFC 9112 section 5: a token, a colon, a value without control characters, on one line. A token may have an underscore
 # too, but gunicorn looks closer at such names.
@@ -246,102 +240,9 @@ def parse_fields(
     length, option = named.get(b"content-length", b"0"), named.get(b"connection", b"(none)").lower()
     if not _HOST.fullmatch(named.get(b"host", b"")) or option not in _OPTIONS:
         return None
-    if not _LENGTH.fullmatch(length) or int(length) > MAX_BODY_BYTES:
+    if not LENGTH.fullmatch(length) or int(length) > MAX_BODY_BYTES:
         return None
     return Framing(int(length), _OPTIONS[option])
-
-
-class Awaited:
-    """What a part of a request lacks: asked after each read, so that a client that drips costs little."""
-
-    is_ordinary = True  # the loop may answer the request once the rest is here
-    wants_continue = False  # the client waits for 100 Continue before it sends the body
-
-    def is_here(self, data: bytes) -> bool:
-        """Tell whether it is worth looking at the request again, of which `data` has come so far."""
-        raise NotImplementedError
-
-
-class RestOfHead(Awaited):
-    """Waits for the end of another line of the head, or for as much again."""
-
-    def __init__(self, seen: int) -> None:
-        self._seen = seen
-
-    def is_here(self, data: bytes) -> bool:
-        """See Awaited."""
-        return data.find(b"\n", self._seen) >= 0 or len(data) >= 2 * self._seen
-
-
-class SizedBody(Awaited):
-    """Waits for a body whose end is known."""
-
-    def __init__(self, end: int) -> None:
-        self._end = end
-
-    def is_here(self, data: bytes) -> bool:
-        """See Awaited."""
-        return len(data) >= self._end
-
-
-class ChunkedBody(Awaited):
-    """Waits for the end of a chunked body (RFC 9112 section 7.1), or until it is broken or too large."""
-
-    def __init__(self, start: int) -> None:
-        self._start = start
-        self._next = start  # where the next chunk begins
-        self._body_bytes = 0
-
-    def is_here(self, data: bytes) -> bool:
-        """See Awaited. What has been looked at is not looked at again."""
-        while (line_end := data.find(b"\r\n", self._next)) >= 0:
-            size = _CHUNK_SIZE.match(data, self._next, line_end)
-            if size is None:
-                return True  # broken
-            length = int(size[1], 16)
-            if length == 0:
-                # The last chunk, a trailer section that may be empty, and an empty line.
-                return data.find(b"\r\n\r\n", line_end) >= 0 or self._is_too_large(data)
-            end = line_end + 2 + length
-            if data[end : end + 2] not in (b"\r\n", b"\r", b""):
-                return True  # broken
-            if len(data) < end + 2:
-                return self._is_too_large(data, len(data) - line_end)
-            self._next = end + 2
-            self._body_bytes += length
-            if self._is_too_large(data):
-                return True
-        return len(data) - self._next > _CHUNK_LINE_BYTES or self._is_too_large(data)
-
-    def _is_too_large(self, data: bytes, of_this_chunk: int = 0) -> bool:
-        return (
-            self._body_bytes + of_this_chunk > MAX_BODY_BYTES + _MORE_BYTES
-            or len(data) - self._start > MAX_BODY_BYTES + _MORE_BYTES + _FRAMING_BYTES
-        )
-
-
-def awaited_body(line: bytes, fields: Sequence[tuple[bytes, bytes]], head_end: int) -> Awaited | None:
-    """Return the body that these fields announce; None if gunicorn refuses it, so that nothing is waited for."""
-    named = dict(fields)
-    expected = named.get(b"expect", b"").lower()
-    if expected not in (b"", b"100-continue"):
-        return None
-    body: Awaited
-    if coding := named.get(b"transfer-encoding"):
-        # Any coding but a last `chunked`, and one with a length, is refused, whatever follows.
-        if b"content-length" in named or not coding.lower().endswith(b"chunked"):
-            return None
-        body = ChunkedBody(head_end)
-    else:
-        length = named.get(b"content-length", b"0")
-        if [name for name, _ in fields].count(b"content-length") > 1:
-            return None
-        if not _LENGTH.fullmatch(length) or int(length) > MAX_BODY_BYTES:
-            return None
-        body = SizedBody(head_end + int(length))
-    body.is_ordinary = False
-    body.wants_continue = bool(expected) and not line.endswith(b"/1.0")
-    return body
 
 
 def status_line(status: int) -> str:
