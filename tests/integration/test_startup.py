@@ -9,7 +9,10 @@ import re
 import signal
 import socket
 import threading
+import urllib.error
 import urllib.request
+from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -18,7 +21,6 @@ from tests.support.servers import GunicornServer, ValkeyServer, free_ports, list
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
 
 @pytest.fixture
@@ -48,6 +50,21 @@ def up(server: GunicornServer, workers: int = 2) -> GunicornServer:
     server.start()
     wait_until(lambda: len(said(server, "started")) >= workers, f"{workers} workers have started")
     return server
+
+
+def answers(server: GunicornServer, path: str) -> bool:
+    """Tell whether the answer is 200."""
+    with suppress(urllib.error.HTTPError), urllib.request.urlopen(f"{server.url}{path}", timeout=20):
+        return True
+    return False
+
+
+def opened(pid: int, directory: Path) -> bool:
+    """Tell whether a process has a segment in a journal's directory open."""
+    with suppress(FileNotFoundError):
+        links = [str(link.readlink()) for link in Path(f"/proc/{pid}/fd").iterdir()]
+        return any(link.startswith(str(directory)) and link.endswith(".log") for link in links)
+    return False
 
 
 def nothing_listens(*ports: int) -> bool:
@@ -336,6 +353,26 @@ def test_a_service_that_cannot_start_ends_the_master_with_one_line(service: Call
     assert server.wait() == 3
     assert "visit-counter: the journal cannot be opened" in server.log.splitlines()
     assert "Traceback" not in server.log
+
+
+@pytest.mark.parametrize("worker", ["visit_counter.server.worker.VisitWorker", "gthread"])
+def test_a_worker_that_starts_while_the_journal_cannot_be_opened_waits_for_it_and_the_others_serve(
+    gunicorn: Callable[..., GunicornServer], valkey: ValkeyServer, worker: str
+) -> None:
+    server = gunicorn("-k", worker, VISITS_SHARDS=valkey.url).start()
+    journal = server.dir / "data" / "journal"
+    wait_until(
+        lambda: sum(opened(pid, journal) for pid in server.worker_pids) == 2, "both workers have the journal open"
+    )
+    away = journal.rename(journal.with_name("away"))
+    journal.write_bytes(b"")
+    os.kill(server.worker_pids[0], signal.SIGKILL)
+    wait_until(lambda: "cannot open the journal and waits" in server.log, "the new worker waits")
+    assert answers(server, "/live"), server.log
+    journal.unlink()
+    away.rename(journal)
+    wait_until(lambda: answers(server, "/ready"), "visits are accepted")
+    assert server.runs()
 
 
 @pytest.mark.parametrize("worker", ["visit_counter.server.worker.VisitWorker", "gthread"])

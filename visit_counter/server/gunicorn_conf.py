@@ -48,7 +48,7 @@ def when_ready(server: Any) -> None:
 def post_worker_init(worker: Any) -> None:
     """Open journal and connections, after the fork."""
     life.bound_gthread(worker)
-    startup.start_service(worker.wsgi)
+    startup.start_service(worker)
 
 
 def worker_int(worker: Any) -> None:  # noqa: ARG001 - gunicorn passes it

@@ -6,18 +6,20 @@ Everything that would stop the service is found here, in the master, and told in
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import select
 import signal
 import socket
 import sys
+import time
 from contextlib import closing, contextmanager, suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from visit_counter.config.embedded_files import shards_dir, unused_directories
 from visit_counter.config.settings import Settings
 from visit_counter.embedded.shards import EmbeddedShards
-from visit_counter.errors import StartupError, StoreError, StoreRefusedError
+from visit_counter.errors import JournalError, StartupError, StoreError, StoreRefusedError
 from visit_counter.private_files import check_data_dir
 from visit_counter.shards.check import TIMEOUT_SECONDS, check_shard, warnings_of
 from visit_counter.shards.factory import make_store
@@ -26,10 +28,13 @@ from visit_counter.shards.router import ShardedStore
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
+log = logging.getLogger(__name__)
+
 DEFAULT_WORKERS = 2
 
 # gunicorn's status of a worker that cannot start: its master ends then, and does not try for ever.
 _WORKER_BOOT_ERROR = 3
+_OPEN_AGAIN_SECONDS = 1.0
 
 # Of this process. Not in gunicorn_conf.py, which gunicorn reads again on SIGHUP.
 _embedded: list[EmbeddedShards] = []
@@ -176,10 +181,28 @@ def start_log(settings: Settings, addresses: Sequence[object]) -> list[str]:
     return lines
 
 
-def start_service(app: object) -> None:
-    """Start the service in a worker, or end the worker so that gunicorn's master ends too."""
+def start_service(worker: Any) -> None:
+    """Start the service in a worker of gunicorn.
+
+    If it cannot start, one of the first workers ends, so that gunicorn's master ends too. A later worker waits for the
+    journal: the others serve on, and the master would end them.
+    """
+    service = worker.wsgi.extensions["visit_counter"]
+    told = False
     with told_in_one_line(_WORKER_BOOT_ERROR):
-        app.extensions["visit_counter"].start()  # type: ignore[attr-defined]  # a Flask, which is not imported here
+        while worker.alive and worker.ppid == os.getppid():
+            try:
+                service.start()
+            except (OSError, JournalError, StartupError) as error:
+                if worker.age <= worker.cfg.workers:
+                    raise StartupError(str(error)) from None
+                if not told:
+                    log.error("a new worker cannot open the journal and waits until it can: %s", error)
+                told = True
+                worker.notify()
+                time.sleep(_OPEN_AGAIN_SECONDS)
+            else:
+                return
 
 
 def ignore_signals() -> None:
