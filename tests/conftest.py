@@ -49,15 +49,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.slow)
 
 
+@pytest.hookimpl(trylast=True)
 def pytest_configure(config: pytest.Config) -> None:
     """Measure coverage where the whole suite runs: a part of it covers a part, and a benchmark is not to be slowed.
 
+    Last, because the reporter that shows the progress is there only then.
     pytest-cov has started by now, because of the `--cov` in pyproject.toml: only so does it see what is imported here.
     """
     let_children_be_interrupted()
     reporter = config.pluginmanager.get_plugin("terminalreporter")
     if isinstance(reporter, pytest.TerminalReporter):
-        config.pluginmanager.register(Progress(reporter, keep=config.option.keep_durations))
+        config.pluginmanager.register(Progress(reporter, keep=config.option.keep_durations), "progress")
     measuring = config.pluginmanager.get_plugin("_cov")
     asked = any(argument.startswith("--cov") for argument in config.invocation_params.args)
     if measuring is not None and not asked and not is_whole_suite(config):

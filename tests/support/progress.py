@@ -80,8 +80,7 @@ class Progress:
         if now >= self._next:
             self._next = now + self._every
             left = shown(self._forecast.seconds_left(now))
-            self._reporter.ensure_newline()
-            self._reporter.write_line(f"{self._forecast.finished} of {self._forecast.tests} tests, about {left} left")
+            self._reporter.write(f"\n{self._forecast.finished} of {self._forecast.tests} tests, about {left} left\n")
 
     def pytest_sessionfinish(self) -> None:
         if self._keep:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from tests.support.progress import Forecast, shown
 
 
@@ -29,3 +31,7 @@ def test_a_test_that_is_not_known_is_taken_for_an_average_one() -> None:
 
 def test_times_are_told_in_minutes_and_seconds() -> None:
     assert [shown(seconds) for seconds in (0.2, 59.4, 60, 185)] == ["0 s", "59 s", "1 min 00 s", "3 min 05 s"]
+
+
+def test_the_time_left_is_shown_by_this_very_run(pytestconfig: pytest.Config) -> None:
+    assert pytestconfig.pluginmanager.has_plugin("progress")
