@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 # Long enough that there is something in the current segment, and that a fault does not meet a flush each time.
 _FLUSH_SECONDS = "2"
+# After so long every worker has looked at the current segment, also on a busy machine.
+_LOOKED_SECONDS = 2.5
 
 
 def _health(service: FaultyService) -> str:
@@ -140,6 +142,9 @@ def _cut_segment(service: FaultyService, trial: int) -> None:
     # Both workers have surely read this: who has not may append without seeing that anything is gone.
     os.truncate(path, service.random.choice((0, service.random.randrange(300))))
     _wait_until_written(path, inode)
+    _wait_until_accepted(service)
+    # A worker that knows more than the one that wrote the segment anew adds it when it looks: once a second.
+    time.sleep(_LOOKED_SECONDS)
     _wait_until_accepted(service)
     with service.at_rest():
         service.visitors.may_see_less = False
