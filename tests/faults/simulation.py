@@ -498,7 +498,7 @@ class World:
         name = self.random.choice(NAMES)
         lost = self.shards[name].roll_back()
         self.rolled_back |= bool(lost)
-        ids = {(Path(one.path) / "writer").read_text() for one in self.sharers}
+        ids = {_writer_of(Path(one.path)) for one in self.sharers}
         if lost and len(ids) == 1:
             self.may_lose.add(name)
         self.note(f"   {name} rolled back {lost} changes")
@@ -611,6 +611,13 @@ class World:
     def note(self, text: str) -> None:
         """Remember what happened, for the trace of a failing seed."""
         self.trace.append(text)
+
+
+def _writer_of(path: Path) -> str:
+    """Return the id that a journal sends under; a power loss may have taken the file that names it."""
+    with suppress(FileNotFoundError):
+        return Checkpoint.load(path / "state.json").writer or (path / "writer").read_text().strip()
+    return ""
 
 
 def _is_written_by_somebody(note: str) -> bool:
