@@ -32,7 +32,19 @@ def test_no_failing_sync_and_no_file_that_is_removed_or_cut_loses_or_doubles_a_v
 # With each of these a repair once went wrong.
 @pytest.mark.parametrize(
     "seed",
-    [1_000_053, 1_000_337, 1_000_434, 1_000_832, 1_000_942, 1_001_024, 1_002_658, 1_010_405, 1_071_498, 1_022_481],
+    [
+        1_000_053,
+        1_000_337,
+        1_000_434,
+        1_000_832,
+        1_000_942,
+        1_001_024,
+        1_002_658,
+        1_010_405,
+        1_071_498,
+        1_022_481,
+        1_042_102,
+    ],
 )
 def test_a_seed_whose_repair_once_went_wrong_keeps_its_promises(seed: int) -> None:
     found = run_seeds(range(seed, seed + 1))

@@ -43,6 +43,8 @@ _NOT_FRESH = -1.0
 _TELL_PAGES = 256
 
 Version = tuple[int, int]
+# Of the pages of a read: what others have told while it was under way, if anything.
+Heard = dict[str, Known | None]
 
 
 class Read(NamedTuple):
@@ -69,6 +71,8 @@ class StoredCounts:
         self.buffer, self.store, self.cache = buffer, store, cache
         self._reads: SingleFlight[Read | StoreError] = SingleFlight()
         self._losses = 0  # of the state when they were last noticed
+        # For each read that is under way: what others have told of its pages meanwhile. A small cache may let go of it.
+        self._listening: list[Heard] = []
         self._telling: tuple[Table, int] | None = None  # where `tell_visited` is: how many pages of which table
         buffer.on_load = self._forget_all
         buffer.on_read = self._hear
@@ -121,6 +125,10 @@ class StoredCounts:
         known: Known | None = self.cache.peek(page)
         if known is not None and known.segment < last:
             self.cache.amend(page, Known(known.losses, last, known.stored + visits))
+        for heard in self._listening:
+            told = heard.get(page)
+            if told is not None and told.segment < last:
+                heard[page] = Known(told.losses, last, told.stored + visits)
 
     def notice_losses(self) -> None:
         """Read every page anew once a flush of this host has found that a shard has lost visits for good.
@@ -177,6 +185,8 @@ class StoredCounts:
     def _forget_all(self) -> None:
         """Start anew with the buffer: the tables that the cached counts relied on may be gone."""
         self.cache.clear()
+        for heard in self._listening:
+            heard.update(dict.fromkeys(heard))
         self._telling = None
 
     def _hear(self, page: str, known: Known) -> None:
@@ -185,6 +195,10 @@ class StoredCounts:
         mine: Known | None = self.cache.peek(page)
         included = segment_of(buffer.state.confirmed.get(partition_of(page), NO_WATERMARK))
         raised = buffer.tables.raised(page, known, max(included, buffer.included_to), included)
+        for heard in self._listening:
+            if page in heard:
+                told = heard[page]
+                heard[page] = self._later(page, told, raised) if told and raised else raised
         if raised is None:
             # Who wrote it rested too long: what it says cannot be compared with anything here, and must be read anew.
             self.cache.delete(page)
@@ -217,6 +231,17 @@ class StoredCounts:
 
     def _read(self, pages: Sequence[str]) -> dict[str, Read | StoreError]:
         """Return what is known of the pages; read what is not fresh. Takes the lock itself. Raises StoreError."""
+        heard: Heard = dict.fromkeys(pages)
+        with self.buffer.lock:
+            self._listening.append(heard)
+        try:
+            return self._read_listening(pages, heard)
+        finally:
+            with self.buffer.lock:
+                self._listening = [other for other in self._listening if other is not heard]
+
+    def _read_listening(self, pages: Sequence[str], heard: Heard) -> dict[str, Read | StoreError]:
+        """Do as `_read`, while what others tell of these pages is kept in `heard`."""
         found: dict[str, Read | StoreError] = {}
         retained: Mapping[Segment, Mapping[str, int]] | None = None
         for _ in range(_READ_TRIES):
@@ -242,10 +267,13 @@ class StoredCounts:
                     retained = None
                     continue  # nobody could tell a shard that lost something from a read before its flush
                 judged = {
-                    page: one if isinstance(one, StoreError) else self._judge(page, one, retained)
+                    page: one
+                    if isinstance(one, StoreError)
+                    else self._judge(page, one, self._mine(page, heard), retained)
                     for page, one in stored.items()
                 }
-                found |= self._take_over({page: known for page, known in judged.items() if isinstance(known, Known)})
+                reads = {page: known for page, known in judged.items() if isinstance(known, Known)}
+                found |= self._take_over(reads, heard)
                 found |= {page: error for page, error in judged.items() if isinstance(error, StoreError)}
             if None in judged.values():
                 try:
@@ -265,11 +293,10 @@ class StoredCounts:
         return {page: found for each in pages for page, found in self._ask([each]).items()}
 
     def _judge(
-        self, page: str, stored: Stored, retained: Mapping[Segment, Mapping[str, int]] | None
+        self, page: str, stored: Stored, mine: Known | None, retained: Mapping[Segment, Mapping[str, int]] | None
     ) -> Known | StoreError | None:
         """Return what a read says of a page; None if it takes the retained segments to know that."""
         buffer = self.buffer
-        mine: Known | None = self.cache.peek(page)
         confirmed = buffer.state.confirmed.get(partition_of(page), NO_WATERMARK)
         if self._is_foreign(stored.watermark, confirmed):
             return self._judge_foreign(page, stored, mine)
@@ -300,6 +327,11 @@ class StoredCounts:
         read = Known(stored.losses, included_to, stored.visits)
         return read if mine is None else self._later(page, mine, read)
 
+    def _mine(self, page: str, heard: Heard) -> Known | None:
+        """Return what this process knows of a page that is being read, whether the cache still holds it or not."""
+        known: Known | None = self.cache.peek(page)
+        return heard[page] if known is None else known
+
     def _is_foreign(self, watermark: str, confirmed: str) -> bool:
         """Tell whether a watermark under our writer's id is not of a segment that this journal has sealed."""
         if watermark in (NO_WATERMARK, confirmed):
@@ -307,9 +339,9 @@ class StoredCounts:
         token = self.buffer.tables.token_of(segment_of(watermark))
         return token is not None and token != watermark
 
-    def _take_over(self, reads: Mapping[str, Known]) -> dict[str, Read]:
+    def _take_over(self, reads: Mapping[str, Known], heard: Heard) -> dict[str, Read]:
         """Keep what was read, and tell it if it is news; return what is now known."""
-        before = {page: self.cache.peek(page) for page in reads}
+        before = {page: self._mine(page, heard) for page in reads}
         changed = [(page, known) for page, known in reads.items() if known is not before[page]]
         loads = self.buffer.loads
         reported = not changed or self.buffer.report(changed)
@@ -319,7 +351,7 @@ class StoredCounts:
         for page, known in reads.items():
             # Others have perhaps told more meanwhile. What cannot be told is not believed, since it would be less in
             # the next process; and not kept, so that the next one who asks reads it anew.
-            now: Known = (self.cache.peek(page) or known) if reported else (before[page] or known)
+            now: Known = (self._mine(page, heard) or known) if reported else (before[page] or known)
             if reported or before[page]:
                 self.cache.set(page, now, timeout=None if reported else _LAST_KNOWN_SECONDS)
             found[page] = Read(now, self._version())
