@@ -121,7 +121,8 @@ def test_under_gthread_a_client_that_says_no_more_holds_its_thread_for_a_time_on
     config = tmp_path / "gunicorn.conf.py"
     ours = Path(__file__).parents[2] / "gunicorn.conf.py"
     text = ours.read_text(encoding="utf-8").replace("__file__", repr(str(ours)))
-    config.write_text(f"{text}\ngunicorn_life._GTHREAD_WAIT_SECONDS = 1\n", encoding="utf-8")
+    impatient = "from visit_counter.server import life\nlife._GTHREAD_WAIT_SECONDS = 1\n"
+    config.write_text(f"{text}\n{impatient}", encoding="utf-8")
     server = gunicorn("-c", str(config), "-k", "gthread", "--threads", "2", VISITS_PROFILE="basic").start()
     silent = [connect(server).send(half) for half in (HALF, HALF[:20]) * 2]
     assert connect(server).ask("POST", "/visits/a").answer().status == 200

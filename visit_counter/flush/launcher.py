@@ -12,6 +12,7 @@ import os
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -47,8 +48,6 @@ class FlushProcess:
             if child.poll() is None:
                 child.kill()
             child.wait()
-            if child.stdin is not None:
-                child.stdin.close()
         if child.returncode:
             log.error("the flush process ended with status %d; its visits stay pending", child.returncode)
 
@@ -57,21 +56,28 @@ class FlushProcess:
         self._ends = True
 
     def _wait(self, child: subprocess.Popen[bytes]) -> None:
-        given: bytes | None = self._settings.to_json().encode()
+        _give(child, self._settings.to_json().encode())
         deadline = time.monotonic() + self._limit_seconds
         while True:
             if self._ends:
                 deadline = min(deadline, time.monotonic() + _LAST_SECONDS)
             try:
-                # A pipe that its reader closed is no error.
-                child.communicate(given, timeout=_POLL_SECONDS)
+                child.wait(_POLL_SECONDS)
             except subprocess.TimeoutExpired:
-                # Python goes on with what it was given by the first call, and refuses to be given anything again.
-                given = None
                 if time.monotonic() < deadline:
                     continue
                 log.error("the flush process %d does not come to an end; it is killed", child.pid)
             return
+
+
+def _give(child: subprocess.Popen[bytes], text: bytes) -> None:
+    """Write all of the child's input. Settings fit into a pipe, so nobody waits for the child to read them.
+
+    Not `communicate` with a time-out: called again after it has run out, that writes nothing more.
+    """
+    assert child.stdin is not None  # noqa: S101 - it was asked for
+    with suppress(BrokenPipeError), child.stdin:  # a child that has ended already says so by its status
+        child.stdin.write(text)
 
 
 def _environ() -> dict[str, str]:

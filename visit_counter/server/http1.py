@@ -43,6 +43,7 @@ _FRAMING = frozenset((b"host", b"content-length", b"content-type", b"connection"
 # RFC 9112 section 5: a token, a colon, a value without control characters, on one line. A token may have an underscore
 # too, but gunicorn looks closer at such names.
 _ORDINARY_FIELDS = re.compile(rb"(?:\r\n[A-Za-z0-9!#$%&'*+.^`|~-]++:[\t\x20-\x7e\x80-\xff]*+)*+\r\n\r\n")
+_WELL_FORMED_LINE = re.compile(rb"[0-9A-Z!$%&'*+.^_`|~-]{3,20} [\x21-\x7e]+ HTTP/1\.[0-9]")
 _WELL_FORMED_FIELDS = re.compile(rb"(?:\r\n[A-Za-z0-9!#$%&'*+.^_`|~-]++:[\t\x20-\x7e\x80-\xff]*+)*+\r\n\r\n")
 
 
@@ -172,6 +173,7 @@ class RequestReader:
         limits = self._limits
         is_refused = (
             len(line) > limits.line
+            or not _WELL_FORMED_LINE.fullmatch(line)
             or block.count(b"\r\n") - 2 > limits.fields
             or not _WELL_FORMED_FIELDS.fullmatch(block)
             or (len(block) > limits.field_size and max(map(len, block.split(b"\r\n"))) + 2 > limits.field_size)

@@ -272,7 +272,8 @@ class VisitWorker(HandingWorker):
 
     def _wait_or_hand(self, connection: Connection, verdict: Verdict, now: float) -> None:
         if verdict is Verdict.UNUSUAL:
-            if b"\r\n\r\n" not in connection.buffer:
+            data = connection.buffer
+            if b"\r\n\r\n" not in data and data.count(b"\n") == data.count(b"\r\n"):
                 # It can only be refused, and gunicorn refuses a head once it has its end.
                 connection.buffer += b"\r\n\r\n"
                 connection.is_cut = True

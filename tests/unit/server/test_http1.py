@@ -231,6 +231,14 @@ def test_a_head_that_is_too_long_or_has_a_bare_line_feed_is_not_waited_for() -> 
     assert reader().take(b"GET / HTTP/1.1\r\nHost: a\r\n" + b"X: y\r\n" * 200_000) is Verdict.UNUSUAL
 
 
+@pytest.mark.parametrize(
+    "line", [b"POST /visits/a HTTP/1.1 b HTTP/1.1", b"post /visits/a HTTP/1.1", b"POST /a HTTP/2.0", b"POST"]
+)
+def test_a_request_line_that_is_refused_gets_no_100_continue(line: bytes) -> None:
+    head = ordinary(line, b"Host: a\r\nContent-Length: 3\r\nExpect: 100-continue\r\n\r\n")
+    assert reader().take(head) is Verdict.UNUSUAL
+
+
 def test_no_request_is_ordinary_where_the_loop_may_not_answer() -> None:
     assert RequestReader(LIMITS, hot=False).take(POST) is Verdict.UNUSUAL
 
