@@ -382,12 +382,7 @@ class World:
         # While files are unmended, others' latest visits may be nowhere but in their memory.
         if process.host.unmended or _shard_of(page) in self.may_lose:
             lowest = 0
-        oracle = process.host.oracle
-        seen = oracle.seen[page]
-        oracle.saw(page, answer.visits, lowest, strict=len(self.hosts) == 1)
-        if process.host.disk.full and len(self.hosts) > 1:
-            # The journal may have taken no line that tells of it, and another worker may know less: see reliability.md.
-            oracle.seen[page] = seen
+        process.host.oracle.saw(page, answer.visits, lowest, strict=len(self.hosts) == 1)
         total = sum(one.oracle.highest(page) for one in self.hosts)
         if answer.visits > total and not self.copied:
             raise BrokenError(f"{page}: {answer.visits} answered where {total} are possible")
