@@ -56,7 +56,7 @@ class Shard:
             return present
         before: dict[str, int] = {}
         self._note(before, key, present)
-        for page, visits in batch.visits.items():
+        for page, visits in batch.visits.increments():
             name = aside(page) if page in self.unsound else page
             before[name] = self.counts.get(name, 0)
             self.counts[name] = before[name] + visits
@@ -240,7 +240,7 @@ class ShardClient(Store):
             if self._epoch == shard.epoch:
                 self._offset = shard.changes
             self._vouched[writer, batch.partition] = present
-        pages = tuple(page for page in batch.visits if page in shard.unsound)
+        pages = tuple(page for page, _ in batch.visits.increments() if page in shard.unsound)
         return Applied(batch.partition, present, aside=pages)
 
 

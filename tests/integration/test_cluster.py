@@ -185,7 +185,7 @@ def test_a_slot_that_nobody_has_is_the_trouble_of_its_partitions_alone(cluster: 
             assert {result.partition for result in results if result.error} == set(range(PARTITIONS)) - found.keys()
             # The servers that said so are not taken to be down.
             assert not any(store.is_down(page) for page in PAGES if partition_of(page) in found)
-            assert not any(node.reason() for node in store.nodes())
+            assert not any(node.reason() for node in store.servers.with_partitions())
             assert store.ping() is False
             assert f"of {PARTITIONS} partitions" in store.reason()
             assert [row.up for row in store.status("writer", range(PARTITIONS))] == [True, True, True, False]

@@ -347,7 +347,7 @@ def test_of_a_shard_that_hangs_one_read_finds_out_and_it_comes_back_by_itself(
         server.send_signal(signal.SIGCONT)
         now[0] += 10
         wait_until(store.ping, "the server to wake up")
-        assert store.breaker.state == "closed"
+        assert store.server.breaker.state == "closed"
         assert store.read("w", ["home"]) == [Stored(1, "")]
 
 
@@ -430,7 +430,7 @@ def test_a_server_busy_with_a_script_is_unavailable(own_server: Callable[..., Se
         wait_until(lambda: "BUSY" in str(server.call("GET", "x")), "the server to be busy")
         with pytest.raises(StoreUnavailableError, match="BUSY"):
             store.read("w", ["home"])
-        assert store.breaker.state == "open"
+        assert store.server.breaker.state == "open"
         server.call("SCRIPT", "KILL")
         loop.join()
 
@@ -448,7 +448,7 @@ def test_a_wrong_password_is_refused_and_never_shown(own_server: Callable[..., S
             (applied,) = store.apply("writer", [home_batch(1)])
             assert applied.error is not None
             assert "secret" not in f"{caught.value} {applied} {store!r} {vars(store)}"
-            assert store.breaker.state == "closed"
+            assert store.server.breaker.state == "closed"
     with closing(patient(Shard(name="shard", url=f"redis://:right-secret@127.0.0.1:{server.port}"))) as store:
         assert store.add("home", 1) == 1
 
@@ -528,7 +528,7 @@ def test_of_several_shards_one_that_is_down_fails_its_own_pages_alone(server: Se
 
 
 def test_a_server_that_keeps_our_promises_is_described_without_a_warning(store: RedisStore) -> None:
-    said = store.describe()
+    said = store.server.describe()
     assert (said.server, said.role, said.appendonly, said.appendfsync) == ("valkey", "master", "yes", "always")
     assert said.maxmemory_policy == "noeviction"
     assert said.version[0].isdigit()
@@ -549,21 +549,21 @@ def test_a_setting_that_breaks_our_promises_is_warned_of(
     own_server: Callable[..., Server], options: tuple[str, ...], warning: str
 ) -> None:
     with closing(patient(own_server(*options).shard)) as store:
-        (said,) = store.describe().warnings
+        (said,) = store.server.describe().warnings
     assert said.startswith(warning)
 
 
 def test_a_user_who_may_not_read_the_settings_is_told_what_else_there_is(server: Server) -> None:
     server.call("ACL", "SETUSER", "narrow", "on", ">secret", "~visits:*", "+info")
     with closing(patient(Shard(name="shard", url=f"redis://narrow:secret@127.0.0.1:{server.port}"))) as store:
-        said = store.describe()
+        said = store.server.describe()
     assert (said.appendonly, said.appendfsync, said.warnings) == ("yes", "unknown", ())
 
 
 def test_a_server_that_is_down_cannot_be_described() -> None:
     store = RedisStore(Shard(name="gone", url=f"redis://127.0.0.1:{free_port()}"))
     with closing(store), pytest.raises(StoreUnavailableError, match="gone"):
-        store.describe()
+        store.server.describe()
 
 
 # What the log says

@@ -192,7 +192,7 @@ def test_a_batch_of_any_size_is_applied_whole(store: Store, pages: int) -> None:
 
 def hash_of(store: RedisStore, partition: int) -> dict[str, str]:
     """Return the partition as the server holds it."""
-    with Redis(port=int(store._flushes.address.rpartition(":")[2]), decode_responses=True) as client:
+    with Redis(port=int(store.server.address.rpartition(":")[2]), decode_responses=True) as client:
         found = client.hgetall(f"visits:{{{partition}}}")
     assert isinstance(found, dict)
     return found

@@ -63,6 +63,10 @@ class Tally(dict[str, int]):
             parts.setdefault(part_of(page), {})[page] = number
         return {part: Tally(visits) for part, visits in parts.items()}
 
+    def increments(self) -> Iterable[tuple[str, int]]:
+        """Return what a store adds up: the field of a partition, which is the page, and the number to add to it."""
+        return self.items()
+
     def minus(self, other: Mapping[str, int]) -> Tally:
         """Return the visits that another tally lacks."""
         get = other.get

@@ -83,6 +83,16 @@ def is_base(watermark: str) -> bool:
     return watermark.endswith(":")
 
 
+def all_of(found: Sequence[str | StoreError]) -> list[str]:
+    """Return the watermarks that `Store.watermarks_each` returned if all could be had; raises the first error."""
+    watermarks = []
+    for each in found:
+        if not isinstance(each, str):
+            raise each
+        watermarks.append(each)
+    return watermarks
+
+
 class Store(ABC):
     """One place that keeps partitions. Safe to use from several threads."""
 

@@ -10,11 +10,11 @@ from visit_counter.shards.redis.store import RedisStore
 
 if TYPE_CHECKING:
     from visit_counter.config.settings import Shard
-    from visit_counter.shards.redis.store import Timeouts
+    from visit_counter.shards.redis.server import Timeouts
 
 
 def make_store(shard: Shard, **seconds: Unpack[Timeouts]) -> RedisStore | ClusterStore:
-    """Return the store of a shard, by the scheme of its url; `seconds` are RedisStore's time-outs. Opens nothing."""
+    """Return the store of a shard, by the scheme of its url; `seconds` are RedisServer's time-outs. Opens nothing."""
     if shard.url.startswith(f"{CLUSTER}://"):
         return ClusterStore(shard, **seconds)
     return RedisStore(shard, **seconds)

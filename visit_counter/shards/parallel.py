@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
 from threading import Thread
 from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
 T = TypeVar("T")
+R = TypeVar("R")
 
 
 def in_parallel(calls: Sequence[Callable[[], T]]) -> list[T]:
@@ -32,3 +34,21 @@ def in_parallel(calls: Sequence[Callable[[], T]]) -> list[T]:
     for index in sorted(errors):
         raise errors[index]
     return [results[index] for index in range(len(calls))]
+
+
+def group_by(items: Iterable[T], owner: Callable[[T], str]) -> dict[str, list[T]]:
+    """Return the items of each owner, in their order."""
+    owned: dict[str, list[T]] = {}
+    for item in items:
+        owned.setdefault(owner(item), []).append(item)
+    return owned
+
+
+def spread(items: Sequence[T], owner: Callable[[T], str], call: Callable[[str, Sequence[T]], Sequence[R]]) -> list[R]:
+    """Call each owner with its items, side by side, and put the results into the order of the items."""
+    places = group_by(range(len(items)), lambda place: owner(items[place]))
+    answers = in_parallel([partial(call, name, [items[place] for place in mine]) for name, mine in places.items()])
+    results: dict[int, R] = {}
+    for mine, answer in zip(places.values(), answers, strict=True):
+        results.update(zip(mine, answer, strict=True))
+    return [results[place] for place in range(len(items))]

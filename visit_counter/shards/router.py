@@ -22,7 +22,7 @@ from visit_counter.errors import (
 from visit_counter.shards.agreement import Agreement
 from visit_counter.shards.contract import NO_WATERMARK, Applied, Batch, Store, Stored
 from visit_counter.shards.ownership import Ownership, unknown_shard
-from visit_counter.shards.parallel import in_parallel
+from visit_counter.shards.parallel import group_by, in_parallel, spread
 from visit_counter.shards.ring import partition_of
 
 if TYPE_CHECKING:
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from visit_counter.shards.shard_map import ShardMap
 
 T = TypeVar("T")
-R = TypeVar("R")
 
 # How often a moved partition is followed in one call. If it has moved on even then, the next call finds it.
 _HOPS = 4
@@ -114,9 +113,7 @@ class ShardedStore(Store):
         if len(pages) == 1:  # nearly every call: no threads, no grouping
             return self._following(lambda: self._store(partition_of(pages[0])).read(writer, pages))
         return self._following(
-            lambda: self._spread(
-                pages, self.shard_name, lambda name, mine: self._ownership.store(name).read(writer, mine)
-            )
+            lambda: spread(pages, self.shard_name, lambda name, mine: self._ownership.store(name).read(writer, mine))
         )
 
     def apply(self, writer: str, batches: Iterable[Batch]) -> list[Applied]:
@@ -129,7 +126,7 @@ class ShardedStore(Store):
         results: dict[int, Applied] = {}
         waiting = list(range(len(batches)))
         for _ in range(_HOPS):
-            answers = self._spread(
+            answers = spread(
                 [batches[index] for index in waiting],
                 lambda batch: self.shard_of(batch.partition),
                 partial(self._apply, writer),
@@ -147,7 +144,7 @@ class ShardedStore(Store):
     def watermarks(self, writer: str, partitions: Sequence[int]) -> list[str]:
         """Return the watermark of each partition from its shard; raises the first shard's error."""
         return self._following(
-            lambda: self._spread(
+            lambda: spread(
                 partitions, self.shard_of, lambda name, mine: self._ownership.store(name).watermarks(writer, mine)
             )
         )
@@ -232,7 +229,7 @@ class ShardedStore(Store):
         errors: list[StoreError] = []
         waiting = list(partitions)
         for _ in range(_HOPS):
-            groups = self._by_owner(waiting)
+            groups = group_by(waiting, self.shard_of)
             calls = [partial(self._try_watermarks, writer, name, mine) for name, mine in groups.items()]
             waiting = []
             for mine, answer in zip(groups.values(), in_parallel(calls), strict=True):
@@ -261,7 +258,7 @@ class ShardedStore(Store):
     def partitions_by_store(self, partitions: Iterable[int]) -> dict[str, list[int]]:
         """Return which of the partitions each store has, by its name in the list; none of those of unknown shards."""
         found: dict[str, list[int]] = {}
-        for name, mine in self._by_owner(partitions).items():
+        for name, mine in group_by(partitions, self.shard_of).items():
             with suppress(StoreError):
                 found.setdefault(self._ownership.store(name).name, []).extend(mine)
         return found
@@ -284,12 +281,6 @@ class ShardedStore(Store):
         known = {name: store.known_replicas() for name, store in self.stores.items()}
         return {name: replicas for name, replicas in known.items() if replicas}
 
-    def _by_owner(self, partitions: Iterable[int]) -> dict[str, list[int]]:
-        owned: dict[str, list[int]] = {}
-        for partition in partitions:
-            owned.setdefault(self.shard_of(partition), []).append(partition)
-        return owned
-
     def _store(self, partition: int) -> Store:
         return self._ownership.store(self.shard_of(partition))
 
@@ -298,19 +289,6 @@ class ShardedStore(Store):
             return self._ownership.store(name).apply(writer, batches)
         except StoreError as error:
             return _all_failed(batches, error)
-
-    def _spread(
-        self, items: Sequence[T], owner: Callable[[T], str], call: Callable[[str, Sequence[T]], Sequence[R]]
-    ) -> list[R]:
-        """Call each owner with its items, and put the results into the order of the items."""
-        places: dict[str, list[int]] = {}
-        for place, item in enumerate(items):
-            places.setdefault(owner(item), []).append(place)
-        answers = in_parallel([partial(call, name, [items[place] for place in mine]) for name, mine in places.items()])
-        results: dict[int, R] = {}
-        for mine, answer in zip(places.values(), answers, strict=True):
-            results.update(zip(mine, answer, strict=True))
-        return [results[place] for place in range(len(items))]
 
 
 def _all_failed(batches: Sequence[Batch], error: StoreError) -> list[Applied]:

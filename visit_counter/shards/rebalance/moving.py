@@ -35,7 +35,8 @@ from visit_counter.shards.redis.shapes import is_number, is_text, sequence
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-Command = tuple[bytes, ...]
+    from visit_counter.shards.redis.exchange import Command
+
 # The reply to `inspect`.
 INSPECTED = sequence(is_text, is_number)
 

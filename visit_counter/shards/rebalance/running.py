@@ -25,7 +25,7 @@ from visit_counter.shards.redis.wire import explain
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from visit_counter.shards.rebalance.moving import Command
+    from visit_counter.shards.redis.exchange import Command
     from visit_counter.shards.redis.shapes import Shape
     from visit_counter.shards.redis.store import RedisStore
 

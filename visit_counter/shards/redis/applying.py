@@ -247,12 +247,15 @@ def includes(present: str, watermark: str) -> bool:
     return present == watermark or (is_token(present) and segment_of(present) > segment_of(watermark))
 
 
-def _chunks(batches: Sequence[Batch], field: bytes) -> Iterator[list[bytes]]:
-    """Pack batches into the script calls of one round trip after the other."""
+def _chunks(batches: Sequence[Batch], writers_field: bytes) -> Iterator[list[bytes]]:
+    """Pack batches into the script calls of one round trip after the other.
+
+    `writers_field`: the field of a partition that holds the writer's watermark.
+    """
     chunk: list[bytes] = []
     size = 0
     for batch in batches:
-        command = _pack_batch(batch, field)
+        command = _pack_batch(batch, writers_field)
         if chunk and (len(chunk) == CHUNK_BATCHES or size + len(command) > CHUNK_BYTES):
             yield chunk
             chunk, size = [], 0
@@ -262,9 +265,9 @@ def _chunks(batches: Sequence[Batch], field: bytes) -> Iterator[list[bytes]]:
         yield chunk
 
 
-def _pack_batch(batch: Batch, field: bytes) -> bytes:
-    parts = [b"EVALSHA", _SCRIPT_SHA, b"1", partition_key(batch.partition), field]
+def _pack_batch(batch: Batch, writers_field: bytes) -> bytes:
+    parts = [b"EVALSHA", _SCRIPT_SHA, b"1", partition_key(batch.partition), writers_field]
     parts += (bytes_of(batch.expected), batch.watermark.encode())
-    for page, visits in batch.visits.items():
-        parts += (page.encode(), b"%d" % visits)
+    for field, number in batch.visits.increments():
+        parts += (field.encode(), b"%d" % number)
     return pack(*parts)

@@ -6,7 +6,7 @@ that was written before it over any connection. They cover it on this server and
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from redis.exceptions import RedisError, ResponseError
 
@@ -15,7 +15,8 @@ from visit_counter.shards.redis.replicas import replicas_of
 from visit_counter.shards.redis.shapes import is_number, is_pair_of_numbers, is_text
 from visit_counter.shards.redis.wire import is_down
 
-Command = tuple[bytes, ...]
+if TYPE_CHECKING:
+    from visit_counter.shards.redis.exchange import Command
 
 # Asks a server for its replicas; `connected_replicas` reads the reply, which has this shape.
 REPLICATION: Command = (b"INFO", b"replication")

@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from visit_counter.shards.redis.shapes import Shape
 
 
+# The words of one command, before they are packed.
+Command = tuple[bytes, ...]
+
+
 def exchange(connection: Connection, commands: Sequence[bytes], shapes: Iterable[Shape]) -> list[Any]:
     """Send packed commands and return what came for each: its reply, or the RedisError in place of it.
 
