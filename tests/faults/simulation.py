@@ -54,6 +54,7 @@ from visit_counter.journal.checkpoint import Checkpoint
 from visit_counter.journal.segments import Journal, Segment
 from visit_counter.model.answers import Accepted, Answer, Ask
 from visit_counter.shards import ownership as ownership_module
+from visit_counter.shards import parallel as parallel_module
 from visit_counter.shards import router as sharded_module
 from visit_counter.shards.ring import Ring, partition_of
 from visit_counter.shards.router import ShardedStore
@@ -648,6 +649,7 @@ def simulated_modules() -> Iterator[None]:
     replaced: tuple[tuple[Any, str, Any], ...] = (
         # In the order of the shards, in this thread: a seed must always do the same.
         (sharded_module, "in_parallel", lambda calls: [call() for call in calls]),
+        (parallel_module, "in_parallel", lambda calls: [call() for call in calls]),
         # The same for all: making one takes milliseconds.
         (ownership_module, "Ring", _ring),
         (journal_module, "file_system_of", lambda *_: ""),
