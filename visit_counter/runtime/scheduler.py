@@ -11,14 +11,15 @@ import logging
 import os
 import time
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from apscheduler.jobstores.memory import MemoryJobStore
 from apscheduler.schedulers.background import BackgroundScheduler
 
 from visit_counter.private_files import open_private
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
     from pathlib import Path
 
 log = logging.getLogger(__name__)
@@ -35,46 +36,55 @@ class Job(NamedTuple):
     every_seconds: float
 
 
-class Scheduler(BackgroundScheduler):  # type: ignore[misc]  # APScheduler has no types
-    """APScheduler that also keeps time when the wall clock jumps.
+class SteadyJobStore(MemoryJobStore):  # type: ignore[misc]  # APScheduler has no types
+    """Keeps the table in memory, and makes every job due when the wall clock has jumped.
 
-    APScheduler plans by the wall clock: set back an hour, it would rest for an hour. This one looks at the monotonic
-    clock too, at least once a second, and runs every job at once when the two disagree.
+    APScheduler plans by the wall clock: set back an hour, it would rest for an hour. It asks its job store at each
+    waking up which jobs are due, and then when to wake up next. So this one looks at the monotonic clock too, at least
+    once a second, and has every job run at once when the two disagree.
     """
 
-    def __init__(
-        self,
-        jobs: list[Job],
-        *,
-        wall: Callable[[], float] = time.time,
-        monotonic: Callable[[], float] = time.monotonic,
-    ) -> None:
-        super().__init__(
-            daemon=True,
-            # A late run is run, once, however late; two runs of a job never overlap.
-            job_defaults={"misfire_grace_time": None, "coalesce": True, "max_instances": 1},
-        )
+    def __init__(self, wall: Callable[[], float], monotonic: Callable[[], float]) -> None:
+        super().__init__()
         self._wall, self._monotonic = wall, monotonic
         self._ahead = wall() - monotonic()
-        for job in jobs:
-            self.add_job(
-                _logged(job),
-                "interval",
-                seconds=job.every_seconds,
-                id=job.name,
-                name=job.name,
-                next_run_time=datetime.now().astimezone() + timedelta(seconds=job.every_seconds),
-            )
 
-    def _process_jobs(self) -> float:
-        ahead = self._wall() - self._monotonic()
-        if abs(ahead - self._ahead) > _JUMP_SECONDS:
-            log.warning("the clock jumped by %+.0f s; all jobs run now", ahead - self._ahead)
-            for job in self.get_jobs():
-                job.modify(next_run_time=datetime.now().astimezone())
-        self._ahead = ahead
-        wait = super()._process_jobs()
-        return _LONGEST_SLEEP_SECONDS if wait is None else min(wait, _LONGEST_SLEEP_SECONDS)
+    def get_due_jobs(self, now: datetime) -> list[Any]:
+        """Return the jobs that are due: after a jump all of them."""
+        before, self._ahead = self._ahead, self._wall() - self._monotonic()
+        if abs(self._ahead - before) > _JUMP_SECONDS:
+            log.warning("the clock jumped by %+.0f s; all jobs run now", self._ahead - before)
+            for job in self.get_all_jobs():
+                job.modify(next_run_time=now)
+        return super().get_due_jobs(now)  # type: ignore[no-any-return]
+
+    def get_next_run_time(self) -> datetime | None:
+        """Return when to ask again: when the next job is due, or in a second, to look at the clocks."""
+        due: datetime | None = super().get_next_run_time()
+        soon = datetime.now().astimezone() + timedelta(seconds=_LONGEST_SLEEP_SECONDS)
+        return due and min(due, soon)
+
+
+def make_scheduler(
+    jobs: Iterable[Job], *, wall: Callable[[], float] = time.time, monotonic: Callable[[], float] = time.monotonic
+) -> BackgroundScheduler:
+    """Return a scheduler of these jobs that is not started yet. `wall` and `monotonic` are clocks, in seconds."""
+    scheduler = BackgroundScheduler(
+        daemon=True,
+        jobstores={"default": SteadyJobStore(wall, monotonic)},
+        # A late run is run, once, however late; two runs of a job never overlap.
+        job_defaults={"misfire_grace_time": None, "coalesce": True, "max_instances": 1},
+    )
+    for job in jobs:
+        scheduler.add_job(
+            _logged(job),
+            "interval",
+            seconds=job.every_seconds,
+            id=job.name,
+            name=job.name,
+            next_run_time=datetime.now().astimezone() + timedelta(seconds=job.every_seconds),
+        )
+    return scheduler
 
 
 def _logged(job: Job) -> Callable[[], None]:

@@ -20,12 +20,14 @@ from visit_counter.journal.checkpoint import Checkpoint, acknowledged
 from visit_counter.journal.segments import Journal
 from visit_counter.private_files import check_data_dir
 from visit_counter.runtime.health import FlushWatch, Health, Journaled, flush_complaints
-from visit_counter.runtime.scheduler import Job, Leader, Scheduler
+from visit_counter.runtime.scheduler import Job, Leader, make_scheduler
 from visit_counter.shards.factory import make_store
 from visit_counter.shards.memory import MemoryStore
 from visit_counter.shards.router import ShardedStore
 
 if TYPE_CHECKING:
+    from apscheduler.schedulers.background import BackgroundScheduler
+
     from visit_counter.config.settings import Settings
     from visit_counter.counting.cache import LocalCache
     from visit_counter.journal.checkpoint import LastFlush
@@ -52,7 +54,7 @@ class Service:
         self._embedded = EmbeddedShards(settings)
         self._lock = threading.RLock()
         self._opened_by = 0  # process id: a forked child opens its own
-        self._scheduler: Scheduler | None = None
+        self._scheduler: BackgroundScheduler | None = None
         has = settings.has
         if not has.has_shards:
             self.counter = DirectCounter(MemoryStore("in_memory"), via=has.via or "", waits=False)
@@ -107,7 +109,7 @@ class Service:
             if self.store is not None:
                 self.store.report_outages()
             if self._scheduler is None and (jobs := self._jobs()):
-                self._scheduler = Scheduler(jobs)
+                self._scheduler = make_scheduler(jobs)
                 self._scheduler.start()
 
     def _jobs(self) -> list[Job]:
