@@ -115,18 +115,6 @@ class LocalCache(BaseCache):  # type: ignore[misc]  # flask-caching gives mypy n
             self._entries.clear()
         return True
 
-    def inc(self, key: str, delta: int = 1) -> int | None:
-        """Add to a number and return it; the lock makes the inherited get and set one step."""
-        with self._lock:
-            result: int | None = super().inc(key, delta)
-            return result
-
-    def dec(self, key: str, delta: int = 1) -> int | None:
-        """Subtract from a number and return it."""
-        with self._lock:
-            result: int | None = super().dec(key, delta)
-            return result
-
 
 def _seconds(timeout: float | timedelta) -> float:
     return timeout.total_seconds() if isinstance(timeout, timedelta) else timeout

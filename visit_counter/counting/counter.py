@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from visit_counter.counting.cache import LocalCache
     from visit_counter.errors import StoreError
     from visit_counter.journal.buffer import WriteBuffer
-    from visit_counter.journal.records import Known
     from visit_counter.shards.contract import Store
 
 IN_MEMORY = "in_memory"
@@ -107,7 +106,8 @@ class BufferedCounter(VisitCounter):
             loads, post_via = buffer.loads, self._post_via
             if loaded is _NOTHING:
                 fresh, known = self._fresh, self._known
-                entries: list[Known | None] = [fresh(ask.page) or known(ask.page) for ask in asks]
+                # Each is what `Known` says, as the plain tuple that the cache holds, or as a Known.
+                entries: list[tuple[int, int, int] | None] = [fresh(ask.page) or known(ask.page) for ask in asks]
             else:
                 entries = [self.stored.loaded(ask.page, loaded) for ask in asks]
             unknown = loaded.errors
@@ -136,14 +136,15 @@ class BufferedCounter(VisitCounter):
                     continue
                 if cache_cleared:
                     entry = None  # noqa: PLW2901 - what was cached when it was looked up no longer applies
+                _, segment, stored = entry or (0, buffer.included_to, 0)
                 if tables.sealed:
-                    pending += tables.pending_sealed(page, entry.segment if entry else buffer.included_to)
+                    pending += tables.pending_sealed(page, segment)
                 if entry:
                     if ask.is_visit:
                         via = post_via(page)
                     else:
                         via = IN_MEMORY if loaded is _NOTHING else self._read_via(page, pending)
-                    outcomes.append(Answer(entry.stored + pending, via))
+                    outcomes.append(Answer(stored + pending, via))
                 else:
                     outcomes.append(self._without_stored(ask, pending, unknown))
             return outcomes

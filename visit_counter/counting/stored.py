@@ -54,6 +54,11 @@ class Read(NamedTuple):
     version: Version
 
 
+def _known(kept: tuple[int, int, int] | None) -> Known | None:
+    """Return what a tuple in the cache says; see `StoredCounts._keep`."""
+    return None if kept is None else Known._make(kept)
+
+
 class Loaded(NamedTuple):
     """The pages that were loaded for some asks: what is known of them now, or why that cannot be."""
 
@@ -84,14 +89,14 @@ class StoredCounts:
         Nobody waits for a shard that is known to be down, in a thread or in line for one: visits of the other shards'
         pages would wait behind them. The service's probes find out when it is back.
         """
-        known: Known | None = self.cache.get(page)
+        known = _known(self.cache.get(page))
         if known is None and self.store.is_down(page):
             known = self._keep_last_known(page)
         return known
 
     def loaded(self, page: str, loaded: Loaded) -> Known | None:
         """Return what is known of a page that was just loaded, or could not be."""
-        known: Known | None = self.cache.peek(page)
+        known = self._peek(page)
         if known is None and page in loaded.read:
             # The cache is too small for it, or it could not be told. Nobody has raised what was read since.
             read = loaded.read[page]
@@ -122,9 +127,9 @@ class StoredCounts:
 
     def rebase(self, page: str, visits: int, last: int) -> None:
         """Raise a cached count by the visits of a table that is about to be dropped."""
-        known: Known | None = self.cache.peek(page)
+        known = self._peek(page)
         if known is not None and known.segment < last:
-            self.cache.amend(page, Known(known.losses, last, known.stored + visits))
+            self.cache.amend(page, (known.losses, last, known.stored + visits))
         for heard in self._listening:
             told = heard.get(page)
             if told is not None and told.segment < last:
@@ -173,7 +178,7 @@ class StoredCounts:
         """Return those of the pages of which something is known, and what can be told of them."""
         # Up to the floor nothing is pending here any more, and no file that others still have reaches across it.
         to = self.buffer.included_to
-        found = ((page, self.cache.peek(page)) for page in pages)
+        found = ((page, self._peek(page)) for page in pages)
         return [
             (page, Known(known.losses, max(known.segment, to), known.stored))
             for page, known in found
@@ -192,7 +197,7 @@ class StoredCounts:
     def _hear(self, page: str, known: Known) -> None:
         """Take over what a line of the journal says that some process has read."""
         buffer = self.buffer
-        mine: Known | None = self.cache.peek(page)
+        mine = self._peek(page)
         included = segment_of(buffer.state.confirmed.get(partition_of(page), NO_WATERMARK))
         raised = buffer.tables.raised(page, known, max(included, buffer.included_to), included)
         for heard in self._listening:
@@ -203,9 +208,9 @@ class StoredCounts:
             # Who wrote it rested too long: what it says cannot be compared with anything here, and must be read anew.
             self.cache.delete(page)
         elif mine is None:
-            self.cache.set(page, raised, timeout=_NOT_FRESH)
+            self._keep(page, raised, _NOT_FRESH)
         else:
-            self.cache.amend(page, self._later(page, mine, raised))
+            self.cache.amend(page, tuple(self._later(page, mine, raised)))
 
     def _later(self, page: str, mine: Known, other: Known) -> Known:
         """Return the later of two: what says more of the same moment, unless visits were lost for good in between."""
@@ -217,11 +222,23 @@ class StoredCounts:
         return mine if mine_is_later else other
 
     def _keep_last_known(self, page: str) -> Known | None:
-        known: Known | None = self.cache.peek(page)
+        known = self._peek(page)
         if known is not None:
             # Not evicted either, as long as it is asked for.
-            self.cache.set(page, known, timeout=_LAST_KNOWN_SECONDS)
+            self._keep(page, known, _LAST_KNOWN_SECONDS)
         return known
+
+    def _peek(self, page: str) -> Known | None:
+        """Return what the cache has of a page, fresh or not."""
+        return _known(self.cache.peek(page))
+
+    def _keep(self, page: str, known: Known, seconds: float | None = None) -> None:
+        """Put what is known of a page into the cache; it stays fresh for the cache time, or for so many seconds.
+
+        As a plain tuple: the garbage collector takes such a one, of numbers only, off its list, and never one of a
+        class. With 100,000 pages that is most of what it has to walk over.
+        """
+        self.cache.set(page, tuple(known), timeout=seconds)
 
     def _version(self) -> Version:
         """Return what changes whenever visits leave the tables."""
@@ -329,7 +346,7 @@ class StoredCounts:
 
     def _mine(self, page: str, heard: Heard) -> Known | None:
         """Return what this process knows of a page that is being read, whether the cache still holds it or not."""
-        known: Known | None = self.cache.peek(page)
+        known = self._peek(page)
         return heard[page] if known is None else known
 
     def _is_foreign(self, watermark: str, confirmed: str) -> bool:
@@ -342,7 +359,7 @@ class StoredCounts:
     def _take_over(self, reads: Mapping[str, Known], heard: Heard) -> dict[str, Read]:
         """Keep what was read, and tell it if it is news; return what is now known."""
         before = {page: self._mine(page, heard) for page in reads}
-        changed = [(page, known) for page, known in reads.items() if known is not before[page]]
+        changed = [(page, known) for page, known in reads.items() if known != before[page]]
         loads = self.buffer.loads
         reported = not changed or self.buffer.report(changed)
         if loads != self.buffer.loads:
@@ -353,6 +370,6 @@ class StoredCounts:
             # the next process; and not kept, so that the next one who asks reads it anew.
             now: Known = (self._mine(page, heard) or known) if reported else (before[page] or known)
             if reported or before[page]:
-                self.cache.set(page, now, timeout=None if reported else _LAST_KNOWN_SECONDS)
+                self._keep(page, now, None if reported else _LAST_KNOWN_SECONDS)
             found[page] = Read(now, self._version())
         return found

@@ -6,6 +6,7 @@ Everything that would stop the service is found here, in the master, and told in
 from __future__ import annotations
 
 import errno
+import gc
 import logging
 import os
 import select
@@ -202,6 +203,9 @@ def start_service(worker: Any) -> None:
                 worker.notify()
                 time.sleep(_OPEN_AGAIN_SECONDS)
             else:
+                # What is here now, code for the most part, stays as long as the worker does. A garbage collection
+                # would walk over all of it again and again, while every visitor waits.
+                gc.freeze()
                 return
 
 

@@ -114,20 +114,6 @@ def test_delete_and_clear_forget_for_good(cache: LocalCache) -> None:
     assert (cache.get("c"), cache.peek("c")) == (None, None)
 
 
-def test_threads_that_count_in_it_each_get_a_number_nobody_else_got() -> None:
-    cache = LocalCache()
-    barrier = Barrier(8)
-
-    def run(_: int) -> list[int | None]:
-        barrier.wait()
-        return [cache.inc("home", 3) for _ in range(500)]
-
-    with ThreadPoolExecutor(8) as pool:
-        got = [number for numbers in pool.map(run, range(8)) for number in numbers]
-    assert sorted(number or 0 for number in got) == list(range(3, 8 * 500 * 3 + 1, 3))
-    assert cache.dec("home", 12_000) == 0
-
-
 def test_readers_and_writers_in_threads_meet_no_error_and_no_foreign_value() -> None:
     cache = LocalCache(threshold=50)
     barrier = Barrier(8)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 from typing import TYPE_CHECKING
@@ -277,3 +278,21 @@ def test_a_worker_that_hears_of_a_read_from_before_what_it_has_dropped_reads_the
     assert counter.buffer.report([("a", Known(0, 0, 1))])
     assert counter.count("a").visits == 3
     assert shard.reads == before + 1
+
+
+def test_the_garbage_collector_has_no_cached_page_on_its_list(host: Host, other: Host) -> None:
+    first, second = host.process(), host.process()
+    visit(host, "flushed", 2)
+    assert first.count("read").visits == 0
+    assert second.answer([Ask(False, "read")]) == [None]  # it has heard of it
+    visit(other, "read", 5)
+    host.clock.now += 6
+    assert second.count("read").visits == 5
+    visit(host, "flushed", 3)
+    host.tick()
+    for _ in range(2):  # a tuple is taken off only after those in it
+        gc.collect()
+    entries = [entry for counter in (first, second) for entry in counter.stored.cache._entries.values()]
+    assert len(entries) == 4
+    assert not any(gc.is_tracked(kept) for until, kept in entries)
+    assert not any(map(gc.is_tracked, entries))

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import gc
+import os
+from types import SimpleNamespace
 
 import pytest
 
 from visit_counter.config.settings import Settings
 from visit_counter.errors import StartupError
 from visit_counter.server import startup
-
-if TYPE_CHECKING:
-    pass
 
 
 @pytest.mark.parametrize(
@@ -73,3 +72,14 @@ def test_without_epoll_the_stock_workers_serve(monkeypatch: pytest.MonkeyPatch) 
     assert startup.worker_class() == "visit_counter.server.worker.VisitWorker"
     monkeypatch.delattr("select.epoll")
     assert startup.worker_class() == "gthread"
+
+
+def test_what_a_worker_has_when_it_has_started_is_not_collected_again_and_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    steps: list[str] = []
+    service = SimpleNamespace(start=lambda: steps.append("start"))
+    monkeypatch.setattr(gc, "freeze", lambda: steps.append("freeze"))
+    app = SimpleNamespace(extensions={"visit_counter": service})
+    startup.start_service(SimpleNamespace(wsgi=app, alive=True, ppid=os.getppid()))
+    assert steps == ["start", "freeze"]
