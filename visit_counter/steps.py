@@ -10,7 +10,7 @@
 
 and of a rebalance, for a group of partitions each (`shards.rebalance`)
 
-    freeze, copy, place, bury, activate   this was done
+    freeze, copy, accept, bury, activate  this was done
     tell       one more shard has the next shard map
     shard_map  all partitions are where they belong, the shards are not yet told
 

@@ -172,7 +172,7 @@ class LoadedHost:
             raise BrokenError(f"{page}: {count} answered, where {lowest} to {highest} are possible")
 
     def _flush(self) -> None:
-        self.store.refresh()
+        self.store.refresh_shard_map()
         self.flusher.flush()
         for counter in (self._visited, self._read):
             counter.tick()
@@ -183,7 +183,7 @@ class LoadedHost:
 
     def drain(self) -> str:
         """Flush what is pending; return what went wrong."""
-        self.store.refresh()
+        self.store.refresh_shard_map()
         return self.flusher.flush().error
 
 

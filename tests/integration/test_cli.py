@@ -242,7 +242,7 @@ def test_a_wrong_use_is_told_with_status_2(app: Flask, arguments: list[str], sai
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["visits", "flush"], "the profile basic has no write buffer to flush"),
+        (["visits", "flush"], "the profile basic has no journal, so there is nothing to flush"),
         (["visits", "journal"], "the profile basic has no journal"),
         (["shards", "locate", "a"], "the profile basic has no shards"),
     ],

@@ -204,7 +204,7 @@ def test_a_replica_that_is_away_is_told_until_a_person_gives_it_up(client: Flask
     state = Checkpoint()
     state.replicas = {"one": {"10.0.0.2:7070": Replica("", 50.0), "10.0.0.3:7070": Replica("")}}
     state.save(service.flusher.journal.state_path)
-    assert "one: its replica 10.0.0.2:7070 is away since" in health(client)["reason"]
+    assert "one: its replica 10.0.0.2:7070 has been away for" in health(client)["reason"]
     rows = json.loads(command(service, "shards", "status", "--json").stdout)
     assert [row["safe"] for row in rows] == [False, True]
     rows = json.loads(command(service, "shards", "replicas", "--json").stdout)
@@ -242,11 +242,11 @@ def test_a_server_that_is_another_shard_degrades_and_says_so(
 ) -> None:
     assert client.post(f"/visits/{PAGES['one'][0]}").status_code == 200
     assert service.store is not None
-    service.store.refresh()
+    service.store.refresh_shard_map()
     assert health(client)["api_status"] == "healthy"
     with shards[0].client() as one, shards[1].client() as two:
         one.set("visits:{0}:shard", two.get("visits:{0}:shard"))
-    service.store.refresh()
+    service.store.refresh_shard_map()
     found = health(client)
     assert found["api_status"] == "degraded"
     assert found["redis_status"] == {"one": False, "two": True}

@@ -150,11 +150,11 @@ def test_a_server_that_is_replaced_by_another_shards_while_the_service_runs_is_d
             with pytest.raises(StoreUnavailableError, match="the server says it is the shard b"):
                 call()
         assert host.read("writer", [OF_B]) == [Stored(1, "1:a")]
-        host.refresh()
+        host.refresh_shard_map()
         assert "says it is the shard b" in host.reasons()["a"]
         assert host.ping_each() == {"a": False, "b": True}
         proxy.lead_to(servers[0].port)
-        host.refresh()
+        host.refresh_shard_map()
         wait_until(lambda: host.ping_each() == {"a": True, "b": True}, "the right server to be taken back")
         assert host.read("writer", PAGES) == stored
 
@@ -183,7 +183,7 @@ def test_an_emptied_server_is_given_its_name_again(servers: list[Server], shards
     host = opened(shards)
     fill(host)
     servers[1].call("FLUSHALL")
-    host.refresh()
+    host.refresh_shard_map()
     assert names_of(servers) == ["a", "b"]
     assert host.read("writer", [OF_B]) == [Stored(0, "")]
 
@@ -202,7 +202,7 @@ def test_a_shard_may_be_renamed_while_hosts_with_the_old_list_go_on(
     for server in servers:
         server.call("CLIENT", "KILL", "TYPE", "normal")
     for host in (old, new, opened(shards), opened(renamed)):
-        host.refresh()  # as every flush does
+        host.refresh_shard_map()  # as every flush does
         assert host.read("writer", PAGES) == stored
         assert host.ping()
     start(tmp_path, shards)

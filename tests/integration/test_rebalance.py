@@ -65,7 +65,7 @@ def test_a_rebalance_killed_at_random_instants_is_finished_by_the_next(tmp_path:
 
 
 @pytest.mark.parametrize(
-    "step", ["tell:1", "tell:3", "freeze:2", "copy:2", "place:2", "bury:2", "activate:2", "shard_map:1", "tell:4"]
+    "step", ["tell:1", "tell:3", "freeze:2", "copy:2", "accept:2", "bury:2", "activate:2", "shard_map:1", "tell:4"]
 )
 def test_a_rebalance_killed_at_any_step_is_finished_by_the_next(tmp_path: Path, shards: list[Shard], step: str) -> None:
     with Trial(tmp_path, 3) as trial:
@@ -194,7 +194,7 @@ def test_a_shard_with_a_new_name_keeps_what_the_ring_leaves_it(
     }
     assert {key for key, value in raw(servers[1]).items() if before.get(key) == value}
     assert opened(renamed).read("writer", PAGES) == stored
-    new.refresh()
+    new.refresh_shard_map()
     assert new.read("writer", PAGES) == stored
 
 
@@ -210,7 +210,7 @@ def test_a_removed_shard_is_found_by_its_kept_address_and_holds_nothing_afterwar
 
 @pytest.mark.parametrize(
     ("step", "instead"),
-    [(step, instead) for step in ("freeze", "copy", "place", "bury", "activate") for instead in ("ab", "abd", "cd")],
+    [(step, instead) for step in ("freeze", "copy", "accept", "bury", "activate") for instead in ("ab", "abd", "cd")],
 )
 def test_after_a_broken_off_rebalance_another_list_may_be_wanted(  # noqa: PLR0917 - fixtures and parameters
     servers: list[Server],
@@ -253,7 +253,7 @@ def test_a_shard_that_dies_meanwhile_stops_the_rebalance_and_another_run_ends_it
     killed: list[str] = []
 
     def hook(step: str) -> None:
-        if step == "place" and not killed:
+        if step == "accept" and not killed:
             killed.append(step)
             servers[2].kill()
 
@@ -347,8 +347,8 @@ def test_a_server_that_lost_its_data_or_is_another_is_not_taken_for_an_empty_sha
 
 
 def test_servers_of_two_installations_are_not_mixed(shards: list[Shard], opened: Opened) -> None:
-    opened(shards[:1]).settle()
-    opened(shards[1:]).settle()
+    opened(shards[:1]).load_shard_map()
+    opened(shards[1:]).load_shard_map()
     with pytest.raises(StoreRefusedError, match="different installations"):
         opened(shards).read("writer", ["home"])
     with pytest.raises(RebalanceError, match="different installations"):
@@ -375,11 +375,11 @@ def test_a_member_that_lost_its_data_is_given_the_shard_map_again(
     servers: list[Server], shards: list[Shard], opened: Opened
 ) -> None:
     host = opened(shards)
-    host.settle()
+    host.load_shard_map()
     kept = servers[0].call("GET", "visits:{0}:topology")
     for server in servers:
         server.call("FLUSHALL")
-        host.refresh()
+        host.refresh_shard_map()
     assert [server.call("GET", "visits:{0}:topology") for server in servers] == [kept] * 3
     assert ShardMap.from_text(str(kept)).shards.keys() == {"a", "b", "c"}
 

@@ -55,12 +55,12 @@ def shards(service: Service) -> list[dict[str, Any]]:
         return []
     owned: dict[str, list[int]] = {}
     with suppress(StoreError):
-        service.store.settle()
+        service.store.load_shard_map()
     for partition in range(PARTITIONS):
         owned.setdefault(service.store.shard_of(partition), []).append(partition)
-    agreed = service.store.agreed
+    shard_map = service.store.shard_map
     # While partitions are being moved, this process does not know where each of them is.
-    strays = agreed is not None and not agreed.next and agreed.shards.keys() == service.store.stores.keys()
+    strays = shard_map is not None and not shard_map.next and shard_map.shards.keys() == service.store.stores.keys()
     pending, state, writer = _pending_by_shard(service)
     rows = []
     for shard in service.settings.shards:
@@ -69,43 +69,41 @@ def shards(service: Service) -> list[dict[str, Any]]:
         trouble += [replica_complaint(*found) for found in state.replicas_away() if found[0] == shard.name]
         if isinstance(store, RedisStore | ClusterStore):
             mine = owned.get(shard.name, [])
-            looked = store.status(writer, mine, strays=strays)
+            servers = store.status(writer, mine, strays=strays)
             if shard.name in service.store.mistaken:
-                looked = [ServerStatus(shard.address, partitions=len(mine), error=service.store.mistaken[shard.name])]
-            for number, seen in enumerate(looked):
-                row = _row(shard.name, seen, state.away.get(shard.name))
+                servers = [ServerStatus(shard.address, partitions=len(mine), error=service.store.mistaken[shard.name])]
+            for number, server in enumerate(servers):
+                row = _row(shard.name, server, state.away.get(shard.name))
                 # A visit waits for a cluster as a whole: its partitions may be anywhere when they are flushed.
-                rows.append(row | {"pending_visits": pending[shard.name] if number == 0 else 0} | _told(seen, trouble))
+                rows.append(
+                    row | {"pending_visits": pending[shard.name] if number == 0 else 0} | _warnings(server, trouble)
+                )
     return rows
 
 
-def _row(name: str, seen: ServerStatus, away_since: float | None) -> dict[str, Any]:
-    said = seen.said
-    away = max(0, round(time.time() - away_since)) if away_since else None
+def _row(name: str, server: ServerStatus, unreached_since: float | None) -> dict[str, Any]:
+    said = server.said
+    unreached = max(0, round(time.time() - unreached_since)) if unreached_since else None
     return {
         "shard": name,
-        "address": seen.address,
-        "up": seen.up,
-        "since_seconds": said.uptime_seconds if said else away,
+        "address": server.address,
+        "up": server.up,
+        "since_seconds": said.uptime_seconds if said else unreached,
         "server": f"{said.server} {said.version}" if said else None,
         "role": said.role if said else None,
         "appendonly": said.appendonly if said else None,
         "appendfsync": said.appendfsync if said else None,
         "maxmemory_policy": said.maxmemory_policy if said else None,
-        "partitions": seen.partitions,
-        "share": f"{100 * seen.partitions / PARTITIONS:.1f}%",
-        "pages": seen.pages,
+        "partitions": server.partitions,
+        "share": f"{100 * server.partitions / PARTITIONS:.1f}%",
+        "pages": server.pages,
         "memory_bytes": said.memory_bytes if said else None,
     }
 
 
-def _told(seen: ServerStatus, trouble: list[str]) -> dict[str, Any]:
-    warnings = [*seen.warnings, *trouble]
-    return {
-        "safe": None if seen.said is None else not warnings,
-        "warnings": warnings,
-        "error": seen.error,
-    }
+def _warnings(server: ServerStatus, trouble: list[str]) -> dict[str, Any]:
+    warnings = [*server.warnings, *trouble]
+    return {"safe": None if server.said is None else not warnings, "warnings": warnings, "error": server.error}
 
 
 def _pending_by_shard(service: Service) -> tuple[Counter[str], Checkpoint, str]:
@@ -126,10 +124,16 @@ def _pending_by_shard(service: Service) -> tuple[Counter[str], Checkpoint, str]:
 
 def rebalance_note(service: Service) -> str:
     """Return what a person should know about shards whose partitions are not where the list wants them, or ""."""
-    agreed = service.store.agreed if service.store else None
-    if agreed is None or (agreed.shards.keys() == service.store.stores.keys() and not agreed.next):  # type: ignore[union-attr]
+    store = service.store
+    if store is None or store.shard_map is None:
         return ""
-    return f"the counts are on {', '.join(sorted(agreed.everyone))}; flask shards rebalance moves or finishes"
+    shard_map = store.shard_map
+    if shard_map.shards.keys() == store.stores.keys() and not shard_map.next:
+        return ""
+    return (
+        f"the counts are on {', '.join(sorted(shard_map.everyone))}; `flask shards rebalance` brings them where "
+        "VISITS_SHARDS wants them"
+    )
 
 
 def replicas(service: Service) -> list[dict[str, Any]]:
@@ -151,7 +155,7 @@ def replicas(service: Service) -> list[dict[str, Any]]:
 
 
 def give_up_replica(service: Service, address: str) -> bool:
-    """Wait for a replica no more; tell whether there is one of this address. Raises OSError."""
+    """Stop waiting for a replica; tell whether there is one of this address. Raises OSError."""
     if service.buffer is None:
         return False
     journal_ = service.buffer.journal
@@ -167,7 +171,10 @@ def give_up_replica(service: Service, address: str) -> bool:
 
 
 def flush_troubles(service: Service) -> list[str]:
-    """Return why the last flush of this host could not bring a shard everything: it may refuse what is moved, too."""
+    """Return why the last flush of this host could not bring a shard everything.
+
+    Such a shard may refuse the partitions that a rebalance brings, too.
+    """
     if service.buffer is None:
         return []
     return list(Checkpoint.load(service.buffer.journal.state_path).trouble.values())

@@ -1,4 +1,4 @@
-"""The commands of `shards`: look at the shards, move pages between them."""
+"""The commands of `shards`: inspect the shards, move pages between them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from visit_counter.shards.rebalance.plan import Plan
 
-shards = AppGroup("shards", help="Look at the shards; move pages between them.", callback=set_up_log)
+shards = AppGroup("shards", help="Inspect the shards; move pages between them.", callback=set_up_log)
 
 
 @shards.command("status")
@@ -31,9 +31,9 @@ def status(as_json: bool) -> None:
     if as_json:
         print_rows(rows, as_json)
     else:
-        told = [(row["shard"], row["address"], row.pop("warnings"), row.pop("error")) for row in rows]
+        notes = [(row["shard"], row["address"], row.pop("warnings"), row.pop("error")) for row in rows]
         print_rows(rows, as_json)
-        for name, address, warnings, error in told:
+        for name, address, warnings, error in notes:
             for warning in [error] if error else warnings:
                 click.secho(
                     f"{'down' if error else 'warning'}: {name}, {address}: {warning}", fg="red" if error else "yellow"
@@ -48,7 +48,7 @@ def status(as_json: bool) -> None:
 @click.option("--forget", metavar="ADDRESS", help="Give up a replica that is away and will never be promoted.")
 @as_json
 def replicas(forget: str | None, as_json: bool) -> None:
-    """Show the replicas of the shards: what is flushed is kept until all of them, but those given up, have it."""
+    """Show the replicas of the shards: visits stay in the journal until every replica not given up has them."""
     with opened_service() as service:
         if forget and not reports.give_up_replica(service, forget):
             raise click.ClickException(f"no shard has had a replica {forget}")
@@ -93,7 +93,7 @@ def url(as_json: bool) -> None:
 def rebalance(dry_run: bool, former: str | None, set_aside: bool, as_json: bool) -> None:
     """Move pages to the shards that VISITS_SHARDS gives them to; the service may run meanwhile.
 
-    Killed or failed, it is started again and goes on from where it stopped.
+    If it fails or is killed, run it again: it goes on from where it stopped.
     """
     with opened_service() as service:
         if not service.settings.has.shares_pages:

@@ -1,4 +1,4 @@
-"""The commands of `visits`: count, read and flush visits, look at the journal."""
+"""The commands of `visits`: count, read and flush visits, inspect the journal."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 MAX_COUNT = 10**9
 
-visits = AppGroup("visits", help="Count, read and flush visits; look at the journal.", callback=set_up_log)
+visits = AppGroup("visits", help="Count, read and flush visits; inspect the journal.", callback=set_up_log)
 
 
 @visits.command("hit")
@@ -53,7 +53,9 @@ def flush(as_json: bool) -> None:
     with opened_service() as service:
         result = service.flush()
     if result is None:
-        raise click.ClickException(f"the profile {service.settings.profile} has no write buffer to flush")
+        raise click.ClickException(
+            f"the profile {service.settings.profile} has no journal, so there is nothing to flush"
+        )
     row = {"visits": result.visits, "pages": result.pages, "seconds": result.seconds, "error": result.error}
     print_rows([row], as_json)
     if result.error:

@@ -62,8 +62,8 @@ class FlushWatch:
         self._seen = 0.0
         self._since = clock()
 
-    def look(self, state: Checkpoint) -> None:
-        """Notice whether a flush has been complete since the last look; done once a second."""
+    def observe(self, state: Checkpoint) -> None:
+        """Note whether a flush has been complete since the last call; called once a second."""
         if state.complete_at != self._seen:
             self._seen, self._since = state.complete_at, self._clock()
 
@@ -77,11 +77,11 @@ class FlushWatch:
 
 def flush_complaints(state: Checkpoint, watch: FlushWatch) -> list[str]:
     """Return what is wrong with the flushes: the last one failed, for each shard why; a replica away; one overdue."""
-    watch.look(state)
+    watch.observe(state)
     complaints = []
     if state.last_flush is not None and state.last_flush.error:
-        told = [*state.trouble.values()] or [state.last_flush.error]
-        complaints += [f"the last flush failed: {text}" for text in told]
+        reasons = [*state.trouble.values()] or [state.last_flush.error]
+        complaints += [f"the last flush failed: {reason}" for reason in reasons]
     complaints += [replica_complaint(*found) for found in state.replicas_away()]
     if overdue := watch.complaint():
         complaints.append(overdue)
@@ -91,4 +91,4 @@ def flush_complaints(state: Checkpoint, watch: FlushWatch) -> list[str]:
 def replica_complaint(shard: str, replica: str, away_since: float) -> str:
     """Tell that flushed visits are kept for a replica that may be promoted without them."""
     seconds = max(0, round(time.time() - away_since))
-    return f"{shard}: its replica {replica} is away since {seconds} s; what is flushed is kept for it"
+    return f"{shard}: its replica {replica} has been away for {seconds} s; what is flushed is kept for it"

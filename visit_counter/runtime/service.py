@@ -168,7 +168,7 @@ class Service:
         """Follow the journal; done once a second."""
         assert isinstance(self.counter, BufferedCounter)  # noqa: S101
         self.counter.tick()
-        self._watch.look(self.counter.buffer.state)
+        self._watch.observe(self.counter.buffer.state)
 
     def _probe(self) -> None:
         """Ask the shards that are down whether they are back, so that no visitor waits to find out."""
@@ -176,10 +176,10 @@ class Service:
         self.store.probe()
 
     def _refresh_shard_map(self) -> None:
-        """Learn of a finished rebalance, so that no partition is looked for on a shard that was removed."""
+        """Read the shard map again, so that after a rebalance no removed shard is asked for a partition."""
         assert self.store is not None  # noqa: S101 - where there is a buffer, there are shards
         try:
-            self.store.refresh()
+            self.store.refresh_shard_map()
         except StoreError as error:
             log.warning("%s", error)
 

@@ -157,7 +157,7 @@ def tell_of_other_shards(settings: Settings) -> None:
     stores = [make_store(shard, apply_seconds=TIMEOUT_SECONDS) for shard in settings.shards]
     with closing(ShardedStore(stores, shared=True)) as store:
         with suppress(StoreError):
-            store.settle()
+            store.load_shard_map()
         if store.mistaken:
             told = "; ".join(f"{name}: {why}" for name, why in store.mistaken.items())
             raise StartupError(f"{told}; see VISITS_SHARDS")

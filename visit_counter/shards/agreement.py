@@ -12,7 +12,7 @@ from threading import Lock
 from typing import TYPE_CHECKING
 
 from visit_counter.errors import ShardMapError, StoreError, StoreRefusedError, StoreUnavailableError
-from visit_counter.shards.identity import Identity, mistaken, swapped
+from visit_counter.shards.identity import Identity, swapped, why_mistaken
 from visit_counter.shards.parallel import in_parallel
 from visit_counter.shards.shard_map import ShardMap, newest
 
@@ -37,10 +37,10 @@ def _warn_once(warning: str) -> None:
 
 
 class Agreement:
-    """What one process knows of the shard map; it tells `ownership`. Safe to use from several threads.
+    """What one process knows of the shard map; `ownership` works by it. Safe to use from several threads.
 
-    `stores`: by their names in the list. `name`: what they are called together, in errors. Without `shared` nothing is
-    asked and nothing is kept: no other process could disagree.
+    `stores`: by their names in the list. `name`: what they are called together, in errors. Without `shared` the shards
+    are neither asked for a shard map nor given one: no other process could disagree.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class Agreement:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._stores, self._ownership, self._name = stores, ownership, name
-        self._known = not shared
+        self._is_known = not shared
         self._shared = shared
         # By name, why a server is not the shard that the list takes it for; nothing is read or written there.
         self.mistaken: Mapping[str, str] = {}
@@ -61,20 +61,20 @@ class Agreement:
         self._clock = clock
         self._asked = clock()
 
-    def refresh(self) -> None:
-        """Look for a newer shard map in the shards; keep the known one where none can be had. Raises StoreError."""
+    def refresh_shard_map(self) -> None:
+        """Read the shard map from the shards, and keep the known one if theirs is not newer. Raises StoreError."""
         if self._shared:
             with self._lock:
-                self._agree()
+                self._adopt_newest()
 
-    def settle(self) -> None:
-        """Have a shard map. Raises StoreError: nothing may be read or written."""
-        if not self._known:
+    def load_shard_map(self) -> None:
+        """Make sure that a shard map is known. Raises StoreError if none is; then nothing may be read or written."""
+        if not self._is_known:
             with self._lock:
-                if not self._known:
-                    self._agree()
+                if not self._is_known:
+                    self._adopt_newest()
 
-    def _agree(self) -> None:
+    def _adopt_newest(self) -> None:
         """Adopt the newest shard map that the shards keep, and give it to members that lack it."""
         self._asked = self._clock()
         texts, said, errors = self._kept()
@@ -98,15 +98,15 @@ class Agreement:
                     "flask shards rebalance moves them"
                 )
         self._recognise(texts, said)
-        self._known = True
+        self._is_known = True
         self._give(texts, said)
 
     def _kept(self) -> tuple[dict[str, str], dict[str, Identity], list[StoreError]]:
-        """Return what each shard keeps as the shard map, who it says it is, and why others do not say."""
+        """Return what each shard keeps as the shard map, who it says it is, and why the others do not answer."""
 
         def ask(store: Store) -> tuple[str, str, Identity] | StoreError:
             try:
-                # In this order: a rebalance that gives a new name tells of it before.
+                # In this order: a rebalance that gives a shard a new name writes it into the shard map first.
                 return store.name, store.read_shard_map(), store.read_identity()
             except StoreError as error:
                 return error
@@ -124,10 +124,12 @@ class Agreement:
         shard_map = self._ownership.shard_map
         if shard_map is None:
             return
-        complaints = {name: mistaken(name, self._stores[name].address, one, shard_map) for name, one in said.items()}
+        complaints = {
+            name: why_mistaken(name, self._stores[name].address, one, shard_map) for name, one in said.items()
+        }
         silent = {name: self._stores[name].address for name, one in said.items() if not one.names and texts[name]}
         complaints |= swapped(silent, shard_map)
-        # Of a server that does not answer the last word stands.
+        # For a server that does not answer now, what it said last still holds.
         complaints = {name: why for name, why in self.mistaken.items() if name not in said} | complaints
         self.mistaken = {
             name: f"{self._stores[name].address} is not this shard: {why}" for name, why in complaints.items() if why
@@ -176,7 +178,7 @@ class Agreement:
         """After an error: have the next call work by a newer shard map if there is one."""
         if self._shared and self._clock() - self._asked >= _ASK_AGAIN_SECONDS and self._lock.acquire(blocking=False):
             try:
-                self._agree()
+                self._adopt_newest()
             except StoreError as error:
                 log.debug("no newer shard map: %s", error)
             finally:

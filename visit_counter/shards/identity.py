@@ -63,7 +63,7 @@ class Expected:
         return ""
 
 
-def mistaken(name: str, address: str, said: Identity, shard_map: ShardMap) -> str:
+def why_mistaken(name: str, address: str, said: Identity, shard_map: ShardMap) -> str:
     """Return why the server that the list calls `name` is not the shard of that name, or "".
 
     `said`: what the server says of itself. A new name in the list is no mistake, because the server is known by the

@@ -65,7 +65,7 @@ class ShardedStore(Store):
         return self._ownership.layout
 
     @property
-    def agreed(self) -> ShardMap | None:
+    def shard_map(self) -> ShardMap | None:
         """The shard map this process works by; None before the first call, and where there is none."""
         return self._ownership.shard_map
 
@@ -74,13 +74,13 @@ class ShardedStore(Store):
         """Why servers are not the shards that the list takes them for, by name; nothing is read or written there."""
         return self._agreement.mistaken
 
-    def refresh(self) -> None:
-        """Look for a newer shard map in the shards; keep the known one where none can be had. Raises StoreError."""
-        self._agreement.refresh()
+    def refresh_shard_map(self) -> None:
+        """Read the shard map from the shards, and keep the known one if theirs is not newer. Raises StoreError."""
+        self._agreement.refresh_shard_map()
 
-    def settle(self) -> None:
-        """Have a shard map. Raises StoreError: nothing may be read or written."""
-        self._agreement.settle()
+    def load_shard_map(self) -> None:
+        """Make sure that a shard map is known. Raises StoreError if none is; then nothing may be read or written."""
+        self._agreement.load_shard_map()
 
     def _follow(self, error: PartitionMovedError) -> None:
         """Note where partitions have moved. Raises StoreUnavailableError for a shard that is not known here."""
@@ -90,7 +90,7 @@ class ShardedStore(Store):
 
     def _following(self, call: Callable[[], T]) -> T:
         """Make a call, again for partitions that have moved; its errors may be due to an old shard map."""
-        self.settle()
+        self.load_shard_map()
         try:
             for _ in range(_HOPS):
                 try:
@@ -120,7 +120,7 @@ class ShardedStore(Store):
         """Apply each batch to its shard; a shard that is down fails its own batches only."""
         batches = list(batches)
         try:
-            self.settle()
+            self.load_shard_map()
         except StoreError as error:
             return _all_failed(batches, error)
         results: dict[int, Applied] = {}
@@ -222,7 +222,7 @@ class ShardedStore(Store):
     ) -> tuple[dict[int, str], list[StoreError]]:
         """Return the watermark of each partition that can be reached, and why others cannot; never raises."""
         try:
-            self.settle()
+            self.load_shard_map()
         except StoreError as error:
             return {}, [error]
         found: dict[int, str] = {}

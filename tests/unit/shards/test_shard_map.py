@@ -115,15 +115,15 @@ def test_profiles_with_one_shard_keep_no_shard_map() -> None:
     alone = MemoryStore("a")
     store = ShardedStore([alone])
     store.add("home", 1)
-    store.refresh()
+    store.refresh_shard_map()
     assert kept(alone) == [""]
 
 
 def test_a_host_with_a_new_list_works_where_the_counts_are() -> None:
     a, b, c = MemoryStore("a"), MemoryStore("b"), MemoryStore("c")
-    ShardedStore([a, b], shared=True).settle()
+    ShardedStore([a, b], shared=True).load_shard_map()
     host = ShardedStore([a, b, c], shared=True)
-    host.settle()
+    host.load_shard_map()
     assert [host.shard_of(partition) for partition in range(PARTITIONS)] == list(Ring("ab").owners)
     assert kept(c) == [""]
 
@@ -147,11 +147,11 @@ def test_with_a_shard_down_the_shard_map_of_another_is_enough() -> None:
 def test_a_newer_shard_map_is_taken_over_when_it_is_looked_for() -> None:
     a, b = MemoryStore("a"), MemoryStore("b")
     host = ShardedStore([a, b], shared=True)
-    host.settle()
-    assert host.agreed is not None
+    host.load_shard_map()
+    assert host.shard_map is not None
     before = host.layout
-    a.offer_shard_map(ShardMap(2, {"a": ""}, {}, host.agreed.id).to_text())
-    host.refresh()
+    a.offer_shard_map(ShardMap(2, {"a": ""}, {}, host.shard_map.id).to_text())
+    host.refresh_shard_map()
     assert {host.shard_of(partition) for partition in range(PARTITIONS)} == {"a"}
     assert host.layout != before
 
@@ -192,7 +192,7 @@ def test_signs_that_lead_in_a_circle_end_in_an_error() -> None:
 
 def test_shards_that_disagree_are_not_used() -> None:
     a, b = MemoryStore("a"), MemoryStore("b")
-    ShardedStore([a], shared=True).settle()
-    ShardedStore([b], shared=True).settle()
+    ShardedStore([a], shared=True).load_shard_map()
+    ShardedStore([b], shared=True).load_shard_map()
     with pytest.raises(StoreRefusedError, match="different installations"):
         ShardedStore([a, b], shared=True).add("home", 1)

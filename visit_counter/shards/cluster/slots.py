@@ -29,7 +29,7 @@ REFRESH_SECONDS = 0.25
 _ASKING_SECONDS = 0.5
 
 
-class Layout(NamedTuple):
+class SlotOwners(NamedTuple):
     """One reply to CLUSTER SLOTS: the address of each partition's primary ("" for none), and replicas by primary."""
 
     owners: tuple[str, ...]
@@ -50,7 +50,7 @@ class SlotMap:
     ) -> None:
         self._candidates, self._ask, self._clock = candidates, ask, clock
         self._lock = Lock()
-        self._layout = Layout(("",) * PARTITIONS, {})
+        self._owners = SlotOwners(("",) * PARTITIONS, {})
         # What servers have said with MOVED since.
         self._moved: dict[int, str] = {}
         self._asked_at = -REFRESH_SECONDS
@@ -59,7 +59,7 @@ class SlotMap:
 
     def owner(self, partition: int) -> str:
         """Return the address of the server that has a partition, as far as known; "" if unknown."""
-        return self._moved.get(partition) or self._layout.owners[partition]
+        return self._moved.get(partition) or self._owners.owners[partition]
 
     def covers_all(self) -> bool:
         """Tell whether every partition has a server."""
@@ -71,7 +71,7 @@ class SlotMap:
 
     def replicas(self, address: str) -> int:
         """Return how many replicas of a primary the cluster does not hold for failed."""
-        return self._layout.replicas.get(address, 0)
+        return self._owners.replicas.get(address, 0)
 
     def note_moved(self, partition: int, address: str) -> None:
         """Take over what a server said with MOVED."""
@@ -92,7 +92,7 @@ class SlotMap:
             for address in dict.fromkeys(self._candidates()):
                 reply = self._ask(address, SLOTS_COMMAND)
                 if not isinstance(reply, RedisError) and reply:
-                    self._layout, self._moved, self.error = layout_of(reply, address), {}, None
+                    self._owners, self._moved, self.error = slot_owners_of(reply, address), {}, None
                     return True
                 if isinstance(reply, RedisError):
                     self.error = reply
@@ -120,7 +120,7 @@ def _is_server(said: Any) -> bool:
     return is_text_or_nothing(said[0]) and is_number(said[1]) and 0 <= said[1] <= 65535
 
 
-def layout_of(reply: Any, asked: str) -> Layout:
+def slot_owners_of(reply: Any, asked: str) -> SlotOwners:
     """Make sense of a reply to CLUSTER SLOTS: ranges of slots, each with its primary and its replicas.
 
     A server that does not know its own address says nothing for the host: it is the one that was asked.
@@ -132,4 +132,4 @@ def layout_of(reply: Any, asked: str) -> Layout:
         address = join_host((primary[0] or b"").decode(errors="replace") or host_asked, int(primary[1]))
         replicas[address] = len(others)
         by_slot.update(dict.fromkeys(range(first, last + 1), address))
-    return Layout(tuple(by_slot.get(slot, "") for slot in SLOT_OF), replicas)
+    return SlotOwners(tuple(by_slot.get(slot, "") for slot in SLOT_OF), replicas)

@@ -114,7 +114,7 @@ class ClusterStore(Store):
         return [NOT_A_PARTITION.encode() if is_elsewhere(reply) else reply for reply in replies]
 
     def _part_fails(self, partition: int, error: RedisError) -> StoreError:
-        """Return the error of a partition. All partitions of a server have the same text, so that it is told once."""
+        """Return the error of a partition. All partitions of a server have the same text: it is reported once."""
         failed = explain(self.name, error)
         where = self._slots.owner(partition) or "no server"
         return type(failed)(self.name, f"{where}: {failed.reason}")

@@ -71,7 +71,7 @@ _FIND = load_script(__package__, "find")
 _INSPECT = load_script(__package__, "inspect")
 _COUNT_PAGES = load_script(__package__, "count_pages")
 _FREEZE = load_script(__package__, "freeze")
-_PLACE = load_script(__package__, "place")
+_ACCEPT = load_script(__package__, "accept")
 _BURY = load_script(__package__, "bury")
 _RELEASE = load_script(__package__, "release")
 _REJECT = load_script(__package__, "reject")
@@ -97,9 +97,9 @@ def freeze(partition: int, moving: Place) -> Command:
     return _script(_FREEZE, keys_of(partition)[:2], [moving.to_bytes()])
 
 
-def place(partition: int, arriving: Place, fields: int) -> Command:
+def accept(partition: int, arriving: Place, fields: int) -> Command:
     """Return the command that takes a copy as whole if it has this many fields."""
-    return _script(_PLACE, keys_of(partition), [arriving.to_bytes(), b"%d" % fields])
+    return _script(_ACCEPT, keys_of(partition), [arriving.to_bytes(), b"%d" % fields])
 
 
 def bury(partition: int, moving: Place) -> Command:

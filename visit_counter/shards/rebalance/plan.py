@@ -1,4 +1,4 @@
-"""What a rebalance has to do, found out by looking at every partition on every shard; changes nothing."""
+"""What a rebalance has to do, found out by inspecting every partition on every shard; changes nothing."""
 
 from __future__ import annotations
 
@@ -178,8 +178,8 @@ def _plan_partition(plan: Plan, partition: int, holder: str, target: str, survey
 def _note_others(plan: Plan, partition: int, holder: str, survey: Survey) -> None:
     for name, spots in survey.spots.items():
         place, fields = spots[partition]
-        is_told = partition in plan.strays.get(name, ())
-        if place.kind == "" and fields and not is_told and not survey.same(name, holder):
+        is_in_the_way = partition in plan.strays.get(name, ())
+        if place.kind == "" and fields and not is_in_the_way and not survey.same(name, holder):
             plan.others.setdefault(name, []).append(partition)
 
 

@@ -19,7 +19,7 @@ from visit_counter import steps
 from visit_counter.config.shard_urls import Shard
 from visit_counter.errors import RebalanceError, ShardMapError, StoreError
 from visit_counter.shards.identity import KEY as IDENTITY_KEY
-from visit_counter.shards.identity import Identity, mistaken, swapped
+from visit_counter.shards.identity import Identity, swapped, why_mistaken
 from visit_counter.shards.rebalance import moving
 from visit_counter.shards.rebalance.moving import Place
 from visit_counter.shards.rebalance.plan import Plan, groups_of, make_plan
@@ -117,8 +117,10 @@ class Rebalance:
     ) -> Plan:
         """Do all there is to do and return what it was; raises RebalanceError.
 
-        `begin` is told the plan, `progress` how many partitions went. What was moved stays moved when this ends early,
-        however it ends; another run goes on from there. `set_aside`: see `Plan.strays`.
+        `begin` is called with the plan, and `progress` with how many partitions have just been moved. What was moved
+        stays moved when this ends early, however it ends; another run goes on from there.
+
+        `set_aside`: see `Plan.strays`.
         """
         self._wait_for_lock()
         try:
@@ -157,12 +159,14 @@ class Rebalance:
     def _check_identities(self, shard_map: ShardMap) -> None:
         """Raise RebalanceError for servers that are not the shards they are taken for."""
         said = {name: _identity(store) for name, store in self._stores.items()}
-        complaints = {name: mistaken(name, self._stores[name].address, one, shard_map) for name, one in said.items()}
+        complaints = {
+            name: why_mistaken(name, self._stores[name].address, one, shard_map) for name, one in said.items()
+        }
         silent = {name: self._stores[name].address for name, one in said.items() if not one.names}
-        told = [f"{name} at {self._stores[name].address}: {why}" for name, why in complaints.items() if why]
-        told += [f"{name}: {why}" for name, why in swapped(silent, shard_map).items()]
-        if told:
-            raise RebalanceError(f"{'; '.join(told)}; see VISITS_SHARDS")
+        mistakes = [f"{name} at {self._stores[name].address}: {why}" for name, why in complaints.items() if why]
+        mistakes += [f"{name}: {why}" for name, why in swapped(silent, shard_map).items()]
+        if mistakes:
+            raise RebalanceError(f"{'; '.join(mistakes)}; see VISITS_SHARDS")
 
     def _name_shards(self, installation: str) -> None:
         """Have each wanted shard say the name that it is to have; hosts may know it by the former one until then."""
@@ -228,9 +232,9 @@ class Rebalance:
         steps.step("freeze")
         sizes = _copy(partitions, source, target)
         steps.step("copy")
-        placed = run_on_disk(target, [moving.place(at, arriving, sizes[at]) for at in partitions], is_text)
-        _expect(arriving, placed, target_name)
-        steps.step("place")
+        accepted = run_on_disk(target, [moving.accept(at, arriving, sizes[at]) for at in partitions], is_text)
+        _expect(arriving, accepted, target_name)
+        steps.step("accept")
         buried = run_on_disk(source, [moving.bury(at, leaving) for at in partitions], is_text)
         _expect(Place("moved", target_name), buried, source_name)
         steps.step("bury")

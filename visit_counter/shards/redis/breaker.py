@@ -5,7 +5,7 @@
                           '---------------failure----------------'
 
 The idea is the circuit breaker of Nygard, "Release It!" (2007). One failure opens it, because a failure here is no
-answer at all, and each further request would wait for its whole time-out to learn the same.
+answer at all, and each further request would wait for its whole time-out and find out the same.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Breaker:
         return self._clock() - self._since
 
     def allows(self) -> bool:
-        """Tell whether to ask the shard now; whoever is told so reports `success` or `failure`."""
+        """Tell whether to ask the shard now; a caller that may ask reports `success` or `failure`."""
         # Read without the lock, on every request of a healthy shard: one word, changed by one assignment.
         if self.state == "closed":
             return True
@@ -77,11 +77,11 @@ class Breaker:
         with self._lock:
             if self._state == "closed":
                 return None
-            away_seconds = self._clock() - self._since
+            down_seconds = self._clock() - self._since
             self._state = "closed"
             self._since = self._clock()
             self._wait_seconds = self._probe_seconds
-            return away_seconds
+            return down_seconds
 
     def failure(self) -> bool:
         """Say that the shard did not answer; tell whether that begins an outage."""

@@ -1,4 +1,4 @@
-"""Connections of redis-py that wait for no name server, take no garbage, and know whom they should speak with."""
+"""Connections of redis-py that never wait for a name server, refuse garbage, and check which server answers."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ class ServerStatus:
     error: str = ""
 
 
-def describe(info: Mapping[str, str]) -> Description:
+def description_of(info: Mapping[str, str]) -> Description:
     """Make sense of what a server says about itself: the lines of INFO, and settings by their own names."""
     server = "valkey" if "valkey_version" in info else "redis"
     return Description(

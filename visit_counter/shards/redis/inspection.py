@@ -1,4 +1,4 @@
-"""Looking at what servers hold: how many pages in which partitions, and what should not be there."""
+"""Inspecting what servers hold: how many pages in which partitions, and what should not be there."""
 
 from __future__ import annotations
 
@@ -37,18 +37,18 @@ class Held(NamedTuple):
     strays: Sequence[int] = ()
 
     def warnings(self, shard: str) -> list[str]:
-        """Return what a person should know of it."""
-        told = []
+        """Return what a person should know about it."""
+        found = []
         if self.errors:
             at, error = next(iter(self.errors.items()))
             reason = explain(shard, error).reason
-            told.append(f"{len(self.errors)} partitions cannot be looked at, e.g. {at}: {reason}")
+            found.append(f"{len(self.errors)} partitions cannot be read, e.g. {at}: {reason}")
         if self.strays:
-            told.append(
+            found.append(
                 f"it holds counts of {len(self.strays)} partitions that another shard has, e.g. {self.strays[0]}: "
                 "they are not read; was its address once another shard's?"
             )
-        return told
+        return found
 
 
 def count_pages_of(ask: Ask, writer: str, partitions: Sequence[int], *, strays: bool = False) -> Held:

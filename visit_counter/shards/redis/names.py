@@ -2,7 +2,7 @@
 
 `getaddrinfo` has no time-out and cannot be interrupted, so every look-up runs in a thread of its own. An address that
 was found once is used at once from then on, and looked up again in the background; it is kept for as long as the name
-server gives no other. Only the first who needs a name waits for it, and no longer than his own time-out.
+server gives no other. Only the first caller that needs a name waits for it, and no longer than its own time-out.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from redis.exceptions import ConnectionError, RedisError  # noqa: A004 - redis-p
 from visit_counter.shards.identity import Expected
 from visit_counter.shards.redis.applying import Applier
 from visit_counter.shards.redis.breaker import Breaker
-from visit_counter.shards.redis.describe import Description, ServerStatus, describe, read_info
+from visit_counter.shards.redis.describe import Description, ServerStatus, description_of, read_info
 from visit_counter.shards.redis.exchange import pack
 from visit_counter.shards.redis.replicas import Replicas
 from visit_counter.shards.redis.shapes import are_pairs, is_pong, is_text, is_text_or_nothing
@@ -186,7 +186,7 @@ class RedisServer:
         replies = self.run(commands, [is_text, *(are_pairs for _ in settings)])
         if isinstance(replies[0], RedisError):
             raise explain(self.name, replies[0])
-        return describe(read_info(replies))
+        return description_of(read_info(replies))
 
     def status_when_down(self, partitions: int, reason: str) -> ServerStatus:
         """Return the row of a server that does not answer."""

@@ -9,7 +9,7 @@ Shape = Callable[[Any], bool]
 
 
 def anything(reply: Any) -> bool:  # noqa: ARG001 - the signature of a shape
-    """Take every reply: nobody looks at it."""
+    """Accept every reply: it is not used."""
     return True
 
 

@@ -90,7 +90,7 @@ class Wire:
 
 
 def peer_of(connection: Connection) -> str:
-    """Return the address of the server that a connection leads to; "" where that cannot be told."""
+    """Return the address of the server that a connection leads to; "" where that is not known."""
     try:
         host, port, *_ = connection._sock.getpeername()  # type: ignore[attr-defined]  # noqa: SLF001 - redis-py has no other way
     except (AttributeError, OSError, ValueError):
