@@ -234,8 +234,8 @@ BREAKAGES = (
     ),
     Breakage(
         "let anybody on the machine into the embedded servers",
-        "embedded/server.py",
-        '            "requirepass": self._password,\n',
+        "embedded/program.py",
+        '        "requirepass": password,\n',
         "",
         f"{EMBEDDED}::test_nobody_without_the_password_may_do_anything",
     ),

@@ -20,7 +20,7 @@ from redis.retry import Retry
 from tests.support.servers import REPOSITORY, ValkeyServer, free_ports, listening, process_runs, wait_until
 from visit_counter.config import embedded_files as files
 from visit_counter.config.embedded_files import server_pid, shard_dir
-from visit_counter.embedded.server import server_binary
+from visit_counter.embedded.program import server_binary
 from visit_counter.embedded.shards import EmbeddedShards, running
 from visit_counter.errors import EmbeddedError
 from visit_counter.shards.factory import make_store

@@ -214,6 +214,12 @@ def test_no_workers_at_all_are_refused(service: Callable[..., GunicornServer], g
         fails_with(server, r"WEB_CONCURRENCY is '0'; allowed: a whole number of workers from 1")
 
 
+@pytest.mark.parametrize("worker", [(), ("-k", "gthread")], ids=["ours", "gthread"])
+def test_no_threads_at_all_are_refused(service: Callable[..., GunicornServer], worker: tuple[str, ...]) -> None:
+    server = service("--threads", "0", *worker, VISITS_PROFILE="basic")
+    fails_with(server, r"0 threads would answer nobody; allowed: --threads 1 or more")
+
+
 @pytest.mark.parametrize("uri", ["eventlet.nothing", "visit_counter.nothing.Worker"])
 @pytest.mark.parametrize("given", ["option", "environment"])
 def test_a_worker_class_that_cannot_be_loaded_is_one_clear_line(

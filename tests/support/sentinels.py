@@ -10,7 +10,7 @@ from tests.support.least_acl import LEAST_USER, PASSWORD, user_options
 from tests.support.redis_servers import Server, call
 from tests.support.servers import steady_port, wait_until
 from visit_counter.config.settings import Shard
-from visit_counter.embedded.server import server_binary
+from visit_counter.embedded.program import server_binary
 
 if TYPE_CHECKING:
     from pathlib import Path

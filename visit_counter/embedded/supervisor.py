@@ -23,7 +23,8 @@ from typing import TYPE_CHECKING
 
 from visit_counter import logs
 from visit_counter.config.embedded_files import is_at, password_file, prepare, read_password, try_lock, users_lock
-from visit_counter.embedded.server import ShardServer, end, server_binary
+from visit_counter.embedded.program import server_binary
+from visit_counter.embedded.server import ShardServer, end
 from visit_counter.errors import EmbeddedError
 from visit_counter.private_files import open_private
 

@@ -30,6 +30,7 @@ def on_starting(server: Any) -> None:
     """Check everything and start the embedded shards, in the master."""
     inherited = server.cfg.reuse_port or {"GUNICORN_FD", "LISTEN_FDS"} & os.environ.keys()
     with startup.told_in_one_line():
+        options.check_threads(server.cfg.threads)
         warnings = startup.prepare(settings, server.cfg.workers, [] if inherited else server.cfg.address)
     for warning in warnings:
         server.log.warning(warning)

@@ -29,3 +29,9 @@ def check_worker_class(default: str, environ: Mapping[str, str], arguments: Sequ
         # The message ends with a traceback in brackets.
         reason = str(error).strip("] \n").splitlines()[-1].rpartition("Error: ")[2]
         raise StartupError(f"the worker class {uri} cannot be used: {reason}; allowed: gthread, or no -k") from None
+
+
+def check_threads(threads: int) -> None:
+    """Raise StartupError for no threads at all; gunicorn would start workers that end with a traceback."""
+    if threads < 1:
+        raise StartupError(f"{threads} threads would answer nobody; allowed: --threads 1 or more")

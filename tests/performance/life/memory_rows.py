@@ -25,8 +25,8 @@ def idle(bench: Bench) -> list[Line]:
             time.sleep(bench.effort.settle)
             workers = server.worker_pids
             parts: Counter[str] = Counter()
-            # The shards may have a parent of their own.
-            shards = {pid for port in ports for pid in processes.with_argument(f":{port}")}
+            # The shards, and the supervisor that has their ports in its arguments, are no children of the master.
+            shards = {pid for port in ports for mark in ":=" for pid in processes.with_argument(f"{mark}{port}")}
             for pid in shards | set(processes.tree(server.pid)):
                 name = "master" if pid == server.pid else "workers" if pid in workers else processes.name_of(pid)
                 parts[name] += round(processes.pss_mb(pid) * 10)
