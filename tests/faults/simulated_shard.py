@@ -1,4 +1,4 @@
-"""A shard for the simulation: it loses replies, hangs, executes late, goes away, and comes back with older data.
+"""A shard for the simulation: it loses replies, hangs, executes late, goes down, and comes back with older data.
 
 Somebody may also write into it what is no count, no watermark or no partition, and mend that later.
 """
@@ -34,7 +34,7 @@ class Shard:
     def __init__(self, random: Random, *, tells_disk: bool) -> None:
         self.random = random
         self.tells_disk = tells_disk  # whether `persist` works; a shard that cannot tell is not rolled back
-        self.away = False
+        self.down = False
         self.loss = 0.0
         self.epoch = 0  # raised by a restart: all connections are lost
         self.counts: dict[str, int] = {}
@@ -111,7 +111,7 @@ class Shard:
 
     def execute_late(self) -> None:
         """Execute one of the requests that are still on their way."""
-        if self.late and not self.away:
+        if self.late and not self.down:
             writer, batch = self.late.pop(self.random.randrange(len(self.late)))
             if batch.partition not in self.blocked:
                 self.execute(writer, batch)
@@ -181,7 +181,7 @@ class ShardClient(Store):
         for partition, number in by.items():
             self._point("raise losses")
             shard = self._shard
-            if shard.away or partition in shard.blocked:
+            if shard.down or partition in shard.blocked:
                 continue
             failed = shard.random.random() < shard.loss
             if not failed or shard.random.random() < 0.5:
@@ -196,7 +196,7 @@ class ShardClient(Store):
         shard = self._shard
         if not shard.tells_disk:
             return None
-        if shard.away or shard.random.random() < shard.loss:
+        if shard.down or shard.random.random() < shard.loss:
             return False
         if self._epoch != shard.epoch:
             self._epoch, self._offset = shard.epoch, 0
@@ -212,19 +212,19 @@ class ShardClient(Store):
 
     def ping(self) -> bool:
         """Tell whether the shard is there."""
-        return not self._shard.away
+        return not self._shard.down
 
     def close(self) -> None:
         """Nothing is held."""
 
     def _reach(self) -> None:
-        if self._shard.away or self._shard.random.random() < self._shard.loss:
+        if self._shard.down or self._shard.random.random() < self._shard.loss:
             raise StoreUnavailableError(self.name, "no answer")
 
     def _apply(self, writer: str, batch: Batch) -> Applied:
         shard = self._shard
         failed = Applied(batch.partition, NO_WATERMARK, f"{self.name}: no answer")
-        if shard.away:
+        if shard.down:
             return failed
         if shard.random.random() < shard.loss:
             what = 1.0 if batch.partition in shard.blocked else shard.random.random()

@@ -2,7 +2,7 @@
 
 Real journals, write buffers, flushers and counters run on simulated disks and shards. At every step of a process
 (each system call that changes the journal, each exchange with a shard, each named step) the process may die, or
-another process may run in between. Machines lose power, disks fill up, shards lose replies, execute late, go away and
+another process may run in between. Machines lose power, disks fill up, shards lose replies, execute late, go down and
 come back with older data. Time passes only where the simulation says so. The oracle (`tests.support.oracle`) watches.
 
     python -m tests.faults.simulation --seeds 1000 --first 0
@@ -62,7 +62,7 @@ from visit_counter.shards.router import ShardedStore
 OPERATIONS = 40
 # What happens to a machine or a shard, rather than what a process does.
 HAPPENINGS = frozenset(
-    ("pass_time", "lose_power", "fill_disk", "shard_away", "roll_back", "late", "write_into", "sicken", "harm")
+    ("pass_time", "lose_power", "fill_disk", "shard_down", "roll_back", "late", "write_into", "sicken", "harm")
 ) | {"copy_data"}
 # These seeds have failing syncs, and files that are removed or cut.
 HARMFUL_SEEDS = range(1_000_000, 1_100_000)
@@ -182,7 +182,7 @@ class World:
         weights = {
             "record": 10, "count": 6, "answer": 4, "tick": 5, "flush": 6, "pass_time": 2,
             "lose_power": random.choice((0, 0, 0.4)), "fill_disk": random.choice((0, 0, 0.7)),
-            "shard_away": random.choice((0, 1)), "roll_back": random.choice((0, 0.7)), "late": 1, "stop": 0.3,
+            "shard_down": random.choice((0, 1)), "roll_back": random.choice((0, 0.7)), "late": 1, "stop": 0.3,
             "copy_data": random.choice((0, 0, 0.3)) if seed not in HARMFUL_SEEDS else 0,
             "write_into": random.choice((0, 0, 0.7)),
         }  # fmt: skip
@@ -420,11 +420,11 @@ class World:
         host.disk.full = 0.0 if host.disk.full else self.random.choice((0.3, 1.0))
         self.note(f"   disk full: {host.disk.full}")
 
-    def _shard_away(self, host: Host) -> None:
+    def _shard_down(self, host: Host) -> None:
         del host
         name = self.random.choice(NAMES)
-        self.shards[name].away = not self.shards[name].away
-        self.note(f"   {name} away: {self.shards[name].away}")
+        self.shards[name].down = not self.shards[name].down
+        self.note(f"   {name} down: {self.shards[name].down}")
 
     def _sicken(self, host: Host) -> None:
         host.disk.sick = 0.0 if host.disk.sick else self.random.choice((0.1, 0.5, 1.0))
@@ -548,7 +548,7 @@ class World:
         self.note("end")
         self._steps_to_live = self._steps_to_others = 0
         for shard in self.shards.values():
-            shard.away, shard.loss = False, 0.0
+            shard.down, shard.loss = False, 0.0
             shard.mend()
         for host in self.hosts:
             host.disk.full = host.disk.sick = 0.0

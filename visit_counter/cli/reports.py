@@ -73,7 +73,7 @@ def shards(service: Service) -> list[dict[str, Any]]:
             if shard.name in service.store.mistaken:
                 servers = [ServerStatus(shard.address, partitions=len(mine), error=service.store.mistaken[shard.name])]
             for number, server in enumerate(servers):
-                row = _row(shard.name, server, state.away.get(shard.name))
+                row = _row(shard.name, server, state.down.get(shard.name))
                 # A visit waits for a cluster as a whole: its partitions may be anywhere when they are flushed.
                 rows.append(
                     row | {"pending_visits": pending[shard.name] if number == 0 else 0} | _warnings(server, trouble)

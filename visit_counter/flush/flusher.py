@@ -69,7 +69,7 @@ class Flusher:
             state.last_flush = result
             if not error:
                 state.complete_at = result.at
-            state.away = {shard: state.away.get(shard, result.at) for shard in round_.trouble}
+            state.down = {shard: state.down.get(shard, result.at) for shard in round_.trouble}
             state.trouble = round_.trouble
             forgettable = self._forgettable(state)
             for segment in forgettable:

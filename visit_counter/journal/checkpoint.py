@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 from visit_counter.journal.segments import sync_directory, write_durably
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 MAX_DAMAGE_NOTES = 50
+# In the place of a time in `Checkpoint.missing`: flushes go on without this segment.
 GIVEN_UP = -1.0
 # Beside the state and not in it: a person need not wait for a flush that hangs, and a lost state loses no signature.
 _ACKNOWLEDGED = "acknowledged.json"
@@ -39,46 +40,49 @@ class LastFlush:
 
 @dataclass(slots=True)
 class Checkpoint:
-    """What one journal's flushes have confirmed, sent and found. Segments are told by their numbers."""
+    """What one journal's flushes have confirmed, sent and found.
 
-    # The journal's id: the watermarks below are under it.
+    Segments are told by their numbers, partitions by theirs, shards by their names. Where nothing else is said, times
+    are seconds since the epoch; they are for people, and nothing is decided by them.
+    """
+
+    # The journal's id. The watermarks below are under it.
     writer: str = ""
     # Every partition includes the segments up to this one.
     floor: int = 0
-    # By partition: the watermark that it was last known to have.
+    # For each partition, the watermark that it was last known to have.
     confirmed: dict[int, str] = field(default_factory=dict)
-    # By shard (and layout, see `Round._apply`): segments that its partitions may or may not have as their watermark,
-    # because batches were sent and not all were answered; no merge crosses one of them.
+    # For each shard (see `Round._apply`), the segments that may or may not have become a watermark there.
     attempted: dict[str, list[int]] = field(default_factory=dict)
     # What was found that only a person can explain, oldest first.
     damage: list[str] = field(default_factory=list)
     # How often a shard was found to have lost visits for good.
     losses: int = 0
-    # How the last flush went, whether it reached all shards or not; None before the first.
+    # How the last flush went, whether it reached all shards or not; None before the first flush.
     last_flush: LastFlush | None = None
-    # By partition that is not known to be on its shard's disk: the segment it may fall back to, the last it includes.
+    # For each partition that may not be on its shard's disk, the segment it may fall back to and the last it includes.
     unpersisted: dict[int, tuple[int, int]] = field(default_factory=dict)
-    # By partition: the last segment whose visits of it, once included, are no longer retained.
+    # For each partition, the last segment that held visits of it and that is no longer retained.
     forgotten: dict[int, int] = field(default_factory=dict)
-    # By shard that the last flush could not bring everything: since when, in seconds since the epoch, for people.
-    away: dict[str, float] = field(default_factory=dict)
-    # By shard that the last flush could not bring everything: why.
+    # For each shard that the last flush could not bring everything, the time since when.
+    down: dict[str, float] = field(default_factory=dict)
+    # For each shard that the last flush could not bring everything, the reason.
     trouble: dict[str, str] = field(default_factory=dict)
-    # By partition with a watermark that no flush wrote: that text, and the segment that it is taken for.
+    # For each partition with a watermark that no flush wrote, that text and the segment that it is taken for.
     strange: dict[int, tuple[str, int]] = field(default_factory=dict)
-    # Partitions in whose place the last flush found something else.
+    # The partitions in whose place the last flush found something else.
     blocked: list[int] = field(default_factory=list)
-    # Pages whose last visits were set aside, since what is stored for them is no count.
+    # The pages whose last visits were set aside, since what is stored for them is no count.
     uncounted: list[str] = field(default_factory=list)
-    # By shard: its replicas, by address, as they were last seen.
+    # For each shard, its replicas by address, as they were last seen.
     replicas: dict[str, dict[str, Replica]] = field(default_factory=dict)
-    # When a flush last brought everything to every shard, in seconds since the epoch, for people; 0 for never.
+    # When a flush last brought everything to every shard; 0 for never.
     complete_at: float = 0.0
-    # By partition: how often this writer found that visits of it are lost for good.
+    # For each partition, how often this writer found that visits of it are lost for good.
     lost: dict[int, int] = field(default_factory=dict)
     # The partitions whose readers, on all hosts, have still to be told so.
     untold: list[int] = field(default_factory=list)
-    # Segment numbers that have no file, and when that was found, by `Journal.now`; or that flushes go on without them.
+    # For each segment that has no file, when that was found (by `Journal.now`), or GIVEN_UP.
     missing: dict[int, float] = field(default_factory=dict)
 
     def replicas_away(self) -> list[tuple[str, str, float]]:
@@ -107,12 +111,17 @@ class Checkpoint:
 
     def save(self, path: Path) -> None:
         """Write the state durably. Raises OSError; the state before it then stays."""
-        text = json.dumps({"format": FORMAT, **asdict(self)}, separators=(",", ":"))
         temporary = path.with_suffix(".tmp")
-        write_durably(temporary, text.encode())
+        write_durably(temporary, self._to_json().encode())
         temporary.replace(path)
         # Without this a power loss brings the old state back, and with it merges across a number that was sent.
         sync_directory(path.parent)
+
+    def _to_json(self) -> str:
+        # Not `asdict`, which copies the watermarks of 4,096 partitions one by one: that takes nine times as long.
+        values = {each.name: getattr(self, each.name) for each in fields(self)}
+        last_flush = asdict(self.last_flush) if self.last_flush else None
+        return json.dumps({"format": FORMAT, **values, "last_flush": last_flush}, separators=(",", ":"))
 
     @classmethod
     def load(cls, path: Path) -> Checkpoint:
@@ -131,6 +140,8 @@ class Checkpoint:
                 shard: {name: Replica(*found) for name, found in known.items()}
                 for shard, known in raw.pop("replicas", {}).items()
             }
+            if "away" in raw:
+                raw["down"] = raw.pop("away")  # its name in the versions before
             # A state of the version before tells only of the last flush.
             raw.setdefault("complete_at", last["at"] if last and not last["error"] else 0.0)
             lost = {int(partition): int(times) for partition, times in raw.pop("lost", {}).items()}

@@ -2,37 +2,54 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import TYPE_CHECKING
 
 import pytest
 
-from visit_counter.journal.checkpoint import MAX_DAMAGE_NOTES, Checkpoint, LastFlush
+from visit_counter.journal.checkpoint import GIVEN_UP, MAX_DAMAGE_NOTES, Checkpoint, LastFlush
 from visit_counter.shards.redis.replicas import Replica
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 
+# A state in which no field is as it is by default.
+_FULL = Checkpoint(
+    "w",
+    7,
+    {3: "7:ab", 4000: "5:"},
+    {"redis_7070": [6]},
+    ["x"],
+    4,
+    LastFlush(1.5, 0.1, 3, 2, "e"),
+    {3: (5, 6)},
+    {3: 5},
+    strange={7: ("nonsense \udcff", 4)},
+    replicas={"redis_7070": {"10.0.0.2:7070": Replica("", 50.0, given_up=True)}},
+    blocked=[9],
+    uncounted=["a"],
+    trouble={"redis_7070": "full"},
+    complete_at=3.5,
+    down={"redis_7070": 1.0},
+    lost={3: 1},
+    untold=[3],
+    missing={2: GIVEN_UP},
+)
+
+
 def test_a_state_comes_back_as_it_was_saved(tmp_path: Path) -> None:
-    state = Checkpoint(
-        "w",
-        7,
-        {3: "7:ab", 4000: "5:"},
-        {"redis_7070": [6]},
-        ["x"],
-        4,
-        LastFlush(1.5, 0.1, 3, 2, "e"),
-        {3: (5, 6)},
-        {3: 5},
-        strange={7: ("nonsense \udcff", 4)},
-        replicas={"redis_7070": {"10.0.0.2:7070": Replica("", 50.0, given_up=True)}},
-        blocked=[9],
-        uncounted=["a"],
-        trouble={"redis_7070": "full"},
-        complete_at=3.5,
-    )
-    state.save(tmp_path / "state.json")
-    assert Checkpoint.load(tmp_path / "state.json") == state
+    empty = Checkpoint()
+    assert [each.name for each in fields(_FULL) if getattr(_FULL, each.name) == getattr(empty, each.name)] == []
+    _FULL.save(tmp_path / "state.json")
+    assert Checkpoint.load(tmp_path / "state.json") == _FULL
+
+
+def test_a_state_of_the_version_before_is_understood(tmp_path: Path) -> None:
+    Checkpoint("w", 7, down={"redis_7070": 1.0}).save(tmp_path / "state.json")
+    text = (tmp_path / "state.json").read_text()
+    (tmp_path / "state.json").write_text(text.replace('"down"', '"away"'))
+    assert Checkpoint.load(tmp_path / "state.json") == Checkpoint("w", 7, down={"redis_7070": 1.0})
 
 
 def test_no_state_is_an_empty_one(tmp_path: Path) -> None:
