@@ -47,7 +47,6 @@ PROBE = b"probe"
 FENCE = b" fence"
 WHOLE = b"whole"
 _EVENTS = frozenset((SEAL, FLUSHED, MERGED, READ, RESTORED, REREAD, AGAIN, PROBE))
-_READ_MARK = READ + b"\t"
 _SEAL_MARK = b"\tseal\t"
 # What `read_visits` takes on: some hundred lines.
 _FEW_BYTES = 1 << 14
@@ -119,7 +118,6 @@ def parse(line: bytes) -> Record | None:
 def _read_visit(line: bytes) -> Visit | None:
     """Return the visits that a line counts, or None if it is anything else."""
     body = line[9:]
-    # The ordinary line at once, since a flush of many pages spends most of its time here.
     if line[:9] == b"%08x\t" % crc32(body):
         kind, _, page = body.partition(b"\t")
         if kind.isdigit() and b"\t" not in page:
@@ -211,11 +209,16 @@ class Replay:
         visits: list[Visit] = []
         # The same page makes the same line, so equal lines are counted in C and each is read once.
         for line, times in Counter(lines).items():
-            # A whole one at once, since most lines of a host that reads many pages are such.
-            whole = line[9:14] == _READ_MARK and line[:9] == b"%08x\t" % crc32(line[9:]) and line.count(b"\t") == 2
-            visit = None if whole else _read_visit(line)
-            if visit:
-                visits.append(visit if times == 1 else repeated(visit, times))
+            body = line[9:]
+            kind, _, argument = body.partition(b"\t")
+            # The two ordinary lines are read here: a start, or a flush of many pages, spends most of its time on them.
+            is_whole = line[:9] == b"%08x\t" % crc32(body) and b"\t" not in argument
+            if is_whole and kind == b"1":
+                visits.append((argument.decode("utf-8", "replace"), times))
+            elif is_whole and kind == READ:
+                self._add_known(argument, times)
+            elif visit := _read_visit(line):
+                visits.append(repeated(visit, times))
             else:
                 self._add_other(line, times)
         self.visits.add(visits)
