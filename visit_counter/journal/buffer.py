@@ -26,6 +26,7 @@ from visit_counter.journal.pending import Table, Tables
 from visit_counter.journal.recall import recalled
 from visit_counter.journal.records import (
     AGAIN,
+    FEW_BYTES,
     FLUSHED,
     MERGED,
     REREAD,
@@ -38,7 +39,7 @@ from visit_counter.journal.records import (
     visit_line,
 )
 from visit_counter.journal.repair import Mending
-from visit_counter.journal.segments import Journal, Segment
+from visit_counter.journal.segments import Journal, Segment, whole_lines
 from visit_counter.model.visits import together
 
 if TYPE_CHECKING:
@@ -176,7 +177,7 @@ class WriteBuffer:
         self.catch_up()
 
     def _replay_sealed(self) -> tuple[int, list[Found]]:
-        """Replay the sealed segments; return the number of the current one, and what was found in them."""
+        """Replay the segments before the last one; return the number of the one to follow, and what was found."""
         sealed = []
         number = self.included_to + 1
         segments = self.journal.segments()
@@ -187,6 +188,8 @@ class WriteBuffer:
             if segment.first > number > 1:
                 log.error("journal segments %d to %d are missing", number, segment.first - 1)
             number = segment.first
+            if segment == segments[-1] and segment.first == segment.last:
+                break  # the current one, mostly: it is read once, by following it
             replay = self.journal.read(segment)
             if not replay.sealed_as:
                 if not self.journal.is_followed(segment):
@@ -457,18 +460,18 @@ class WriteBuffer:
             self.mending.note_cut(end)
             raise self._uncertain(self.halted)
         steps.step("replay")
-        data = os.pread(self.descriptor, end - self.offset, self.offset)
-        visits = read_visits(data)
-        if visits is not None:
-            self.offset += len(data)
-            self.tail = data
-            self.tables.current.visits.add(visits)
-            return False
+        if end - self.offset <= FEW_BYTES:
+            data = os.pread(self.descriptor, end - self.offset, self.offset)
+            visits = read_visits(data)
+            if visits is not None:
+                self.offset += len(data)
+                self.tail = data
+                self.tables.current.visits.add(visits)
+                return False
         if not self.mending.is_continued():
             self.mending.note_cut(end)
             raise self._uncertain(self.halted)
-        replay = Replay()
-        replay.add(data)
+        replay, tail = self._replay_from_here(end)
         number = self.tables.current.last
         # First: if it fails, nothing of this has happened, and the next call meets the seal again.
         following = self._open_next(number) if replay.sealed_as else None
@@ -476,7 +479,7 @@ class WriteBuffer:
             self._load()
             return True
         self.offset += replay.consumed
-        self.tail = data[: replay.consumed] or self.tail
+        self.tail = tail
         self.tables.current.visits.merge(replay.visits)
         for (page, losses, segment), stored in replay.known.items():
             self.tables.current.reported.add(page)
@@ -486,6 +489,15 @@ class WriteBuffer:
             self._go_on(*following)
         self._note(replay, number)
         return following is not None
+
+    def _replay_from_here(self, end: int) -> tuple[Replay, bytes]:
+        """Return what the lines up to `end` add up to, and the last bytes of them."""
+        replay, tail = Replay(), self.tail
+        for data in whole_lines(self.descriptor, self.offset, end):
+            before = replay.consumed
+            replay.add(data)
+            tail = data[: replay.consumed - before] or tail
+        return replay, tail
 
     def _open_next(self, number: int) -> tuple[int, int]:
         """Return the number and descriptor of the segment after a sealed one; (0, -1): read the journal anew."""

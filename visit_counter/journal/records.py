@@ -48,8 +48,8 @@ FENCE = b" fence"
 WHOLE = b"whole"
 _EVENTS = frozenset((SEAL, FLUSHED, MERGED, READ, RESTORED, REREAD, AGAIN, PROBE))
 _SEAL_MARK = b"\tseal\t"
-# What `read_visits` takes on: some hundred lines.
-_FEW_BYTES = 1 << 14
+# What `read_visits` is good for: some hundred lines.
+FEW_BYTES = 1 << 14
 
 
 def encode(kind: bytes, argument: bytes) -> bytes:
@@ -134,9 +134,9 @@ _visit_of_line = lru_cache(maxsize=1 << 16)(_read_visit)
 def read_visits(data: bytes) -> list[Visit] | None:
     """Return the visits of a few whole lines in their order, or None where `Replay` must take a closer look.
 
-    This is what another worker has appended since this one's last turn, some thousand times a second.
+    They are at most FEW_BYTES: what another worker has appended since this one looked, some thousand times a second.
     """
-    if len(data) > _FEW_BYTES or not data.endswith(b"\n"):
+    if not data.endswith(b"\n"):
         return None
     visits = list(map(_visit_of_line, data[:-1].split(b"\n")))
     return cast("list[Visit]", visits) if all(visits) else None

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import math
 import os
 import re
 import secrets
@@ -225,17 +226,19 @@ class Journal:
     def read(self, segment: Segment) -> Replay:
         """Replay a whole segment file. Raises OSError."""
         replay = Replay()
-        for data in _whole_lines(self.path / segment.name):
-            replay.add(data)
+        with (self.path / segment.name).open("rb") as file:
+            for data in whole_lines(file.fileno()):
+                replay.add(data)
         return replay
 
     def holds_visits(self, segment: Segment) -> bool:
         """Tell whether anything counts in a segment, having read no more of it than that takes. Raises OSError."""
-        for data in _whole_lines(self.path / segment.name, _GLANCE_BYTES):
-            replay = Replay()
-            replay.add(data)
-            if replay.visits or replay.sealed_as:
-                return bool(replay.visits)
+        with (self.path / segment.name).open("rb") as file:
+            for data in whole_lines(file.fileno(), piece_bytes=_GLANCE_BYTES):
+                replay = Replay()
+                replay.add(data)
+                if replay.visits or replay.sealed_as:
+                    return bool(replay.visits)
         return False
 
     def seal(self, segment: Segment) -> Replay:
@@ -414,16 +417,19 @@ class Journal:
         return total
 
 
-def _whole_lines(path: Path, chunk_bytes: int | None = None) -> Iterator[bytes]:
+def whole_lines(
+    descriptor: int, start: int = 0, end: float = math.inf, piece_bytes: int = _READ_BYTES
+) -> Iterator[bytes]:
+    """Give a file's bytes from `start` to the last newline before `end`, in pieces of whole lines. Raises OSError."""
     rest = b""
-    with path.open("rb") as file:
-        while chunk := file.read(chunk_bytes or _READ_BYTES):
-            end = chunk.rfind(b"\n") + 1
-            if end:
-                yield rest + chunk[:end]
-                rest = chunk[end:]
-            else:
-                rest += chunk
+    while start < end and (piece := os.pread(descriptor, int(min(piece_bytes, end - start)), start)):
+        start += len(piece)
+        whole = piece.rfind(b"\n") + 1
+        if whole:
+            yield rest + piece[:whole]
+            rest = piece[whole:]
+        else:
+            rest += piece
 
 
 def is_file_at(descriptor: int, path: Path) -> bool:

@@ -92,8 +92,3 @@ def test_a_glance_at_lines_sees_what_a_close_look_does_or_says_that_one_is_neede
             for page, visits in found:
                 total[page] += visits
             assert total == close.visits, data
-
-
-def test_many_lines_are_not_read_at_a_glance() -> None:
-    assert read_visits(visit_line("a") * 100_000) is None
-    assert read_visits(b"") is None
