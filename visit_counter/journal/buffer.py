@@ -101,7 +101,6 @@ class WriteBuffer:
         "state_is_older",
         "tables",
         "tail",
-        "unreadable_lines",
         "writer",
         "writer_file",
     )
@@ -117,7 +116,6 @@ class WriteBuffer:
         self.state = Checkpoint()
         # Every partition includes the segments up to this one; their tables are dropped once they are rebased.
         self.included_to = 0
-        self.unreadable_lines = 0
         # How often the journal was read from the start. What was known before the last time is void: the tables that
         # it relied on may be gone. `on_load` is called then, and `on_read(page, known)` for what the segments say.
         self.loads = 0
@@ -540,7 +538,6 @@ class WriteBuffer:
 
     def _note(self, replay: Replay, number: int) -> None:
         if replay.unreadable:
-            self.unreadable_lines += replay.unreadable
             log.warning("journal segment %d: %d unreadable lines are skipped", number, replay.unreadable)
         if replay.fenced:
             self.mending.doubt(Segment(number, number), f"journal segment {number} is in doubt")

@@ -11,7 +11,7 @@ from redis.exceptions import RedisError
 from visit_counter.errors import StoreError
 from visit_counter.shards.parallel import in_parallel
 from visit_counter.shards.redis.describe import ServerStatus
-from visit_counter.shards.redis.inspection import Held, count_pages_of, warn_of_unknown_partitions
+from visit_counter.shards.redis.inspection import Held, count_pages_of
 from visit_counter.shards.redis.wire import explain
 
 if TYPE_CHECKING:
@@ -57,5 +57,5 @@ def _row_of(shard: str, server: RedisServer, partitions: Sequence[int], held: He
         return server.status_when_down(len(partitions), error.reason)
     mine = Held({}, {at: held.errors[at] for at in partitions if at in held.errors})
     pages = sum(held.pages.get(at, 0) for at in partitions)
-    warnings = (*said.warnings, *mine.warnings(shard), *warn_of_unknown_partitions(server.ask_each))
+    warnings = (*said.warnings, *mine.warnings(shard))
     return ServerStatus(server.address, partitions=len(partitions), up=True, pages=pages, said=said, warnings=warnings)

@@ -70,19 +70,6 @@ def count_pages_of(ask: Ask, writer: str, partitions: Sequence[int], *, strays: 
     return Held({at: size - marks.get(at, 0) for at, size in sizes.items()}, errors, found)
 
 
-def warn_of_unknown_partitions(ask: Ask) -> list[str]:
-    """Return a warning if there are keys of partitions with higher numbers than there are.
-
-    Nobody reads such counts. To look for them costs one round trip of HLENs at the start and for each status, never in
-    a request; an ACL that allows no SCAN leaves no cheaper way.
-    """
-    sizes, _ = _sizes(ask, range(PARTITIONS, 2 * PARTITIONS))
-    known = [at for at, size in sizes.items() if size]
-    if not known:
-        return []
-    return [f"it holds partition {known[0]}, but pages are in {PARTITIONS} partitions: another version wrote it"]
-
-
 def _sizes(ask: Ask, partitions: Sequence[int]) -> tuple[dict[int, int], dict[int, RedisError]]:
     """Return the number of fields of each partition, 0 for one that has moved; and the errors of the others."""
     replies = ask([(at, pack(b"HLEN", partition_key(at))) for at in partitions], repeat(is_number))

@@ -23,7 +23,7 @@ from visit_counter.shards.redis.commands import (
 )
 from visit_counter.shards.redis.describe import ServerStatus
 from visit_counter.shards.redis.exchange import pack
-from visit_counter.shards.redis.inspection import count_pages_of, warn_of_unknown_partitions
+from visit_counter.shards.redis.inspection import count_pages_of
 from visit_counter.shards.redis.reading import answers_of, read_fields
 from visit_counter.shards.redis.server import RedisServer
 from visit_counter.shards.redis.shapes import anything, is_number, is_text
@@ -185,13 +185,12 @@ class RedisStore(Store):
         try:
             said = self.server.describe()
             held = count_pages_of(self.server.ask_each, writer, partitions, strays=strays)
-            warnings = (*said.warnings, *held.warnings(self.name), *warn_of_unknown_partitions(self.server.ask_each))
         except StoreError as error:
             return [self.server.status_when_down(len(partitions), error.reason)]
         except RedisError as error:
             return [self.server.status_when_down(len(partitions), explain(self.name, error).reason)]
-        pages = sum(held.pages.values())
-        address = self.server.address
+        pages, address = sum(held.pages.values()), self.server.address
+        warnings = (*said.warnings, *held.warnings(self.name))
         return [ServerStatus(address, partitions=len(partitions), up=True, pages=pages, said=said, warnings=warnings)]
 
     def run(self, commands: Sequence[Command], shapes: Iterable[Shape] = repeat(anything)) -> list[Any]:
