@@ -4,7 +4,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help serve check test test-fast bench faults breakages lock wheels clean
+.PHONY: help serve demo check test test-fast bench faults breakages lock wheels clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*##  *\(.*\)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r name text; do printf '%-10s %s\n' "$$name" "$$text"; done
@@ -16,6 +16,9 @@ $(BIN)/ruff: requirements.txt requirements-dev.txt
 
 serve: $(BIN)/ruff  ## start the service on 127.0.0.1:8000; Ctrl-C ends it
 	$(BIN)/gunicorn wsgi:app
+
+demo: $(BIN)/ruff  ## beside `make serve`: a page that counts its visits, on http://127.0.0.1:8080
+	$(BIN)/python -m http.server 8080 --bind 127.0.0.1 --directory docs/demo
 
 check: $(BIN)/ruff  ## lint, formatting and types
 	$(BIN)/ruff check

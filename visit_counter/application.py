@@ -13,7 +13,7 @@ from visit_counter.cli.visits import visits as visits_commands
 from visit_counter.config.settings import Settings
 from visit_counter.model.answers import MAX_BODY_BYTES
 from visit_counter.runtime.service import Service
-from visit_counter.web import health, problems, visits
+from visit_counter.web import badge, health, many, origins, pixel, problems, script, visits
 from visit_counter.web.bodies import read_body
 
 __all__ = ["create_app"]
@@ -51,8 +51,9 @@ def create_app(settings: Settings | None = None) -> Flask:
     app.extensions["visit_counter"] = service
     app.before_request(read_body)
     app.before_request(service.start_once)
-    app.register_blueprint(visits.blueprint)
-    app.register_blueprint(health.blueprint)
+    origins.register(app, settings.origins)
+    for part in (visits, many, pixel, badge, script, health):
+        app.register_blueprint(part.blueprint)
     problems.register(app)
     for commands in (visits_commands, shards_commands):
         app.cli.add_command(commands)

@@ -4,7 +4,11 @@ VisitCounterError
  +-- StartupError             the service cannot start; the text is one clear message
  |    +-- SettingsError       settings are wrong; `mistakes` lists all of them
  |    +-- EmbeddedError       the embedded shards cannot run
- +-- PageError                the page id breaks the rules of `visit_counter.model.pages`
+ +-- RequestError             a request is wrong; `str()` says what is allowed
+ |    +-- PageError           the page id breaks the rules of `visit_counter.model.pages`
+ |    +-- BadgeError          a badge cannot look like that
+ |    +-- BatchError          entries of a batch are wrong; `errors` has them by index
+ +-- OriginError              pages of this origin may not count here
  +-- JournalError             the visit could not be made durable and is not counted
  |    +-- JournalFullError    a limit on the journal's size or on pending pages is reached
  +-- UncertainError           nobody knows whether the visit is counted; it is never tried again
@@ -47,8 +51,32 @@ class EmbeddedError(StartupError):
     """The embedded shards cannot run."""
 
 
-class PageError(VisitCounterError):
+class RequestError(VisitCounterError):
+    """A request is wrong; nothing was counted. `str()` tells the client what is allowed."""
+
+
+class PageError(RequestError):
     """The page id is not 1 to 255 bytes of UTF-8 without control characters."""
+
+
+class BadgeError(RequestError):
+    """A badge cannot look like that."""
+
+
+class BatchError(RequestError):
+    """Entries of a batch are wrong, and nothing was counted: `errors` says of each, by its index, what is wrong."""
+
+    def __init__(self, reason: str, errors: Mapping[int, str]) -> None:
+        self.errors = dict(errors)
+        super().__init__(reason)
+
+
+class OriginError(VisitCounterError):
+    """Pages of this origin may not count here; nothing was counted."""
+
+    def __init__(self, origin: str) -> None:
+        self.origin = origin
+        super().__init__(f"visits from pages of {origin} are not counted here (VISITS_ORIGINS)")
 
 
 class JournalError(VisitCounterError):

@@ -21,6 +21,8 @@ from visit_counter.web import problems
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from visit_counter.model.visits import Visit
+
 
 def _wait_for(name: str) -> None:
     while not Path(name).exists():
@@ -63,6 +65,9 @@ class StubCounter(VisitCounter):
             os.write(self._journal, b"".join(lines))
         with self._lock:
             return [self._outcome(ask, wait) for ask in asks]
+
+    def record_all(self, visits: Sequence[Visit]) -> int:
+        return len([self.record(page, number) for page, number in visits])
 
     def _outcome(self, ask: Ask, wait: bool) -> Outcome:
         if ask.page.startswith("wait/") and not wait:

@@ -19,6 +19,7 @@ from visit_counter.config.embedded_files import password_file, shard_names
 from visit_counter.config.profiles import PROFILES, Profile
 from visit_counter.config.shard_urls import Shard, parse_shards, shown
 from visit_counter.errors import SettingsError
+from visit_counter.model.origins import parse_origins
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -50,6 +51,7 @@ class Settings:
     journal_max_bytes: int
     pending_max_pages: int
     retain_segments: int
+    origins: tuple[str, ...]
 
     @classmethod
     def load(cls, environ: Mapping[str, str]) -> Self:
@@ -82,8 +84,8 @@ class Settings:
         """Return the settings that `to_json` was given."""
         raw: dict[str, Any] = json.loads(text)
         shards = tuple(Shard(**shard) for shard in raw.pop("shards"))
-        ports = tuple(raw.pop("embedded_ports"))
-        return cls(**raw | {"shards": shards, "embedded_ports": ports, "data_dir": Path(raw["data_dir"])})
+        lists = {name: tuple(raw.pop(name)) for name in ("embedded_ports", "origins")}
+        return cls(**raw | lists | {"shards": shards, "data_dir": Path(raw["data_dir"])})
 
 
 def _gather(environ: Mapping[str, str], mistakes: list[str]) -> dict[str, str]:
@@ -218,5 +220,8 @@ _RULES = {
     "journal_max_bytes": _amount("bytes", 65_536, 1 << 50),
     "pending_max_pages": _amount("pages", 1, 1_000_000_000),
     "retain_segments": _amount("segments", 0, 100_000),
+    "origins": _Rule(
+        parse_origins, "*, or origins like https://example.org or https://*.example.org, with commas between"
+    ),
 }
 _KNOWN = (*_RULES, "shards", "shards_file")

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from visit_counter.counting.cache import LocalCache
     from visit_counter.errors import StoreError
     from visit_counter.journal.buffer import WriteBuffer
+    from visit_counter.model.visits import Visit
     from visit_counter.shards.contract import Store
 
 IN_MEMORY = "in_memory"
@@ -38,6 +39,13 @@ class VisitCounter(ABC):
     @abstractmethod
     def owner(self, page: str) -> str:
         """Return who keeps a page; those who wait for pages of one owner wait together, and not for another."""
+
+    @abstractmethod
+    def record_all(self, visits: Sequence[Visit]) -> int:
+        """Count all these visits and return their number; waits for no shard where there is a journal.
+
+        Raises JournalError or StoreError when surely none is counted, and UncertainError when some may be.
+        """
 
     def record(self, page: str, visits: int = 1) -> Answer | Accepted:
         """Count visits of a page; may wait for a shard. Raises the VisitCounterErrors of `answer`."""
@@ -96,6 +104,15 @@ class BufferedCounter(VisitCounter):
             found = iter(self._answer(waiting, loaded))
             outcomes = [next(found) if outcome is None else outcome for outcome in outcomes]
         return outcomes
+
+    def record_all(self, visits: Sequence[Visit]) -> int:
+        """See VisitCounter.record_all; all with one append."""
+        with self.buffer.lock:
+            self.buffer.catch_up()
+            counted = len(self.buffer.append(visits))
+        if counted < len(visits):
+            raise UncertainError(f"the disk is full: the first {counted} of {len(visits)} entries are counted")
+        return sum(number for _, number in visits)
 
     def _answer(self, asks: Sequence[Ask], loaded: Loaded) -> list[Outcome]:
         """Answer all asks whose page is known, was loaded for them, or cannot be had; None for the others."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from visit_counter.counting.counter import IN_MEMORY, VisitCounter
 from visit_counter.counting.single_flight import SingleFlight
-from visit_counter.errors import CountUnknownError, StoreError, StoreUnavailableError, UncertainError
+from visit_counter.errors import CountUnknownError, StoreError, StoreUnavailableError, UncertainError, VisitCounterError
 from visit_counter.model.answers import Answer, Ask, Outcome
 from visit_counter.shards.ring import PARTITIONS, partition_of
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from visit_counter.counting.cache import LocalCache
+    from visit_counter.model.visits import Visit
     from visit_counter.shards.contract import Store
 
 
@@ -50,6 +51,16 @@ class DirectCounter(VisitCounter):
         """See VisitCounter.answer."""
         may_ask = wait or not self._waits
         return [self._count_visit(ask) if ask.is_visit and may_ask else self._find(ask, may_ask) for ask in asks]
+
+    def record_all(self, visits: Sequence[Visit]) -> int:
+        """See VisitCounter.record_all; one after the other."""
+        for index, (page, number) in enumerate(visits):
+            outcome = self._count_visit(Ask(True, page, number))
+            if isinstance(outcome, VisitCounterError):
+                if index == 0:
+                    raise outcome
+                raise UncertainError(f"the first {index} of {len(visits)} entries are counted; then: {outcome}")
+        return sum(number for _, number in visits)
 
     def refusal(self) -> str | None:
         """Tell why the store refused the last visit, if it would still refuse it; asks it, and counts nothing."""

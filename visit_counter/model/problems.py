@@ -7,9 +7,11 @@ from http import HTTPStatus
 from typing import NamedTuple
 
 from visit_counter.errors import (
+    BatchError,
     CountUnknownError,
     JournalError,
-    PageError,
+    OriginError,
+    RequestError,
     StoreError,
     UncertainError,
     VisitCounterError,
@@ -18,7 +20,8 @@ from visit_counter.errors import (
 _RETRY_AFTER_SECONDS = "1"
 # The first class that matches gives the status.
 _STATUS = (
-    (PageError, HTTPStatus.BAD_REQUEST),
+    (RequestError, HTTPStatus.BAD_REQUEST),
+    (OriginError, HTTPStatus.FORBIDDEN),
     (JournalError, HTTPStatus.SERVICE_UNAVAILABLE),
     (UncertainError, HTTPStatus.SERVICE_UNAVAILABLE),
     (CountUnknownError, HTTPStatus.SERVICE_UNAVAILABLE),
@@ -34,9 +37,9 @@ class Problem(NamedTuple):
     body: bytes
 
 
-def problem(status: int, detail: str) -> Problem:
-    """Return a problem document; `title` is the status's own name."""
-    body = {"type": "about:blank", "title": HTTPStatus(status).phrase, "status": status, "detail": detail}
+def problem(status: int, detail: str, **more: object) -> Problem:
+    """Return a problem document; `title` is the status's own name, `more` are members of its own."""
+    body = {"type": "about:blank", "title": HTTPStatus(status).phrase, "status": status, "detail": detail, **more}
     fields: tuple[tuple[str, str], ...] = (("Content-Type", "application/problem+json"), ("Cache-Control", "no-store"))
     if status == HTTPStatus.SERVICE_UNAVAILABLE:
         fields = (*fields, ("Retry-After", _RETRY_AFTER_SECONDS))
@@ -46,4 +49,5 @@ def problem(status: int, detail: str) -> Problem:
 def problem_of(error: VisitCounterError) -> Problem:
     """Return what a client is told of an error raised on purpose; Flask and the worker's loop say the same."""
     status = next((status for kind, status in _STATUS if isinstance(error, kind)), HTTPStatus.INTERNAL_SERVER_ERROR)
-    return problem(status, str(error))
+    more = {"errors": error.errors} if isinstance(error, BatchError) and error.errors else {}
+    return problem(status, str(error), **more)

@@ -252,7 +252,11 @@ def status_line(status: int) -> str:
     return f"{status} {HTTPStatus(status).phrase.upper()}"
 
 
-ANSWER_FIELDS = (("Content-Type", answers.CONTENT_TYPE), ("Cache-Control", answers.CACHE_CONTROL))
+ANSWER_FIELDS = (
+    ("Content-Type", answers.CONTENT_TYPE),
+    ("Cache-Control", answers.CACHE_CONTROL),
+    ("Access-Control-Allow-Origin", "*"),
+)
 
 
 class Heads:

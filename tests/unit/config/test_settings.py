@@ -39,6 +39,7 @@ def test_with_nothing_set_the_defaults_of_the_design_hold() -> None:
         journal_max_bytes=1 << 30,
         pending_max_pages=2_000_000,
         retain_segments=20,
+        origins=("*",),
     )
 
 
@@ -53,6 +54,7 @@ def test_the_environment_goes_over_the_files() -> None:
         "VISITS_JOURNAL_MAX_BYTES": "65536",
         "VISITS_PENDING_MAX_PAGES": "9",
         "VISITS_RETAIN_SEGMENTS": "15",
+        "VISITS_ORIGINS": "https://a.org, https://*.b.org",
         "VISITS_EMBEDDED_PORTS": "6001, 6002",
         "HOME": "/root",
     }
