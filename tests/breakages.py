@@ -276,10 +276,17 @@ BREAKAGES = (
     ),
     Breakage(
         "keep listening while a worker stops",
-        "server/connections.py",
+        "server/listening.py",
         "            listener.close()\n",
         "",
         "tests/integration/test_worker_life.py::test_a_stopping_worker_listens_no_more_though_a_request_is_under_way",
+    ),
+    Breakage(
+        "close a connection for the sake of others, with a request behind the answered one",
+        "server/worker.py",
+        "self._share.surplus and len(connection.buffer) == end",
+        "self._share.surplus",
+        "tests/unit/server/test_worker.py",
     ),
     Breakage(
         "hand a request to a thread before its body is here",

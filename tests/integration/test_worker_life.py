@@ -116,6 +116,30 @@ def test_kept_connections_are_shared_among_idle_workers(tmp_path: Path, at_first
     assert min(shares.values()) >= 18, shares
 
 
+def test_a_new_worker_gets_its_share_of_the_kept_connections_and_no_request_fails(tmp_path: Path) -> None:
+    log = tmp_path / "access"
+    config = f"workers = 1\nkeepalive = 60\naccesslog = {str(log)!r}\naccess_log_format = '%(p)s'\n"
+    with Server(tmp_path, config) as server:
+        clients = [server.client() for _ in range(8)]
+
+        def visit() -> None:
+            for at, client in enumerate(clients):
+                reply = client.ask("POST", "/visits/a").answer()
+                assert reply.status == 200
+                if reply.fields["connection"] == "close":
+                    client.close()
+                    clients[at] = server.client()
+
+        visit()
+        server.signal(signal.SIGTTIN)
+
+        def shares() -> list[int]:
+            visit()
+            return list(Counter(log.read_text().split()[-len(clients) :]).values())
+
+        wait_until(lambda: min(shares()) in (3, 4, 5), "both workers have their share of the connections")
+
+
 def test_a_worker_that_hangs_keeps_no_new_connection_from_the_other(tmp_path: Path) -> None:
     with Server(tmp_path, "workers = 2\n") as server:
         wait_until(lambda: len(server.worker_pids()) == 2, "both workers boot")

@@ -1,13 +1,6 @@
-"""The connections of the worker's loop: accepted, read from, sent to, lingered on, closed. `worker` answers them.
+"""The connections of the worker's loop: read from, sent to, lingered on, closed. `worker` answers their requests.
 
-A connection is in one of these states; only the loop's thread moves it from one to the next:
-
-    accept -> reading <-> (sending) -> lingering -> closed
-                 |  ^
-                 v  |
-               in a thread, or waiting for a shard
-
-While a request is not all here, `awaits` tells after each read whether it is worth another look; it has one deadline.
+While a request is not all here, `Connection.awaits` tells after each read whether it is worth another try.
 """
 
 from __future__ import annotations
@@ -18,72 +11,30 @@ import socket
 import time
 from typing import TYPE_CHECKING, Any
 
-from gunicorn.workers.gthread import DEFAULT_WORKER_DATA_TIMEOUT, ThreadWorker
-
+from visit_counter.server.connection import Next, Phase
 from visit_counter.server.http1 import TIMEOUT_RESPONSE
+from visit_counter.server.listening import ListeningWorker
 
 if TYPE_CHECKING:
     from visit_counter.server.bodies import Awaited
+    from visit_counter.server.connection import Connection
 
 READ_BYTES = 8192
-_LISTEN = select.EPOLLIN | getattr(select, "EPOLLEXCLUSIVE", 0)  # Linux 4.5
 # How long, and for how much, a closing connection is read from (RFC 9112 section 9.6): closing at once
 # would reset it, and the client could lose the answer.
 LINGER_SECONDS = 2.0
 LINGER_BYTES = 64 * 1024
 
-# How soon a worker that could not accept a connection tries again.
-RETRY_SECONDS = 0.05
-# How long clients have when the worker is told to stop, and to stop quickly (SIGINT, SIGQUIT).
+# How long clients have when the worker is to stop, and when it is to stop quickly (SIGINT, SIGQUIT).
 STOP_SECONDS = 1.0
 LAST_SECONDS = 0.2
 QUICK_SECONDS = 0.2
 
-
-class Connection:
-    """One client's connection, as the loop sees it. Times are `time.monotonic()` seconds."""
-
-    __slots__ = (
-        "awaits",
-        "blocked",
-        "buffer",
-        "client",
-        "closing",
-        "deadline",
-        "fd",
-        "handing",
-        "held",
-        "is_cut",
-        "lingered",
-        "out",
-        "partial",
-        "server",
-        "sock",
-        "waits_since",
-        "was_continued",
-    )
-
-    def __init__(self, sock: socket.socket, client: Any, server: Any, deadline: float) -> None:
-        self.sock = sock
-        self.fd = sock.fileno()
-        self.client = client
-        self.server = server
-        self.buffer = b""  # read, and not yet answered
-        self.out = b""  # to be sent before anything else happens
-        self.deadline = deadline
-        self.awaits: Awaited | None = None  # what a part of a request lacks
-        self.is_cut = False  # the head in the buffer was given an end: no other request may follow
-        self.was_continued = False  # the client was told to send the body of its request
-        self.partial = False  # the buffer holds a part of a request, for which `deadline` was set
-        self.closing = False  # close once `out` is sent
-        self.handing = False  # hand to a thread once `out` is sent
-        self.waits_since = 0.0  # since when its request waits for a shard, 0.0 if it does not
-        self.held = b""  # to be sent with the answer that it waits for
-        self.blocked = False  # the socket would not take all of `out`: waiting until it does
-        self.lingered = -1  # bytes thrown away since the last answer; -1 while not lingering
+# Python 3.11 finds a member of an enum slowly, and these are compared for every request.
+_LINGERING, _SENDING, _READ = Phase.LINGERING, Phase.SENDING, Next.READ
 
 
-class ConnectionWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
+class ConnectionWorker(ListeningWorker):
     """Keeps the connections in an epoll set. Every method runs in the loop's thread and returns at once."""
 
     # How long a client may take to send one request or to take its answer; gunicorn has no setting for it.
@@ -91,20 +42,11 @@ class ConnectionWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no t
 
     _quit_at = math.inf  # when the worker was told to stop quickly (monotonic seconds)
 
-    alive: bool
-    _accepting: bool
-
     def _prepare(self) -> None:
-        # gthread's selector makes several objects per event; epoll itself makes one pair.
-        self.poller.close()
-        self.poller: select.epoll = select.epoll()
-        self.poller.register(self.method_queue.fileno(), select.EPOLLIN)
+        super()._prepare()
         self._connections: dict[int, Connection] = {}  # those the loop has; a thread may have others
         # gthread's `handle_request` compares the length of this with `max_keepalived`.
         self.keepalived_conns = self._connections
-        self._keepalive = float(self.cfg.keepalive)
-        self._next_check = 0.0
-        self._listeners = {listener.fileno(): listener for listener in self.sockets}
 
     def _hand(self, connection: Connection) -> None:
         """Give the connection to a thread, once what is to be sent before is sent."""
@@ -114,74 +56,20 @@ class ConnectionWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no t
         """Wait for events, and do all that they allow without waiting."""
         raise NotImplementedError
 
-    def set_accept_enabled(self, enabled: bool) -> None:
-        """Listen, or do not."""
-        if enabled == self._accepting:
-            return
-        self._accepting = enabled
-        for fd, listener in self._listeners.items():
-            listener.setblocking(False)
-            if enabled:
-                self.poller.register(fd, _LISTEN)
-            else:
-                self.poller.unregister(fd)
-
-    def _queue_again(self) -> None:
-        """Listen as the last of the workers, so that another idle one is woken for the next connection.
-
-        The kernel wakes one idle worker, the one that has listened longest: without this always the same. It also
-        finds a connection whose worker was woken for it and died, or could not take it.
-        """
-        if self._accepting:
-            for fd in self._listeners:
-                self.poller.unregister(fd)
-                self.poller.register(fd, _LISTEN)
-
-    def _stop_listening(self) -> None:
-        """Take the connections that clients have made already, then close the sockets that they come from.
-
-        The port is closed once every process has closed them; the kernel accepts on it until then.
-        """
-        self.set_accept_enabled(False)
-        for listener in self._listeners.values():
-            while self.nr_conns < self.worker_connections and self._accept(listener, time.monotonic()):
-                pass
-            listener.close()
-        self._listeners.clear()
-
-    def _accept(self, listener: Any, now: float) -> bool:
-        """Accept one connection, and leave the next to another worker that is idle; return whether there was one."""
-        try:
-            sock, client = listener.accept()
-        except (BlockingIOError, ConnectionAbortedError):
-            return False
-        except OSError as error:
-            # Out of file descriptors or memory: the next check listens again. The kernel has woken nobody else for it.
-            self.log.error("Cannot accept a connection: %s", error)
-            self.set_accept_enabled(False)
-            self._next_check = now + RETRY_SECONDS
-            return False
-        self.nr_conns += 1
-        deadline = now + DEFAULT_WORKER_DATA_TIMEOUT + self._keepalive
-        self._adopt(Connection(sock, client, listener.getsockname(), deadline))
-        if self.nr_conns >= self.worker_connections:
-            self.set_accept_enabled(False)
-        self._queue_again()
-        return True
-
     def _adopt(self, connection: Connection) -> None:
         """Let the loop have the connection."""
-        connection.sock.setblocking(False)
+        connection.phase = Phase.READING
         self._connections[connection.fd] = connection
         self.poller.register(connection.fd, select.EPOLLIN)
 
     def _release(self, connection: Connection) -> None:
-        """Take the connection out of the loop: it is not read from until it is adopted again."""
+        """Take the connection out of the loop until it is adopted again."""
+        connection.phase = Phase.AWAY
         del self._connections[connection.fd]
         self.poller.unregister(connection.fd)
 
     def _receive(self, connection: Connection) -> bool:
-        """Read what there is; return whether it is to be looked at."""
+        """Read what there is; return whether the loop can take a request from it."""
         try:
             data = connection.sock.recv(READ_BYTES)
         except BlockingIOError:
@@ -189,9 +77,9 @@ class ConnectionWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no t
         except OSError:
             self._drop(connection)
             return False
-        if connection.lingered >= 0:
-            connection.lingered += len(data)
-            if not data or connection.lingered > LINGER_BYTES:
+        if connection.phase is _LINGERING:
+            connection.thrown_away += len(data)
+            if not data or connection.thrown_away > LINGER_BYTES:
                 self._drop(connection)
             return False
         if not data:
@@ -201,14 +89,12 @@ class ConnectionWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no t
                 self._drop(connection)
             return False
         connection.buffer += data
-        return connection.awaits is None or self._has_come(connection)
+        return connection.awaits is None or self._has_come(connection, connection.awaits)
 
-    def _has_come(self, connection: Connection) -> bool:
-        """Return whether the loop is to look at a request again that a part of has come."""
-        awaits = connection.awaits
-        if awaits is None or not awaits.is_here(connection.buffer):
+    def _has_come(self, connection: Connection, awaits: Awaited) -> bool:
+        """Return whether the loop is to judge a request anew that a part of has come."""
+        if not awaits.is_here(connection.buffer):
             return False
-        connection.awaits = None
         if not awaits.is_ordinary:
             self._hand(connection)
         return awaits.is_ordinary
@@ -225,24 +111,24 @@ class ConnectionWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no t
             return False
         if sent < len(out):
             connection.out = out[sent:]
-            if not connection.blocked:
-                connection.blocked = True
+            if connection.phase is not Phase.SENDING:
+                connection.phase = Phase.SENDING
                 connection.deadline = now + self.request_seconds
                 self.poller.modify(connection.fd, select.EPOLLOUT)
             return False
         connection.out = b""
-        if connection.blocked:
-            connection.blocked = False
-            if not connection.partial:
+        if connection.phase is _SENDING:
+            connection.phase = Phase.READING
+            if connection.awaits is None:
                 connection.deadline = now + self._keepalive
             self.poller.modify(connection.fd, select.EPOLLIN)
-        if connection.closing:
+        if connection.next is _READ:
+            return True
+        if connection.next is Next.CLOSE:
             self._linger(connection, now)
-            return False
-        if connection.handing:
+        else:
             self._hand(connection)
-            return False
-        return True
+        return False
 
     def _linger(self, connection: Connection, now: float) -> None:
         """Say that no more is sent, and let the client close."""
@@ -251,7 +137,8 @@ class ConnectionWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no t
         except OSError:
             self._drop(connection)
             return
-        connection.lingered = 0
+        connection.phase = Phase.LINGERING
+        connection.awaits = None
         connection.buffer = b""
         connection.deadline = now + LINGER_SECONDS
 
@@ -263,15 +150,15 @@ class ConnectionWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no t
 
     def _expire(self, connection: Connection, now: float) -> None:
         """Close a connection whose time is up; say so to one that sent a part of a request."""
-        if connection.partial and not connection.out:
+        if connection.awaits is not None and not connection.out:
             connection.out = TIMEOUT_RESPONSE
-            connection.closing = True
+            connection.next = Next.CLOSE
             self._send(connection, now)
         else:
             self._drop(connection)
 
     def _close_by(self, deadline: float) -> None:
-        """Let the time of every connection be up by then, also of one with half a request or an untaken answer."""
+        """Let no connection's deadline be later, also where half a request has come, or an answer is not taken."""
         for connection in self._connections.values():
             connection.deadline = min(connection.deadline, deadline)
 

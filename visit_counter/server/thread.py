@@ -13,11 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 from gunicorn.workers.gthread import TConn
 
-from visit_counter.server.connections import Connection, ConnectionWorker
+from visit_counter.server.connection import Next
+from visit_counter.server.connections import ConnectionWorker
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from concurrent.futures import Future
+
+    from visit_counter.server.connection import Connection
 
 # What the loop sends for a thread. For more than this the thread waits until the client takes some of it.
 KEPT_BYTES = 256 * 1024
@@ -125,9 +128,9 @@ class HandingWorker(ConnectionWorker):
     def _hand(self, connection: Connection) -> None:
         """Give the connection to a thread, once what is to be sent before is sent."""
         if connection.out:
-            connection.handing = True
+            connection.next = Next.HAND
             return
-        connection.handing = connection.partial = False
+        connection.next = Next.READ
         connection.awaits = None
         self._release(connection)
         handed = HandedConnection(self.cfg, connection, self.request_seconds)
@@ -143,7 +146,7 @@ class HandingWorker(ConnectionWorker):
         self._handed.remove(handed)
         keep = not done.cancelled() and done.exception() is None and done.result()
         self._adopt(connection)
-        connection.closing = not keep
+        connection.next = Next.READ if keep else Next.CLOSE
         connection.deadline = now + self._keepalive
         connection.buffer = handed.parser.unreader.take_buffered() if keep else b""
         connection.out = handed.wire.unsent

@@ -18,32 +18,29 @@ loop does not read from it, so that pipelined requests are answered in order.
 from __future__ import annotations
 
 import os
-import select
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from gunicorn import SERVER, config, glogging, util
-from gunicorn.http import Request, wsgi
-from gunicorn.http.unreader import IterUnreader
 
 from visit_counter.errors import VisitCounterError
 from visit_counter.model.answers import Answer
 from visit_counter.model.problems import problem_of
-from visit_counter.server.connections import RETRY_SECONDS
+from visit_counter.server.as_gunicorn import limits_of, log_access, unsupported
+from visit_counter.server.connection import Next
 from visit_counter.server.http1 import (
     ANSWER_FIELDS,
     CONTINUE_RESPONSE,
     Heads,
-    Limits,
     RequestReader,
     Taken,
     Verdict,
     status_line,
 )
+from visit_counter.server.listening import RETRY_SECONDS
 from visit_counter.server.thread import HandingWorker
 
 if TYPE_CHECKING:
@@ -52,7 +49,7 @@ if TYPE_CHECKING:
 
     from visit_counter.counting.counter import VisitCounter
     from visit_counter.model.answers import Ask, Outcome
-    from visit_counter.server.connections import Connection
+    from visit_counter.server.connection import Connection
 
 # Each answers what waits for one shard in a turn; several, because one that hangs keeps its thread for a while.
 LOAD_THREADS = 4
@@ -65,17 +62,7 @@ class VisitWorker(HandingWorker):
     def check_config(cls, cfg: Any, log: Any) -> None:
         """Exit with one clear line where the configuration asks for what this worker does not do."""
         super().check_config(cfg, log)
-        wrong = [
-            name
-            for name, is_wrong in (
-                ("TLS (certfile)", cfg.is_ssl),
-                ("http2_cleartext", cfg.http2_cleartext != "off"),
-                ("proxy_protocol", cfg.proxy_protocol != "off"),
-                ("protocol", cfg.protocol != "http"),
-                ("a system without epoll", not hasattr(select, "epoll")),
-            )
-            if is_wrong
-        ]
+        wrong = unsupported(cfg)
         if wrong:
             log.error("VisitWorker does not support %s; use worker_class = 'gthread'", ", ".join(wrong))
             sys.exit(1)
@@ -140,23 +127,20 @@ class VisitWorker(HandingWorker):
         # taken for it by an event that is still in the list.
         for fd in others:
             if fd in self._listeners:
-                self._accept(self._listeners[fd], now)
+                ready += self._accept(fd, now)
             else:
                 self.method_queue.run_callbacks(None)
         ready += self._resumed
         self._resumed.clear()
         if ready:
-            self._serve(ready, now)
-
-    def _serve(self, ready: list[Connection], now: float) -> None:
-        """Answer what the connections have read, the first request of each, then the second of each, and so on.
-
-        One at a time per connection, because a request that must wait for a thread holds up those behind it.
-        """
-        self._answer_waves(ready, ready, now)
+            self._answer_waves(ready, ready, now)
 
     def _answer_waves(self, wave: list[Connection], sending: list[Connection], now: float) -> None:
-        """Answer what these connections have read, then send to all that are given."""
+        """Answer what the connections of `wave` have read, then send to all of `sending`.
+
+        That is the first request of each, then the second of each, and so on: one at a time for a connection, because a
+        request that must wait for a thread holds up those behind it.
+        """
         while wave:
             wave = self._answer(wave, now)
         for connection in sending:
@@ -183,6 +167,8 @@ class VisitWorker(HandingWorker):
                 self._drop(connection)
             return []
         self._count_requests(len(asks))
+        if self._share.surplus:
+            self._dismiss_some(asking)
         return self._write_answers(asking, found, now)
 
     def _write_answers(
@@ -211,16 +197,15 @@ class VisitWorker(HandingWorker):
                 status, body = outcome.status, outcome.to_json()
                 head = heads[status, target.http10, close]
             if self._logs_access:
-                self._log_access(
-                    connection, end, status_line(status), (*fields, ("Content-Length", str(len(body)))), now
-                )
+                fields = (*fields, ("Content-Length", str(len(body))))
+                line = status_line(status)
+                log_access(self.cfg, self.log, connection, end=end, status=line, fields=fields, now=now)
             connection.out += b"%b%d\r\n\r\n%b" % (head, len(body), body)
             connection.buffer = connection.buffer[end:]
             connection.deadline = idle_until
-            connection.partial = False
-            connection.waits_since = 0.0
+            connection.awaits = None
             if close:
-                connection.closing = True
+                connection.next = Next.CLOSE
             elif connection.buffer:
                 more.append(connection)
         if waiting:
@@ -254,7 +239,10 @@ class VisitWorker(HandingWorker):
             for connection in connections:
                 self._drop(connection)
         else:
-            self._answer_waves(self._write_answers(asking, done.result(), now), connections, now)
+            more = self._write_answers(asking, done.result(), now)
+            for connection in connections:
+                connection.waits_since = None
+            self._answer_waves(more, connections, now)
 
     def _ask(self, asks: list[Ask]) -> Sequence[Outcome] | None:
         """Return what came of the asks; None if nobody can say what was counted, so that nothing can be said."""
@@ -270,6 +258,16 @@ class VisitWorker(HandingWorker):
             self.log.info("Autorestarting worker after current request.")
             self.alive = False
 
+    def _dismiss_some(self, asking: list[tuple[Connection, Taken]]) -> None:
+        """Answer some requests as if their clients had asked to close: other workers have fewer connections.
+
+        Where another request has come behind it, the connection is kept, so that this one is answered too.
+        """
+        for at, (connection, (target, framing, end)) in enumerate(asking):
+            if self._share.surplus and len(connection.buffer) == end:
+                asking[at] = connection, (target, framing._replace(close=True), end)
+                self._share.surplus -= 1
+
     def _wait_or_hand(self, connection: Connection, verdict: Verdict, now: float) -> None:
         if verdict is Verdict.UNUSUAL:
             data = connection.buffer
@@ -279,11 +277,10 @@ class VisitWorker(HandingWorker):
                 connection.is_cut = True
             self._hand(connection)
             return
-        if not connection.partial:
-            connection.partial = True
+        if connection.awaits is None:
             connection.deadline = now + self.request_seconds
         connection.awaits = self._reader.awaited(connection.buffer)
-        if connection.awaits.wants_continue:
+        if connection.awaits.wants_continue and not connection.was_continued:
             connection.out += CONTINUE_RESPONSE
             connection.was_continued = True
 
@@ -293,34 +290,10 @@ class VisitWorker(HandingWorker):
         self._heads = Heads(SERVER, util.http_date())
         if self.alive and not self.is_parent_alive():
             self.alive = False
+        connections = list(self._connections.values())
         if self.alive:
-            self.set_accept_enabled(self.nr_conns < self.worker_connections)
-            self._queue_again()
-        for connection in list(self._connections.values()):
+            self._share_out(connections, now)
+            self._resumed += self._accept_or_yield(now)
+        for connection in connections:
             if connection.deadline <= now:
                 self._expire(connection, now)
-
-    def _log_access(
-        self, connection: Connection, end: int, status: str, fields: Sequence[tuple[str, str]], now: float
-    ) -> None:
-        """Log a request that the loop answered, from the same objects gunicorn makes for any other."""
-        since = connection.waits_since or now
-        try:
-            request = Request(self.cfg, IterUnreader([connection.buffer[:end]]), connection.client)
-            response, environ = wsgi.create(request, connection.sock, connection.client, connection.server, self.cfg)
-            response.start_response(status, list(fields))
-            response.sent = int(dict(fields)["Content-Length"])
-            self.log.access(response, request, environ, timedelta(seconds=time.monotonic() - since))
-        except Exception:
-            self.log.exception("Error in the access log")
-
-
-def limits_of(cfg: Any) -> Limits:
-    """Return gunicorn's limits as its own request object works them out of the settings."""
-    probe = Request(cfg, IterUnreader([b"GET / HTTP/1.1\r\n\r\n"]), ("127.0.0.1", 0))
-    return Limits(
-        line=probe._fast_limit_request_line,  # noqa: SLF001  # what gunicorn passes to the same parser
-        fields=probe.limit_request_fields,
-        field_size=probe.limit_request_field_size,
-        scheme_fields=frozenset(name.lower().encode() for name in cfg.secure_scheme_headers),
-    )
