@@ -86,7 +86,8 @@ def main() -> int:
         for row in chosen:
             print(f"{row.name:10} {(row.function.__doc__ or '').partition(chr(10))[0]} {row.missing}")
         return 0
-    # With this variable every process compiles the service anew: half as long again to the start, and 5 MB more for a process.
+    # With this variable every process compiles the service anew: half as long again to the start, and 5 MB more for a
+    # process.
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     effort = SHORT if options.short else Effort()
     effort = effort._replace(turns=options.turns or effort.turns)
