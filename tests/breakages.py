@@ -178,9 +178,9 @@ BREAKAGES = (
     ),
     Breakage(
         "skip the comparison with what was confirmed, so that nothing is sent again",
-        "flush/round.py",
-        "        if have < had:\n            # Not on",
-        "        if False:\n            # Not on",
+        "flush/comparing.py",
+        "        if have < had:\n            # What it",
+        "        if False:\n            # What it",
         SIMULATION,
     ),
     Breakage(
@@ -206,7 +206,7 @@ BREAKAGES = (
     ),
     Breakage(
         "send a segment whose sync has failed before it is written anew",
-        "flush/round.py",
+        "flush/sealed.py",
         "if segment in doubtful or not self.journal.is_whole(replay):",
         "if False:",
         "tests/unit/journal/test_repair.py",

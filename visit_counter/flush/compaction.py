@@ -26,22 +26,23 @@ COMPACT_FROM = 8
 def compact_waiting(flushed: Round, keep: int) -> None:
     """Merge what still waits after a flush, but for the newest `keep` segments, wherever that is safe.
 
-    A merge crosses no number that a partition with waiting visits has, or may have, as its watermark: a partition
-    could not take a part of a merged file. Visits that their partition includes are left out of it.
+    A merged file is sent whole or not at all. So a merge ends at each number that a partition with waiting visits has,
+    or may have, as its watermark: such a partition needs only the visits behind that number. Visits that a partition
+    includes already are left out of the merged file.
     """
     state = flushed.state
-    waiting = [segment for segment in flushed.sealed if segment.last > state.floor]
+    waiting = [segment for segment in flushed.sealed.tokens if segment.last > state.floor]
     waiting = waiting[: max(0, len(waiting) - keep)]
     boundaries = {number for numbers in state.attempted.values() for number in numbers}
     for segment in waiting:
-        for partition in flushed.content_of(segment):
+        for partition in flushed.sealed.content_of(segment):
             confirmed = _confirmed(flushed, partition)
             if confirmed < segment.last:
                 boundaries.add(confirmed)
     group: list[Segment] = []
     for segment in waiting:
         if _may_be_needed(flushed, segment):
-            # A partition may fall back into it, and then needs the visits that a merge leaves out.
+            # Its shard may come back with an older watermark, and would then need visits that a merge leaves out.
             if len(group) >= COMPACT_FROM:
                 _compact(flushed, group)
             group = []
@@ -68,18 +69,18 @@ def _compact(flushed: Round, group: list[Segment]) -> None:
     whole = Segment(group[0].first, group[-1].last)
     visits = Tally()
     for segment in group:
-        for partition, pages in flushed.content_of(segment).items():
+        for partition, pages in flushed.sealed.content_of(segment).items():
             if _confirmed(flushed, partition) < segment.last:
                 visits.merge(pages)
             else:
                 flushed.note_forgotten(segment, [partition])
     known: KnownCounts = {}
     for segment in group:
-        for at, stored in flushed.known[segment].items():
+        for at, stored in flushed.sealed.known[segment].items():
             if at[0] in visits:
                 known[at] = max(stored, known.get(at, 0))
     flushed.state.save(flushed.journal.state_path)
-    flushed.journal.write_segment(whole, visits, flushed.sealed[group[-1]], known)
+    flushed.journal.write_segment(whole, visits, flushed.sealed.tokens[group[-1]], known)
     flushed.announce(MERGED, f"{whole.first}-{whole.last}")
     for segment in group:
         if segment != whole:

@@ -69,14 +69,14 @@ class Flusher:
             state.last_flush = result
             if not error:
                 state.complete_at = result.at
-            state.down = {shard: state.down.get(shard, result.at) for shard in round_.trouble}
-            state.trouble = round_.trouble
+            state.down = {shard: state.down.get(shard, result.at) for shard in round_.findings.trouble}
+            state.trouble = round_.findings.trouble
             forgettable = self._forgettable(state)
             for segment in forgettable:
-                round_.note_forgotten(segment, round_.content_of(segment))
+                round_.note_forgotten(segment, round_.sealed.content_of(segment))
             state.save(self.journal.state_path)
             steps.step("confirm")
-            if round_.changed:
+            if round_.findings.changed:
                 round_.announce(FLUSHED, str(state.floor))
             for segment in forgettable:
                 steps.step("forget")

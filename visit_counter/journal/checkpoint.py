@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 from visit_counter.journal.segments import sync_directory, write_durably
+from visit_counter.shards.contract import NO_WATERMARK, segment_of
 from visit_counter.shards.redis.replicas import Replica
 
 if TYPE_CHECKING:
@@ -93,6 +94,14 @@ class Checkpoint:
             for name, replica in known.items()
             if replica.away_since and not replica.given_up
         ]
+
+    def confirm(self, partition: int, watermark: str) -> None:
+        """Record what a partition includes; it may fall back to what it had until its shard has it on disk."""
+        before = self.confirmed.get(partition, NO_WATERMARK)
+        if watermark != before:
+            self.confirmed[partition] = watermark
+            number = segment_of(before)
+            self.unpersisted.setdefault(partition, (number, max(number, self.floor)))
 
     def forget_attempts(self, segments: Iterable[int]) -> None:
         """Take any of these segments for one that was sent: this state is older than what was there, or empty."""
