@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from tests.faults import http_rows
-from tests.faults.__main__ import ROWS, Row
+from tests.faults.__main__ import ROWS
+from tests.faults.lanes import Row
 from tests.support.slow_clients import KINDS
 
 _MINE = [row for row in ROWS if row.function.__module__ == http_rows.__name__]

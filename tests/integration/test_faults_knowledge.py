@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.faults import knowledge_rows
-from tests.faults.__main__ import ROWS, Row
+from tests.faults.__main__ import ROWS
+from tests.faults.lanes import Row
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from tests.faults import embedded_rows, journal_rows, rows
-from tests.faults.__main__ import ROWS, Row
+from tests.faults.__main__ import ROWS
+from tests.faults.lanes import Row
 
 _MODULES = (rows.__name__, embedded_rows.__name__, journal_rows.__name__)
 _UNDER_LOAD = [row for row in ROWS if row.function.__module__ in _MODULES]

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from tests.faults import shard_rows
-from tests.faults.__main__ import ROWS, Row
+from tests.faults.__main__ import ROWS
+from tests.faults.lanes import Row
 
 _ABOUT_SHARDS = [row for row in ROWS if row.function.__module__ == shard_rows.__name__]
 
