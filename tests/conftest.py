@@ -6,12 +6,12 @@ import os
 import signal
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from coverage import Coverage
 
-from tests.support.progress import Progress
+from tests.support.progress import Progress, longest_first
 from tests.support.servers import GunicornServer, ValkeyServer
 from visit_counter.config.settings import Settings
 
@@ -23,9 +23,28 @@ QUICK_FOLDER = Path(__file__).parent / "unit"
 
 def is_whole_suite(config: pytest.Config) -> bool:
     """Tell whether pytest was told neither which files nor which tests to run."""
+    if (told := getattr(config, "workerinput", None)) is not None:
+        return bool(told["is_whole_suite"])
     return config.args_source is pytest.Config.ArgsSource.TESTPATHS and not (
         config.option.keyword or config.option.markexpr or config.option.deselect or config.option.ignore
     )
+
+
+def is_worker(config: pytest.Config) -> bool:
+    """Tell whether this is one of the processes among which pytest-xdist divides the tests."""
+    return hasattr(config, "workerinput")
+
+
+def is_asked_for(config: pytest.Config, *options: str) -> bool:
+    """Tell whether an option that begins so is on the command line, and not only in pyproject.toml."""
+    return any(argument.startswith(options) for argument in config.invocation_params.args)
+
+
+def measures_coverage(config: pytest.Config) -> bool:
+    """Tell whether coverage is measured: a part of the suite covers a part, and a benchmark is not to be slowed."""
+    if (told := getattr(config, "workerinput", None)) is not None:
+        return bool(told["measures_coverage"])
+    return is_whole_suite(config) or is_asked_for(config, "--cov")
 
 
 def let_children_be_interrupted() -> None:
@@ -37,21 +56,45 @@ def let_children_be_interrupted() -> None:
         signal.signal(signal.SIGINT, lambda *_: None)
 
 
-def pytest_addoption(parser: pytest.Parser) -> None:
+def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginManager) -> None:
     """Add what `tests.support.progress` can be told."""
     parser.addoption("--keep-durations", action="store_true", help="write what the tests took to tests/durations.json")
+    if not pluginmanager.has_plugin("xdist"):
+        # An environment older than this requirement, or `-p no:xdist`: the tests run one after the other.
+        for option in ("--numprocesses", "--dist"):
+            parser.addoption(option, help="of pytest-xdist, which is not there")
+        parser.addoption("--no-loadscope-reorder", action="store_true", help="of pytest-xdist, which is not there")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> None:
+    """Run a part of the suite in this process, where it can be looked into, unless processes are asked for."""
+    if not is_whole_suite(config) and not is_asked_for(config, "-n", "--numprocesses"):
+        config.option.numprocesses = 0
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """Tell a worker what it cannot see."""
+    node.workerinput["is_whole_suite"] = is_whole_suite(node.config)
+    node.workerinput["measures_coverage"] = measures_coverage(node.config)
+    # It measures itself. With this it would also be measured as any child is, and once more than `uncovered` knows.
+    os.environ.pop("COVERAGE_PROCESS_CONFIG", None)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Mark as slow what needs servers, but for modules and tests that are marked as quick."""
     for item in items:
         if not item.path.is_relative_to(QUICK_FOLDER) and item.get_closest_marker("quick") is None:
             item.add_marker(pytest.mark.slow)
+    if is_worker(config):
+        # So that no long module begins when the other processes are about to end.
+        items[:] = longest_first(items)
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_configure(config: pytest.Config) -> None:
-    """Measure coverage where the whole suite runs: a part of it covers a part, and a benchmark is not to be slowed.
+    """Show the progress, and measure coverage only where it is wanted.
 
     Last, because the reporter that shows the progress is there only then.
     pytest-cov has started by now, because of the `--cov` in pyproject.toml: only so does it see what is imported here.
@@ -61,9 +104,12 @@ def pytest_configure(config: pytest.Config) -> None:
     if isinstance(reporter, pytest.TerminalReporter):
         config.pluginmanager.register(Progress(reporter, keep=config.option.keep_durations), "progress")
     measuring = config.pluginmanager.get_plugin("_cov")
-    asked = any(argument.startswith("--cov") for argument in config.invocation_params.args)
-    if measuring is not None and not asked and not is_whole_suite(config):
+    if measuring is None:
+        return
+    if not measures_coverage(config):
         measuring.options.no_cov = True
+    if is_worker(config) or not measures_coverage(config):
+        # In a worker it begins anew with the session; what has begun already is the main process's, and never saved.
         if (coverage := Coverage.current()) is not None:
             coverage.stop()
         os.environ.pop("COVERAGE_PROCESS_CONFIG", None)

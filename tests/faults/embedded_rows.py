@@ -17,7 +17,8 @@ import redis
 from tests.faults import rows
 from tests.faults.service import FaultyService
 from tests.support.oracle import BrokenError
-from tests.support.servers import REPOSITORY, GunicornServer, free_ports, listening, process_runs, wait_until
+from tests.support.ports import free_ports, listening
+from tests.support.servers import REPOSITORY, GunicornServer, process_runs, wait_until
 from visit_counter.config import embedded_files as files
 from visit_counter.errors import EmbeddedError
 from visit_counter.shards.redis.resp import identify

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 from tests.faults.rows import repeat
 from tests.faults.service import FaultyService
 from tests.support.oracle import BrokenError
-from tests.support.servers import listening, wait_until
+from tests.support.ports import listening
+from tests.support.servers import wait_until
 from tests.support.slow_clients import KINDS, SlowClients
 
 if TYPE_CHECKING:

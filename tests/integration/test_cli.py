@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import redis
 
-from tests.support.servers import REPOSITORY, GunicornServer, ValkeyServer, free_ports, listening
+from tests.support.ports import free_port, free_ports, listening
+from tests.support.servers import REPOSITORY, GunicornServer, ValkeyServer
 from visit_counter import create_app
 from visit_counter.config.embedded_files import server_pid, shard_dir, supervisor_lock
 from visit_counter.shards.ring import Ring, partition_of
@@ -192,7 +193,7 @@ def test_flush_with_the_shards_down_says_so_and_exits_1(
 
 
 def test_shards_status_exits_1_when_a_shard_is_down(flask: Run, valkey: ValkeyServer) -> None:
-    down = free_ports(1)[0]
+    down = free_port()
     shards = f"up={valkey.url},down=redis://127.0.0.1:{down}"
     found = rows(flask("shards", "status", "--json", status=1, VISITS_SHARDS=shards))
     assert [(row["shard"], row["address"], row["up"]) for row in found] == [

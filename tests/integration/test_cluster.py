@@ -10,9 +10,10 @@ import pytest
 
 from tests.support.cluster import SLOTS, Cluster, cut_off
 from tests.support.least_acl import LEAST_USER, PASSWORD
+from tests.support.ports import free_port
 from tests.support.proxy import LossyProxy
 from tests.support.redis_servers import Server
-from tests.support.servers import free_port, wait_until
+from tests.support.servers import wait_until
 from tests.support.under_load import PAGES, load
 from visit_counter.config.settings import Shard
 from visit_counter.errors import StoreError, StoreRefusedError, StoreUnavailableError

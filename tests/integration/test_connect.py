@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.support.servers import ValkeyServer, free_ports
+from tests.support.ports import free_port
+from tests.support.servers import ValkeyServer
 from visit_counter.config.settings import Shard
 from visit_counter.errors import StoreRefusedError
 from visit_counter.shards import check as connect
@@ -23,7 +24,7 @@ def test_a_shard_that_answers_is_right(valkey: ValkeyServer) -> None:
 
 
 def test_a_shard_that_is_down_may_come_back() -> None:
-    (port,) = free_ports(1)
+    port = free_port()
     reason = connect.check_shard(Shard("one", f"redis://127.0.0.1:{port}"))
     assert reason
     assert f"127.0.0.1:{port} does not answer" in reason

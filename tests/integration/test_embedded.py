@@ -17,7 +17,8 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from tests.support.servers import REPOSITORY, ValkeyServer, free_ports, listening, process_runs, wait_until
+from tests.support.ports import free_ports, listening
+from tests.support.servers import REPOSITORY, ValkeyServer, process_runs, wait_until
 from visit_counter.config import embedded_files as files
 from visit_counter.config.embedded_files import server_pid, shard_dir
 from visit_counter.embedded.program import server_binary
@@ -303,10 +304,11 @@ def test_a_server_started_by_hand_is_replaced_when_it_goes_away(embedded: Settin
 
 
 def written_anew(settings: Settings) -> bool:
-    """Tell whether all servers have append-only files again, and are supervised."""
+    """Tell whether all servers have their files again, and are supervised."""
     with suppress(EmbeddedError, redis.RedisError, OSError):
         return supervised(settings) and all(
-            (folder / "appendonlydir" / "appendonly.aof.manifest").exists()
+            server_pid(folder)
+            and (folder / "appendonlydir" / "appendonly.aof.manifest").exists()
             and "aof_rewrite_in_progress:0" in info(settings, port)
             for port, folder in folders(settings).items()
         )

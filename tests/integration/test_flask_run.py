@@ -12,7 +12,8 @@ import urllib.request
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from tests.support.servers import DEADLINE_SECONDS, REPOSITORY, free_ports, listening, wait_until
+from tests.support.ports import free_ports, listening
+from tests.support.servers import DEADLINE_SECONDS, REPOSITORY, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

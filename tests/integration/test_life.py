@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.support.gunicorn_server import Client
-from tests.support.servers import GunicornServer, ValkeyServer, free_ports, listening, wait_until
+from tests.support.ports import free_ports, listening
+from tests.support.servers import GunicornServer, ValkeyServer, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

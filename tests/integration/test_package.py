@@ -17,7 +17,8 @@ from typing import Any
 
 import pytest
 
-from tests.support.servers import REPOSITORY, free_ports, process_runs, wait_until
+from tests.support.ports import free_port, free_ports
+from tests.support.servers import REPOSITORY, process_runs, wait_until
 
 PROGRAM = [sys.executable, "-m", "visit_counter"]
 NO_INDEX = re.compile(r"NewConnectionError|ConnectTimeout|NameResolutionError|ProxyError")
@@ -79,7 +80,7 @@ class Service:
     def __init__(
         self, program: list[str], directory: Path, settings: dict[str, str], *, cwd: Path | None = None
     ) -> None:
-        self.url = f"http://127.0.0.1:{free_ports(1)[0]}"
+        self.url = f"http://127.0.0.1:{free_port()}"
         self.log = directory / "log"
         with self.log.open("w") as log:
             self.process = subprocess.Popen(

@@ -11,9 +11,10 @@ from threading import Thread
 
 import pytest
 
+from tests.support.ports import free_port
 from tests.support.proxy import LossyProxy
 from tests.support.redis_servers import Server
-from tests.support.servers import free_port, wait_until
+from tests.support.servers import wait_until
 from visit_counter.config.settings import Shard
 from visit_counter.errors import StoreError, StoreRefusedError, StoreUnavailableError
 from visit_counter.model.visits import Tally

@@ -14,8 +14,9 @@ from urllib.parse import quote
 
 import pytest
 
+from tests.support.ports import free_port
 from tests.support.redis_servers import Server
-from tests.support.servers import REPOSITORY, GunicornServer, free_port, wait_until
+from tests.support.servers import REPOSITORY, GunicornServer, wait_until
 from tests.support.tls import Authority, TlsFront
 from visit_counter.config.settings import Settings, Shard
 from visit_counter.errors import StoreRefusedError

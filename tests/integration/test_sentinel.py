@@ -9,9 +9,10 @@ import pytest
 
 from tests.support.fake_shards import FakeShard
 from tests.support.least_acl import LEAST_USER, PASSWORD
+from tests.support.ports import free_port
 from tests.support.redis_servers import Server
 from tests.support.sentinels import SERVICE, Sentinels
-from tests.support.servers import free_port, wait_until
+from tests.support.servers import wait_until
 from tests.support.tls import Authority, TlsFront
 from tests.support.under_load import load
 from visit_counter.config.settings import Shard

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.support.servers import GunicornServer, ValkeyServer, free_ports, listening, wait_until
+from tests.support.ports import free_port, free_ports, listening
+from tests.support.servers import GunicornServer, ValkeyServer, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -349,7 +350,7 @@ def test_a_shard_that_is_not_redis_is_one_clear_line(service: Callable[..., Guni
 
 
 def test_a_shard_that_is_down_is_a_warning(service: Callable[..., GunicornServer]) -> None:
-    port = free_ports(1)[0]
+    port = free_port()
     server = service(VISITS_SHARDS=f"redis://127.0.0.1:{port}").start()
     assert f"shard redis_{port}: 127.0.0.1:{port} does not answer" in server.log
 

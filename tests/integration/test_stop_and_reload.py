@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from tests.support.gunicorn_server import Client
-from tests.support.servers import GunicornServer, ValkeyServer, listening, wait_until
+from tests.support.ports import listening
+from tests.support.servers import GunicornServer, ValkeyServer, wait_until
 
 Make = Callable[..., GunicornServer]
 Connect = Callable[[GunicornServer], Client]

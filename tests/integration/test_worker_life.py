@@ -19,7 +19,8 @@ from typing import Self
 import pytest
 
 from tests.support.gunicorn_server import STUB, Server
-from tests.support.servers import REPOSITORY, listening, process_state, wait_until
+from tests.support.ports import listening
+from tests.support.servers import REPOSITORY, process_state, wait_until
 
 
 def written(file: Path) -> bool:

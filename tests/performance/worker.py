@@ -23,7 +23,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from tests.performance.wrk import CONNECTIONS, pinned
-from tests.support.servers import GunicornServer, ValkeyServer, free_ports, listening, wait_until
+from tests.support.ports import free_port, listening
+from tests.support.servers import GunicornServer, ValkeyServer, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -134,7 +135,7 @@ def webdis(
         where = folder / f"webdis-{valkey_core}"
         valkey = ValkeyServer(where, appendonly=appendonly, appendfsync="everysec").start()
     stack.callback(valkey.kill)
-    (port,) = free_ports(1)
+    port = free_port()
     config = folder / f"webdis-{valkey_core}.json"
     config.write_text(
         json.dumps(

@@ -7,8 +7,9 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Self
 
 from tests.support.least_acl import LEAST_USER, PASSWORD, user_options
+from tests.support.ports import free_port
 from tests.support.redis_servers import Server
-from tests.support.servers import steady_port, wait_until
+from tests.support.servers import wait_until
 from visit_counter.config.settings import Shard
 from visit_counter.shards.cluster.slots import SLOT_OF
 
@@ -133,10 +134,10 @@ class Cluster:
     # -- making it ---------------------------------------------------------------------------------------------------
 
     def _start(self, folder: Path, options: Iterable[str]) -> None:
-        bus = steady_port()
+        bus = free_port()
         cluster = ["--cluster-enabled", "yes", "--cluster-port", str(bus), "--cluster-node-timeout", str(NODE_TIMEOUT)]
         cluster += ["--cluster-require-full-coverage", "no", "--repl-diskless-sync-delay", "0"]
-        server = Server(folder, *cluster, *user_options(cluster=True), *options, port=steady_port())
+        server = Server(folder, *cluster, *user_options(cluster=True), *options, port=free_port())
         server.bus = bus
         self.servers.append(server)
 

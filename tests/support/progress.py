@@ -11,10 +11,8 @@ import sys
 import time
 from collections import defaultdict
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    import pytest
+import pytest
 
 DURATIONS = Path(__file__).resolve().parent.parent / "durations.json"
 # How often a line is written, in seconds: on a terminal, and where the output is kept.
@@ -25,6 +23,22 @@ def shown(seconds: float) -> str:
     """Return a time as people say it."""
     whole = round(seconds)
     return f"{whole // 60} min {whole % 60:02} s" if whole >= 60 else f"{whole} s"
+
+
+def known_durations() -> dict[str, float]:
+    """Return the seconds that a test of each module took once, on average."""
+    known: dict[str, float] = json.loads(DURATIONS.read_text(encoding="utf-8")) if DURATIONS.exists() else {}
+    return known
+
+
+def longest_first(items: list[pytest.Item]) -> list[pytest.Item]:
+    """Return the tests with the modules that took longest at the front; those of a module stay together, in order."""
+    known = known_durations()
+    seconds: defaultdict[str, float] = defaultdict(float)
+    for item in items:
+        module = _module_of(item.nodeid)
+        seconds[module] += known.get(module, 1.0)
+    return sorted(items, key=lambda item: (-seconds[_module_of(item.nodeid)], _module_of(item.nodeid)))
 
 
 class Forecast:
@@ -64,9 +78,17 @@ class Progress:
         self._tests: defaultdict[str, set[str]] = defaultdict(set)
 
     def pytest_collection_finish(self, session: pytest.Session) -> None:
-        known = json.loads(DURATIONS.read_text(encoding="utf-8")) if DURATIONS.exists() else {}
-        modules = [_module_of(item.nodeid) for item in session.items]
-        self._forecast = Forecast(known, modules, time.monotonic())
+        self._begin([item.nodeid for item in session.items])
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_xdist_node_collection_finished(self, ids: list[str]) -> None:
+        """Where several processes run the tests, each has collected all of them."""
+        if self._forecast is None:
+            self._begin(ids)
+
+    def _begin(self, nodeids: list[str]) -> None:
+        if nodeids:
+            self._forecast = Forecast(known_durations(), [_module_of(each) for each in nodeids], time.monotonic())
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         self._seconds[_module_of(report.nodeid)] += report.duration

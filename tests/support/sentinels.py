@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Self
 
 from tests.support.cluster import keep_behind
 from tests.support.least_acl import LEAST_USER, PASSWORD, user_options
+from tests.support.ports import free_port
 from tests.support.redis_servers import Server, call
-from tests.support.servers import steady_port, wait_until
+from tests.support.servers import wait_until
 from visit_counter.config.settings import Shard
 from visit_counter.embedded.program import server_binary
 
@@ -124,12 +125,12 @@ class Sentinels:
 
     def _server(self, folder: Path, *options: str) -> Server:
         self.servers.append(
-            Server(folder, "--repl-diskless-sync-delay", "0", *user_options(), *options, port=steady_port())
+            Server(folder, "--repl-diskless-sync-delay", "0", *user_options(), *options, port=free_port())
         )
         return self.servers[-1]
 
     def _start_sentinel(self, folder: Path, primary_port: int) -> None:
-        port = steady_port()
+        port = free_port()
         folder.mkdir(parents=True)
         # A sentinel writes what it learns into its file.
         (folder / "sentinel.conf").write_text(

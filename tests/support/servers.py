@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import os
-import random
 import signal
-import socket
 import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -19,6 +16,7 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from tests.support.ports import free_port
 from visit_counter.embedded.program import server_binary
 
 if TYPE_CHECKING:
@@ -35,37 +33,6 @@ def wait_until(condition: Callable[[], object], what: str, seconds: float = DEAD
     while not condition():
         assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
         time.sleep(0.01)
-
-
-def free_ports(number: int) -> list[int]:
-    """Return ports of 127.0.0.1 that nothing listens on, all different."""
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(number)]
-    ports = [one.getsockname()[1] for one in sockets]
-    for one in sockets:
-        one.close()
-    return ports
-
-
-def free_port() -> int:
-    """Return a port of 127.0.0.1 that nothing listens on."""
-    return free_ports(1)[0]
-
-
-def steady_port() -> int:
-    """Return a port nobody listens on now, nor will by chance: below those that outgoing connections are given.
-
-    So that a server that is down for a while finds its port free when it comes back.
-    """
-    while True:
-        port = random.randrange(20_000, 32_000)
-        with suppress(OSError), socket.create_server(("127.0.0.1", port)):
-            return port
-
-
-def listening(port: int) -> bool:
-    """Tell whether anything accepts connections on a port of 127.0.0.1."""
-    with socket.socket() as client:
-        return client.connect_ex(("127.0.0.1", port)) == 0
 
 
 def process_state(pid: int) -> str:
@@ -117,7 +84,7 @@ class ValkeyServer:
         """Start, or start again on the same port and data; return when it answers."""
         fixed = self.port
         for _ in range(10):
-            self.port = fixed or free_ports(1)[0]
+            self.port = fixed or free_port()
             self._spawn()
             wait_until(lambda: self._answers() or not self.runs(), f"Valkey answers on {self.port}")
             if self.runs():
@@ -212,7 +179,7 @@ class GunicornServer:
         """Start and return when the service answers on `path`."""
         fixed = self.port
         for _ in range(5):
-            self.port = fixed or free_ports(1)[0]
+            self.port = fixed or free_port()
             self.spawn()
             wait_until(lambda: not self.runs() or self._answers(path), f"the service answers; its log: {self.log}")
             if self.runs():
@@ -223,7 +190,7 @@ class GunicornServer:
 
     def spawn(self) -> Self:
         """Start and return at once, for a start that is to fail."""
-        self.port = self.port or free_ports(1)[0]
+        self.port = self.port or free_port()
         self.dir.mkdir(parents=True, exist_ok=True)
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("VISITS_", "GUNICORN_"))}
         kept.pop("WEB_CONCURRENCY", None)

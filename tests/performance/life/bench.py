@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from tests.performance import processes, wrk
 from tests.performance.worker import two_shards, webdis
-from tests.support.servers import REPOSITORY, GunicornServer, free_ports, listening, wait_until
+from tests.support.ports import free_port, listening
+from tests.support.servers import REPOSITORY, GunicornServer, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -153,7 +154,7 @@ class Bench:
     @contextmanager
     def nginx(self) -> Iterator[System]:
         """Run nginx with one worker and a fixed answer: what no server that counts can do better."""
-        (port,) = free_ports(1)
+        port = free_port()
         with self.own_folder() as folder:
             config = folder / "nginx.conf"
             config.write_text(_NGINX.format(folder=folder, port=port), encoding="ascii")

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from tests.performance import processes, wrk
 from tests.performance.life.bench import Line, at_most, visit_each
-from tests.support.servers import GunicornServer, free_ports
+from tests.support.ports import free_ports
+from tests.support.servers import GunicornServer
 
 if TYPE_CHECKING:
     from tests.performance.life.bench import Bench

@@ -12,7 +12,8 @@ from tests.performance import processes, wrk
 from tests.performance.life.bench import INSIDE, Line, at_most, end_service, visit_each
 from tests.performance.life.probe import Probe, Wait, first_answer
 from tests.performance.wrk import Requests
-from tests.support.servers import REPOSITORY, GunicornServer, free_ports, wait_until
+from tests.support.ports import free_port, free_ports
+from tests.support.servers import REPOSITORY, GunicornServer, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -168,7 +169,7 @@ def start(bench: Bench) -> list[Line]:
     found = []
     with bench.own_folder() as folder:
         environ = {"VISITS_EMBEDDED_PORTS": ",".join(map(str, free_ports(2)))}
-        server = GunicornServer(folder, port=free_ports(1)[0], **environ)
+        server = GunicornServer(folder, port=free_port(), **environ)
         for number in range(1 + (_STARTS if bench.effort.turns > 1 else 1)):
             bench.progress(f"start {number}")
             with wrk.pinned(bench.server_core):
