@@ -51,7 +51,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     app.extensions["visit_counter"] = service
     app.before_request(read_body)
     app.before_request(service.start_once)
-    origins.register(app, settings.origins)
+    origins.register(app, service.origins)
     for part in (visits, many, pixel, badge, script, health):
         app.register_blueprint(part.blueprint)
     problems.register(app)

@@ -16,7 +16,8 @@ from flask import Flask, Response, request
 from visit_counter.counting.counter import VisitCounter
 from visit_counter.errors import JournalError, UncertainError
 from visit_counter.model.answers import CACHE_CONTROL, Accepted, Answer, Ask, Outcome
-from visit_counter.web import problems
+from visit_counter.model.origins import Origins
+from visit_counter.web import origins, problems
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -86,6 +87,7 @@ class StubService:
 
     def __init__(self) -> None:
         self.counter = StubCounter()
+        self.origins = Origins()
 
     def start(self) -> None:
         """Nothing to start."""
@@ -96,6 +98,7 @@ def create_app() -> Flask:
     service = StubService()
     app.extensions["visit_counter"] = service
     problems.register(app)
+    origins.register(app, service.origins)
 
     def respond(answer: Answer | Accepted) -> Response:
         response = Response(answer.to_json(), answer.status, mimetype="application/json")

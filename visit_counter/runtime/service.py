@@ -18,6 +18,7 @@ from visit_counter.flush.launcher import FlushProcess
 from visit_counter.journal.buffer import WriteBuffer
 from visit_counter.journal.checkpoint import Checkpoint, acknowledged
 from visit_counter.journal.segments import Journal
+from visit_counter.model.origins import Origins
 from visit_counter.private_files import check_data_dir
 from visit_counter.runtime.health import FlushWatch, Health, Journaled, flush_complaints
 from visit_counter.runtime.scheduler import Job, Leader, make_scheduler
@@ -47,6 +48,7 @@ class Service:
 
     def __init__(self, settings: Settings, cache: LocalCache) -> None:
         self.settings = settings
+        self.origins = Origins(settings.origins)
         self.store: ShardedStore | None = None
         self.buffer: WriteBuffer | None = None
         self.flusher: Flusher | None = None

@@ -94,14 +94,15 @@ Taken = tuple[Target, Framing, int]
 class RequestReader:
     """Takes one request after another off a connection's buffer."""
 
-    def __init__(self, limits: Limits, *, hot: bool = True) -> None:
-        """Judge by these limits; with `hot` False no request is ordinary."""
+    def __init__(self, limits: Limits, *, hot: bool = True, special: Iterable[bytes] = ()) -> None:
+        """Judge by these limits; no request is ordinary without `hot`, nor one with a field named in `special`."""
         self._limits = limits
+        self._special = _SPECIAL.union(special)
         self._hot = hot
         self._targets: dict[bytes, Target] = {}
         # By a whole block of header fields, and by the fields of it that matter.
         self._framings: dict[bytes, Framing] = {}
-        self._telling = telling_fields(limits.scheme_fields)
+        self._telling = telling_fields((*limits.scheme_fields, *self._special))
 
     def take(self, data: bytes) -> Taken | Verdict:
         """Return the ordinary request that `data` begins with and where it ends, or why there is none."""
@@ -149,7 +150,7 @@ class RequestReader:
         told = b"\r\n".join(self._telling.findall(block))
         framing = self._framings.get(told)
         if framing is None:
-            framing = parse_fields(fields_of(told), self._limits.scheme_fields)
+            framing = parse_fields(fields_of(told), self._limits.scheme_fields, self._special)
             if framing is None:
                 return None
             _remember(self._framings, told, framing)
@@ -194,9 +195,9 @@ class RequestReader:
         return Verdict.INCOMPLETE
 
 
-def telling_fields(scheme_fields: Iterable[bytes]) -> re.Pattern[bytes]:
+def telling_fields(more: Iterable[bytes]) -> re.Pattern[bytes]:
     """Return an expression that finds, in a well-formed block, every field that the verdict depends on."""
-    names = sorted({*_SPECIAL, *_FRAMING, *scheme_fields})
+    names = sorted({*_SPECIAL, *_FRAMING, *more})
     first = bytes(sorted({letter for name in names for letter in (name[:1].lower() + name[:1].upper())}))
     # The look at the first letter passes over most other fields at once.
     return re.compile(rb"\r\n(?=[%b])((?i:%b):[^\r]*+)" % (re.escape(first), b"|".join(map(re.escape, names))))
@@ -230,11 +231,13 @@ def parse_line(line: bytes) -> Target | None:
 
 
 def parse_fields(
-    fields: Sequence[tuple[bytes, bytes]], scheme_fields: frozenset[bytes] = frozenset()
+    fields: Sequence[tuple[bytes, bytes]],
+    scheme_fields: frozenset[bytes] = frozenset(),
+    special: frozenset[bytes] = _SPECIAL,
 ) -> Framing | None:
     """Return the framing that these fields (lower-case names) say, or None if any of them is not ordinary."""
     names, named = [name for name, _ in fields], dict(fields)
-    if any(name in _SPECIAL or b"_" in name for name in names):
+    if any(name in special or b"_" in name for name in names):
         return None
     # Of these gunicorn takes one at most, and of several that tell the scheme it may refuse one.
     if any(names.count(name) > 1 for name in _FRAMING) or sum(name in scheme_fields for name in names) > 1:
@@ -255,15 +258,16 @@ def status_line(status: int) -> str:
 ANSWER_FIELDS = (
     ("Content-Type", answers.CONTENT_TYPE),
     ("Cache-Control", answers.CACHE_CONTROL),
-    ("Access-Control-Allow-Origin", "*"),
 )
 
 
 class Heads:
     """The heads of responses, up to the value of Content-Length; those of the two ordinary answers are kept ready."""
 
-    def __init__(self, server: str, date: str) -> None:
+    def __init__(self, server: str, date: str, fields: Sequence[tuple[str, str]] = ()) -> None:
+        """Make heads with these fields beside those of each answer."""
         self._server, self._date = server, date
+        self._fields = tuple(fields)
         # By status, is it HTTP/1.0, does it close.
         self.ready = {
             (status, http10, close): self.make(status, ANSWER_FIELDS, http10=http10, close=close)
@@ -274,7 +278,7 @@ class Heads:
 
     def make(self, status: int, fields: Sequence[tuple[str, str]], *, http10: bool, close: bool) -> bytes:
         """Return the head of a response with these fields beside those that gunicorn adds."""
-        more = "".join(f"{name}: {value}\r\n" for name, value in fields)
+        more = "".join(f"{name}: {value}\r\n" for name, value in (*fields, *self._fields))
         return (
             f"HTTP/1.{0 if http10 else 1} {status_line(status)}\r\n"
             f"Server: {self._server}\r\nDate: {self._date}\r\nConnection: {'close' if close else 'keep-alive'}\r\n"

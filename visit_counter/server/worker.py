@@ -28,6 +28,7 @@ from gunicorn import SERVER, config, glogging, util
 
 from visit_counter.errors import VisitCounterError
 from visit_counter.model.answers import Answer
+from visit_counter.model.origins import Origins
 from visit_counter.model.problems import problem_of
 from visit_counter.server.as_gunicorn import limits_of, log_access, unsupported
 from visit_counter.server.connection import Next
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
 
     from visit_counter.counting.counter import VisitCounter
     from visit_counter.model.answers import Ask, Outcome
+    from visit_counter.model.origins import Fields
     from visit_counter.server.connection import Connection
 
 # Each answers what waits for one shard in a turn; several, because one that hangs keeps its thread for a while.
@@ -86,7 +88,11 @@ class VisitWorker(HandingWorker):
         # They wait in threads of their own: neither Flask's requests nor a slow client keep a page from being read.
         self._load_pool = ThreadPoolExecutor(LOAD_THREADS, "load")
         counter = self._find_counter()
-        self._reader = RequestReader(limits_of(self.cfg), hot=counter is not None)
+        origins = Origins() if counter is None else self.wsgi.extensions["visit_counter"].origins
+        # Where not all origins may count, Flask judges the requests of those that a page of another site has sent.
+        special = () if origins.are_all else (b"origin",)
+        self._reader = RequestReader(limits_of(self.cfg), hot=counter is not None, special=special)
+        self._origin_fields = origins.fields(None)
         if counter is not None:  # else no request is ordinary, so that nobody is asked
             self._counter = counter
         self._logs_access = self.log.access_log_enabled or type(self.log).access is not glogging.Logger.access
@@ -186,7 +192,7 @@ class VisitWorker(HandingWorker):
                 waiting.append(one)
                 continue
             close = must_close or (target.http10 if framing.close is None else framing.close)
-            fields: tuple[tuple[str, str], ...] = ANSWER_FIELDS
+            fields: Fields = ANSWER_FIELDS
             if type(outcome) is Answer:
                 status, body = 200, outcome.to_json()
                 head = heads[200, target.http10, close]
@@ -197,7 +203,7 @@ class VisitWorker(HandingWorker):
                 status, body = outcome.status, outcome.to_json()
                 head = heads[status, target.http10, close]
             if self._logs_access:
-                fields = (*fields, ("Content-Length", str(len(body))))
+                fields = (*fields, *self._origin_fields, ("Content-Length", str(len(body))))
                 line = status_line(status)
                 log_access(self.cfg, self.log, connection, end=end, status=line, fields=fields, now=now)
             connection.out += b"%b%d\r\n\r\n%b" % (head, len(body), body)
@@ -287,7 +293,7 @@ class VisitWorker(HandingWorker):
     def _check(self, now: float) -> None:
         """Do what is due about once a second."""
         self.notify()
-        self._heads = Heads(SERVER, util.http_date())
+        self._heads = Heads(SERVER, util.http_date(), self._origin_fields)
         if self.alive and not self.is_parent_alive():
             self.alive = False
         connections = list(self._connections.values())

@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING
 from flask import Flask, Response, request
 
 from visit_counter.errors import OriginError
-from visit_counter.model.origins import Origins
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from visit_counter.model.origins import Origins
 
 _PREFLIGHT_FIELDS = (
     ("Access-Control-Allow-Methods", "GET, HEAD, POST"),
@@ -20,9 +19,8 @@ _PREFLIGHT_FIELDS = (
 )
 
 
-def register(app: Flask, allowed: Sequence[str]) -> None:
+def register(app: Flask, origins: Origins) -> None:
     """Make the application refuse visits from pages of other origins, and say who may read each answer."""
-    origins = Origins(allowed)
 
     def refuse() -> Response | None:
         origin = request.headers.get("Origin")
