@@ -1,7 +1,7 @@
-"""One format for every line of the log, whichever process writes it, and how often the same thing is told.
+"""One format for every line of the log, whichever process writes it, and how often the same thing is written.
 
-Three rules: a line has a time, a process and a level. What any client can cause is told once, then as a count each
-minute, so that a flood of garbage fills no disk. A warning that every worker of a host comes to is told by one of them.
+Three rules: a line has a time, a process and a level. What any client can cause is written once, then as a count each
+minute, so that a flood of garbage fills no disk. A warning that every worker of a host comes to is written by one.
 """
 
 from __future__ import annotations
@@ -36,9 +36,12 @@ FLOOD_SECONDS = 60.0
 
 # How long a warning of one worker stands for those of the others.
 ONCE_SECONDS = 10.0
+# The same for a warning that says how something is now. The workers notice a shard that is down at its next use, which
+# is at the latest when a flush is due.
+STATE_SECONDS = 120.0
 
 _SLOTS = 1024
-_SLOT = struct.Struct("=IId")  # CRC-32 of a text, who told it last (process id) and when (monotonic seconds)
+_SLOT = struct.Struct("=IId")  # CRC-32 of a text, who wrote it last (process id) and when (monotonic seconds)
 
 
 def set_up(level: int = logging.INFO) -> None:
@@ -63,10 +66,10 @@ def take_over(handler: logging.Handler, level: int) -> None:
 
 
 class _Flood(NamedTuple):
-    """A kind of record: when it was last told (monotonic seconds), and how many came since."""
+    """A kind of record: when it was last written (monotonic seconds), and how many were dropped since."""
 
-    told_at: float
-    untold: int
+    written_at: float
+    dropped: int
 
 
 class Throttle(logging.Filter):
@@ -89,21 +92,21 @@ class Throttle(logging.Filter):
             return True
         with self._lock:
             flood = self._floods.get(kind)
-            if flood is None or (not flood.untold and self._clock() - flood.told_at >= FLOOD_SECONDS):
+            if flood is None or (not flood.dropped and self._clock() - flood.written_at >= FLOOD_SECONDS):
                 self._floods[kind] = _Flood(self._clock(), 0)
                 return True
-            self._floods[kind] = flood._replace(untold=flood.untold + 1)
-            if not flood.untold:
-                self._later(lambda: self._tell(kind, record))
+            self._floods[kind] = flood._replace(dropped=flood.dropped + 1)
+            if not flood.dropped:
+                self._later(lambda: self._write_count(kind, record))
             return False
 
-    def _tell(self, kind: str, first: logging.LogRecord) -> None:
+    def _write_count(self, kind: str, first: logging.LogRecord) -> None:
         """Write how many records of a kind were not written, with the first of them as the example."""
         with self._lock:
-            untold = self._floods[kind].untold
+            dropped = self._floods[kind].dropped
             self._floods[kind] = _Flood(self._clock(), 0)
         logger = logging.getLogger(first.name)
-        logger.log(first.levelno, "%d more in the last minute like: %s", untold, first.getMessage())
+        logger.log(first.levelno, "%d more in the last minute like: %s", dropped, first.getMessage())
 
 
 def _in_a_minute(function: Callable[[], None]) -> None:
@@ -112,12 +115,16 @@ def _in_a_minute(function: Callable[[], None]) -> None:
     timer.start()
 
 
-class ToldOnce(logging.Filter):
-    """Drops a warning that another process has told just now. Make it before the fork: the memory is shared."""
+class OncePerHost(logging.Filter):
+    """Drops a warning that another process has just written. Make it before the fork: the memory is shared.
+
+    A warning that says how something is now (`state_of`) is dropped if that is what another process has written of it
+    last. So the beginning and the end of an outage are a line each, whichever workers notice it.
+    """
 
     def __init__(self) -> None:
         super().__init__()
-        self._told = mmap.mmap(-1, _SLOTS * _SLOT.size)
+        self._written = mmap.mmap(-1, _SLOTS * _SLOT.size)
         with tempfile.TemporaryFile() as file:
             self._lock = os.dup(file.fileno())  # a nameless file, locked between processes
 
@@ -125,18 +132,31 @@ class ToldOnce(logging.Filter):
         """Tell whether the record is to be written."""
         if record.levelno < logging.WARNING:
             return True
-        text = zlib.crc32(record.getMessage().encode(errors="replace"))
-        # A lock of a file is a process's: two threads of one need not be kept apart, both may tell.
+        subject, state = getattr(record, "state_of", (None, ""))
+        text = f"{subject} {state}" if subject else record.getMessage()
+        seconds = STATE_SECONDS if subject else ONCE_SECONDS
+        # A lock of a file is a process's: two threads of one need not be kept apart, both may write.
         fcntl.lockf(self._lock, fcntl.LOCK_EX)
         try:
-            return self._is_news(text)
+            return self._note(subject or text, text, seconds)
         finally:
             fcntl.lockf(self._lock, fcntl.LOCK_UN)
 
-    def _is_news(self, text: int) -> bool:
-        now, at = time.monotonic(), text % _SLOTS * _SLOT.size
-        found, process, told_at = _SLOT.unpack_from(self._told, at)
-        if found == text and process != os.getpid() and now - told_at < ONCE_SECONDS:
+    def _note(self, subject: str, text: str, seconds: float) -> bool:
+        """Note what is written of a subject; False if another process has written the same within so many seconds."""
+        now, at = time.monotonic(), _checksum(subject) % _SLOTS * _SLOT.size
+        checksum = _checksum(text)
+        found, process, written_at = _SLOT.unpack_from(self._written, at)
+        if found == checksum and process != os.getpid() and now - written_at < seconds:
             return False
-        _SLOT.pack_into(self._told, at, text, os.getpid(), now)
+        _SLOT.pack_into(self._written, at, checksum, os.getpid(), now)
         return True
+
+
+def state_of(subject: str, state: str) -> dict[str, tuple[str, str]]:
+    """Return the `extra` of a warning that says how something is now, for example that a shard is down."""
+    return {"state_of": (subject, state)}
+
+
+def _checksum(text: str) -> int:
+    return zlib.crc32(text.encode(errors="replace"))

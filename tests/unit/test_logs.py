@@ -76,11 +76,11 @@ def test_a_flood_is_one_line_and_then_a_count_each_minute(kept: Kept) -> None:
     assert kept.lines[2:] == ["Invalid request from ip=127.0.0.1: at last"]
 
 
-def test_a_warning_that_another_process_has_told_just_now_is_not_told_again(
+def test_a_warning_that_another_process_has_just_written_is_not_written_again(
     kept: Kept, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     logger = logging.getLogger("test_logs")
-    logger.addFilter(logs.ToldOnce())
+    logger.addFilter(logs.OncePerHost())
     logger.setLevel(logging.INFO)
     for process in (1, 2):
         monkeypatch.setattr(os, "getpid", lambda process=process: process)
@@ -92,6 +92,35 @@ def test_a_warning_that_another_process_has_told_just_now_is_not_told_again(
     logger.warning("shard a is down")
     logger.warning("shard a is down")
     assert kept.lines[5:] == ["shard a is down"] * 2
+
+
+def test_an_outage_that_several_processes_notice_is_a_line_when_it_begins_and_one_when_it_ends(
+    kept: Kept, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logger = logging.getLogger("test_logs")
+    logger.addFilter(logs.OncePerHost())
+    monkeypatch.setattr(logs, "ONCE_SECONDS", 0.0)  # the time for other warnings is over
+    for outage in ("first", "second"):
+        for process in (1, 2):
+            monkeypatch.setattr(os, "getpid", lambda process=process: process)
+            for shard in ("shard a", "shard b"):
+                extra = logs.state_of(shard, "down")
+                logger.warning("down, %s, says %d, of %s", outage, process, shard, extra=extra)
+        for process in (2, 1):
+            monkeypatch.setattr(os, "getpid", lambda process=process: process)
+            for shard in ("shard a", "shard b"):
+                extra = logs.state_of(shard, "up")
+                logger.warning("up, %s, says %d, of %s", outage, process, shard, extra=extra)
+    assert kept.lines == [
+        f"{what}, of shard {shard}"
+        for outage in ("first", "second")
+        for what in (f"down, {outage}, says 1", f"up, {outage}, says 2")
+        for shard in "ab"
+    ]
+    monkeypatch.setattr(logs, "STATE_SECONDS", 0.0)
+    monkeypatch.setattr(os, "getpid", lambda: 1)
+    logger.warning("up again", extra=logs.state_of("shard a", "up"))
+    assert kept.lines[-1] == "up again"
 
 
 def test_every_line_of_a_process_of_its_own_has_time_process_and_level() -> None:

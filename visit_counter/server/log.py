@@ -27,7 +27,7 @@ class Logger(glogging.Logger):  # type: ignore[misc]  # gunicorn has no types
 
     def __init__(self, cfg: Any) -> None:
         self._throttle = logs.Throttle()
-        self._told_once = logs.ToldOnce()
+        self._once_per_host = logs.OncePerHost()
         super().__init__(cfg)
 
     def setup(self, cfg: Any) -> None:
@@ -37,5 +37,5 @@ class Logger(glogging.Logger):  # type: ignore[misc]  # gunicorn has no types
         if cfg.logconfig or cfg.logconfig_dict or cfg.logconfig_json:
             return  # an administrator's own configuration says where our records go
         forward = _Forward(self.error_log)
-        forward.addFilter(self._told_once)
+        forward.addFilter(self._once_per_host)
         logs.take_over(forward, self.loglevel)

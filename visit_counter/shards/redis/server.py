@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 
 from redis.exceptions import ConnectionError, RedisError  # noqa: A004 - redis-py's name
 
+from visit_counter.logs import state_of
 from visit_counter.shards.identity import Expected
 from visit_counter.shards.redis.applying import Applier
 from visit_counter.shards.redis.breaker import Breaker
@@ -119,11 +120,16 @@ class RedisServer:
         failed = next(filter(is_down, replies), None)
         if failed is None:
             if self.is_down() and (seconds := self.breaker.success()) is not None and self._reports_outages:
-                log.warning("shard %s answers again; it was down for %.1f s", self.name, seconds)
+                log.warning(
+                    "shard %s answers again; it was down for %.1f s", self.name, seconds, extra=self._is_now("up")
+                )
             return
         self._trouble = explain(self.name, failed).reason
         if self.breaker.failure() and self._reports_outages:
-            log.warning("shard %s is down: %s", self.name, self._trouble)
+            log.warning("shard %s is down: %s", self.name, self._trouble, extra=self._is_now("down"))
+
+    def _is_now(self, state: str) -> dict[str, tuple[str, str]]:
+        return state_of(f"shard {self.name}", state)
 
     # -- commands: what came for each, its reply or the RedisError ---------------------------------------------------
 
