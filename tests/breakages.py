@@ -310,6 +310,13 @@ BREAKAGES = (
         "tests/integration/test_stop_and_reload.py",
     ),
     Breakage(
+        "let a reload end the old workers before the new ones serve",
+        "server/life.py",
+        "    server.manage_workers = end_when_replaced\n",
+        "",
+        "tests/integration/test_stop_and_reload.py",
+    ),
+    Breakage(
         "take any reply for one to the command",
         "shards/redis/exchange.py",
         "            if not shape(reply):\n",

@@ -116,6 +116,60 @@ def test_a_reload_with_a_wrong_setting_changes_nothing_and_says_so(
     assert connect(server).ask("POST", "/visits/a").answer().status == 200
 
 
+# Loads slowly while a file is there, but not where the new configuration is only checked.
+SLOW_APP = """
+import pathlib, sys, time
+from wsgi import app
+while pathlib.Path({hold!r}).exists() and "--check-config" not in sys.argv:
+    time.sleep(0.01)
+"""
+
+
+@pytest.fixture
+def hold(tmp_path: Path) -> Path:
+    """The file that keeps `slow_to_load:app` from being loaded."""
+    path = tmp_path / "hold"
+    (tmp_path / "slow_to_load.py").write_text(SLOW_APP.format(hold=str(path)), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("worker", WORKERS)
+def test_a_reload_ends_the_old_workers_only_once_the_new_ones_serve(
+    gunicorn: Make, connect: Connect, valkey: ValkeyServer, hold: Path, worker: str
+) -> None:
+    environ = {"app": "slow_to_load:app", "PYTHONPATH": str(hold.parent), "VISITS_SHARDS": valkey.url}
+    server = gunicorn("-k", worker, **environ).start()
+    wait_until(lambda: len(server.worker_pids) == 2, "two workers")
+    old = set(server.worker_pids)
+    hold.touch()
+    server.send_signal(signal.SIGHUP)
+    wait_until(lambda: server.log.count("Booting worker") == 4, "new workers boot")
+    for _ in range(4):
+        client = connect(server)
+        assert client.ask("POST", "/visits/a").answer().status == 200
+        client.close()
+    assert old < set(server.worker_pids)
+    hold.unlink()
+    wait_until(lambda: len(server.worker_pids) == 2 and not old & set(server.worker_pids), "the old ones end")
+    assert connect(server).ask("POST", "/visits/a").answer().status == 200
+    assert server.stop() == 0
+    assert "Traceback" not in server.log
+
+
+def test_a_reload_ends_the_worker_of_a_profile_of_one_process_before_the_new_one_serves(
+    gunicorn: Make, hold: Path
+) -> None:
+    environ = {"app": "slow_to_load:app", "PYTHONPATH": str(hold.parent), "VISITS_PROFILE": "basic"}
+    server = gunicorn(**environ).start()
+    (old,) = server.worker_pids
+    hold.touch()
+    server.send_signal(signal.SIGHUP)
+    wait_until(lambda: server.log.count("Booting worker") == 2, "a new worker boots")
+    wait_until(lambda: old not in server.worker_pids, "the old one ends meanwhile")
+    hold.unlink()
+    assert server.stop() == 0
+
+
 def test_under_gthread_a_client_that_says_no_more_holds_its_thread_for_a_time_only(
     gunicorn: Make, connect: Connect, tmp_path: Path
 ) -> None:

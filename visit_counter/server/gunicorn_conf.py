@@ -37,6 +37,8 @@ def on_starting(server: Any) -> None:
     life.refuse_in_json()
     life.end_while_booting()
     life.guard_reload(server, settings)
+    if not settings.has.single_process:  # there, two workers would count side by side
+        life.end_old_workers_last(server)
     life.start_again_by_name(server)
 
 
@@ -50,6 +52,7 @@ def post_worker_init(worker: Any) -> None:
     """Open journal and connections, after the fork."""
     life.bound_gthread(worker)
     startup.start_service(worker)
+    life.tell_that_it_serves(worker)
 
 
 def worker_int(worker: Any) -> None:  # noqa: ARG001 - gunicorn passes it

@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 # What a running master cannot change: shards of our own, journals with visits in them, the number of processes.
 _FIXED = ("profile", "embedded", "embedded_ports", "data_dir")
 _CHECK_SECONDS = 60.0
+# How long old workers wait for new ones, which may wait for the journal's disk.
+_READY_SECONDS = 10.0
+_SERVES = 0o400  # the mode of a worker's file, else 0o600
 _CONNECTIONS = 8000
 _OTHER_FILES = 256  # the journal, connections to shards
 _FILES = _CONNECTIONS + _OTHER_FILES
@@ -72,6 +75,41 @@ def guard_reload(server: Any, settings: Settings) -> None:
             reload()
 
     server.handle_hup = reload_if_right
+
+
+def end_old_workers_last(server: Any) -> None:
+    """Let gunicorn end workers of which there are too many only once the newer ones serve.
+
+    After SIGHUP it would end them while the new ones still boot, and nobody would answer.
+    """
+    manage: Callable[[], None] = server.manage_workers
+
+    def end_when_replaced() -> None:
+        by_age = sorted(server.WORKERS.values(), key=lambda worker: worker.age)
+        old = by_age[: -server.num_workers]
+        if not old:
+            manage()
+            return
+        new = by_age[len(old) :]
+        deadline = time.monotonic() + _READY_SECONDS
+        while not all(map(_serves, new)) and time.monotonic() < deadline:
+            time.sleep(0.01)
+            server.reap_workers()
+            new = [worker for worker in new if worker.pid in server.WORKERS]
+        for worker in old:
+            if worker.pid in server.WORKERS:
+                server.kill_worker(worker.pid, signal.SIGTERM)
+
+    server.manage_workers = end_when_replaced
+
+
+def tell_that_it_serves(worker: Any) -> None:
+    """Let the master know, by the file that they share, that this worker is about to accept connections."""
+    os.fchmod(worker.tmp.fileno(), _SERVES)
+
+
+def _serves(worker: Any) -> bool:
+    return os.fstat(worker.tmp.fileno()).st_mode & 0o777 == _SERVES
 
 
 def _wrong_configuration(program: str, directory: str, running: Settings) -> str:
