@@ -83,6 +83,14 @@ PIECES = st.sampled_from(
 )
 PATHS = st.one_of(
     st.builds(lambda pieces: b"/visits/" + b"".join(pieces), st.lists(PIECES, min_size=1, max_size=4)),
+    st.builds(
+        lambda start, pieces, end: start + b"".join(pieces) + end,
+        st.sampled_from([b"/pixel/", b"/badge/", b"/visits?", b"/visits?page="]),
+        st.lists(PIECES | st.sampled_from([b".gif", b".svg", b"&page=", b"label=", b"hit=1", b"%2Egif"]), max_size=4),
+        st.sampled_from(
+            [b"", b".gif", b".svg", b".json", b".svg?hit=1", b".svg?label=%FF", b".svg?style=digits&hit=1"]
+        ),
+    ),
     st.sampled_from(
         [
             b"/visits/a HTTP/1.1 b",

@@ -26,7 +26,12 @@ from visit_counter.model.pages import decode_page
 from visit_counter.server.bodies import LENGTH, Awaited, RestOfHead, SizedBody, awaited_body
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
+
+    from visit_counter.model.answers import Outcome
+    from visit_counter.model.calls import Asked, Reply
+
+    FindCall = Callable[[bytes], Asked | None]
 
 # Entries of each memory. At most this many times MEMO_BYTES: 16 MB in the worst case, under 2 MB as a rule.
 MEMO_ENTRIES = 8192
@@ -34,6 +39,10 @@ MEMO_BYTES = 1024
 
 # Any character not named here makes gunicorn, werkzeug or the blueprint look closer; so must we, and do not.
 _LINE = re.compile(rb"(GET|POST) /visits/((?:[A-Za-z0-9._~!$&'()*+,;=:@/-]|%[0-9A-Fa-f]{2})+) HTTP/1\.([01])")
+# What may be a call of `find_call`, with the same characters.
+_OTHER_LINE = re.compile(
+    rb"GET (/(?:visits\?|pixel/|badge/)(?:[A-Za-z0-9._~!$&'()*+,;=:@/?-]|%[0-9A-Fa-f]{2})+) HTTP/1\.([01])"
+)
 _HOST = re.compile(rb"(?:[A-Za-z0-9_-]{1,63}(?:\.[A-Za-z0-9_-]{1,63})*|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?")
 # Fields that ask for something the loop does not do.
 _SPECIAL = frozenset((b"transfer-encoding", b"expect", b"upgrade", b"http2-settings", b"content-encoding"))
@@ -66,10 +75,14 @@ class Verdict(Enum):
 
 
 class Target(NamedTuple):
-    """An ordinary request line: `ask` is what `VisitCounter.answer` takes."""
+    """An ordinary request line: `asks` is for `VisitCounter.answer`, `reply` makes an answer of what comes of them.
 
-    ask: Ask
+    Without `reply` it is one of the two hot calls, with one ask.
+    """
+
+    asks: tuple[Ask, ...]
     http10: bool
+    reply: Callable[[Sequence[Outcome]], Reply] | None = None
 
 
 class Framing(NamedTuple):
@@ -94,9 +107,15 @@ Taken = tuple[Target, Framing, int]
 class RequestReader:
     """Takes one request after another off a connection's buffer."""
 
-    def __init__(self, limits: Limits, *, hot: bool = True, special: Iterable[bytes] = ()) -> None:
-        """Judge by these limits; no request is ordinary without `hot`, nor one with a field named in `special`."""
+    def __init__(
+        self, limits: Limits, *, hot: bool = True, special: Iterable[bytes] = (), find_call: FindCall | None = None
+    ) -> None:
+        """Judge by these limits; no request is ordinary without `hot`, nor one with a field named in `special`.
+
+        `find_call` says what a GET of another target asks, if it can be answered like the hot calls.
+        """
         self._limits = limits
+        self._find_call = find_call
         self._special = _SPECIAL.union(special)
         self._hot = hot
         self._targets: dict[bytes, Target] = {}
@@ -134,8 +153,8 @@ class RequestReader:
         """Return what an ordinary request line asks for, or None."""
         target = self._targets.get(line)
         if target is None and self._hot and len(line) <= self._limits.line:
-            target = parse_line(line)
-            if target is not None:
+            target = parse_line(line) or (self._find_call and parse_other_line(line, self._find_call))
+            if target:
                 _remember(self._targets, line, target)
         return target
 
@@ -227,7 +246,14 @@ def parse_line(line: bytes) -> Target | None:
         page = decode_page(unquote_to_bytes(found[2]))
     except PageError:
         return None
-    return Target(Ask(found[1] == b"POST", page), found[3] == b"0")
+    return Target((Ask(found[1] == b"POST", page),), found[3] == b"0")
+
+
+def parse_other_line(line: bytes, find_call: FindCall) -> Target | None:
+    """Return what a request line asks for that is no hot call but can be answered like one, or None."""
+    found = _OTHER_LINE.fullmatch(line)
+    asked = find_call(found[1]) if found else None
+    return Target(asked.asks, found[2] == b"0", asked.reply) if found and asked else None
 
 
 def parse_fields(
@@ -268,6 +294,7 @@ class Heads:
         """Make heads with these fields beside those of each answer."""
         self._server, self._date = server, date
         self._fields = tuple(fields)
+        self._kept: dict[tuple[int, tuple[tuple[str, str], ...], bool, bool], bytes] = {}
         # By status, is it HTTP/1.0, does it close.
         self.ready = {
             (status, http10, close): self.make(status, ANSWER_FIELDS, http10=http10, close=close)
@@ -275,6 +302,14 @@ class Heads:
             for http10 in (False, True)
             for close in (False, True)
         }
+
+    def kept(self, status: int, fields: tuple[tuple[str, str], ...], *, http10: bool, close: bool) -> bytes:
+        """Do as `make` for fields that many responses share: they are made once for as long as these heads are used."""
+        key = (status, fields, http10, close)
+        head = self._kept.get(key)
+        if head is None:
+            head = self._kept[key] = self.make(status, fields, http10=http10, close=close)
+        return head
 
     def make(self, status: int, fields: Sequence[tuple[str, str]], *, http10: bool, close: bool) -> bytes:
         """Return the head of a response with these fields beside those that gunicorn adds."""

@@ -22,12 +22,14 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from gunicorn import SERVER, config, glogging, util
 
 from visit_counter.errors import VisitCounterError
 from visit_counter.model.answers import Answer
+from visit_counter.model.calls import Reply
 from visit_counter.model.origins import Origins
 from visit_counter.model.problems import problem_of
 from visit_counter.server.as_gunicorn import limits_of, log_access, unsupported
@@ -49,8 +51,9 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
 
     from visit_counter.counting.counter import VisitCounter
-    from visit_counter.model.answers import Ask, Outcome
+    from visit_counter.model.answers import Accepted, Ask, Outcome
     from visit_counter.model.origins import Fields
+    from visit_counter.model.problems import Problem
     from visit_counter.server.connection import Connection
 
 # Each answers what waits for one shard in a turn; several, because one that hangs keeps its thread for a while.
@@ -91,7 +94,8 @@ class VisitWorker(HandingWorker):
         origins = Origins() if counter is None else self.wsgi.extensions["visit_counter"].origins
         # Where not all origins may count, Flask judges the requests of those that a page of another site has sent.
         special = () if origins.are_all else (b"origin",)
-        self._reader = RequestReader(limits_of(self.cfg), hot=counter is not None, special=special)
+        find_call = None if counter is None else self.wsgi.extensions.get("visit_counter_calls")
+        self._reader = RequestReader(limits_of(self.cfg), hot=counter is not None, special=special, find_call=find_call)
         self._origin_fields = origins.fields(None)
         if counter is not None:  # else no request is ordinary, so that nobody is asked
             self._counter = counter
@@ -163,7 +167,7 @@ class VisitWorker(HandingWorker):
             if isinstance(taken, Verdict):
                 self._wait_or_hand(connection, taken, now)
             else:
-                asks.append(taken[0].ask)
+                asks += taken[0].asks
                 asking.append((connection, taken))
         if not asks:
             return []
@@ -172,36 +176,39 @@ class VisitWorker(HandingWorker):
             for connection, _ in asking:
                 self._drop(connection)
             return []
-        self._count_requests(len(asks))
+        self._count_requests(len(asking))
         if self._share.surplus:
             self._dismiss_some(asking)
         return self._write_answers(asking, found, now)
 
     def _write_answers(
-        self, asking: list[tuple[Connection, Taken]], found: Sequence[Outcome], now: float
+        self, asking: list[tuple[Connection, Taken]], outcomes: Sequence[Outcome], now: float
     ) -> list[Connection]:
         """Put what came of the requests into the connections' output; return those that have read more than that."""
         must_close = not self.alive or not self._keepalive or len(self._connections) > self.max_keepalived
         idle_until = now + self._keepalive
         heads = self._heads.ready
+        found = iter(outcomes)
         more = []
         waiting = []
-        for one, outcome in zip(asking, found, strict=True):
+        for one in asking:
             connection, (target, framing, end) = one
+            first = next(found)
+            outcome: Outcome | Reply = first
+            if target.reply is not None:
+                mine = (first, *islice(found, len(target.asks) - 1))
+                outcome = None if None in mine else target.reply(mine)
             if outcome is None:
                 waiting.append(one)
                 continue
             close = must_close or (target.http10 if framing.close is None else framing.close)
-            fields: Fields = ANSWER_FIELDS
-            if type(outcome) is Answer:
-                status, body = 200, outcome.to_json()
+            fields: Fields
+            if isinstance(outcome, Answer):
+                status, fields, body = 200, ANSWER_FIELDS, outcome.to_json()
                 head = heads[200, target.http10, close]
-            elif isinstance(outcome, VisitCounterError):
-                status, fields, body = problem_of(outcome)
-                head = self._heads.make(status, fields, http10=target.http10, close=close)
             else:
-                status, body = outcome.status, outcome.to_json()
-                head = heads[status, target.http10, close]
+                status, fields, body = _reply_of(outcome)
+                head = self._heads.kept(status, fields, http10=target.http10, close=close)
             if self._logs_access:
                 fields = (*fields, *self._origin_fields, ("Content-Length", str(len(body))))
                 line = status_line(status)
@@ -227,9 +234,9 @@ class VisitWorker(HandingWorker):
             # What was answered before goes out with this answer, in order.
             connection.held, connection.out = connection.out, b""
             self._release(connection)
-            groups.setdefault(self._counter.owner(target.ask.page), []).append(one)
+            groups.setdefault(self._counter.owner(target.asks[0].page), []).append(one)
         for mine in groups.values():
-            asks = [target.ask for _, (target, _, _) in mine]
+            asks = [ask for _, (target, _, _) in mine for ask in target.asks]
             future = self._load_pool.submit(self._counter.answer, asks, wait=True)
             future.add_done_callback(partial(self.method_queue.defer, self._waited, mine))
 
@@ -303,3 +310,11 @@ class VisitWorker(HandingWorker):
         for connection in connections:
             if connection.deadline <= now:
                 self._expire(connection, now)
+
+
+def _reply_of(outcome: Accepted | VisitCounterError | Reply) -> Reply | Problem:
+    if isinstance(outcome, Reply):
+        return outcome
+    if isinstance(outcome, VisitCounterError):
+        return problem_of(outcome)
+    return Reply(outcome.status, ANSWER_FIELDS, outcome.to_json())

@@ -26,7 +26,7 @@ POST = ordinary(b"POST /visits/home HTTP/1.1")
 
 
 def test_an_ordinary_request_is_taken_whole() -> None:
-    assert reader().take(POST) == (Target(Ask(True, "home"), http10=False), Framing(0, None), len(POST))
+    assert reader().take(POST) == (Target((Ask(True, "home"),), http10=False), Framing(0, None), len(POST))
 
 
 def test_a_second_request_is_taken_like_the_first() -> None:
@@ -59,7 +59,7 @@ def test_what_follows_a_request_is_left_for_later() -> None:
     ],
 )
 def test_a_page_is_what_follows_visits_percent_decoded(path: bytes, page: str) -> None:
-    assert http1.parse_line(b"GET /visits/" + path + b" HTTP/1.1") == Target(Ask(False, page), http10=False)
+    assert http1.parse_line(b"GET /visits/" + path + b" HTTP/1.1") == Target((Ask(False, page),), http10=False)
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,6 @@ def test_a_connection_with_another_request_in_it_is_not_closed_for_the_sake_of_o
         with socket.socket() as sock:
             connection = Connection(sock, None, None, 0.0)
         connection.buffer = buffer
-        asking.append((connection, (Target(Ask(True, "a"), http10=False), Framing(0, None), len(b"first"))))
+        asking.append((connection, (Target((Ask(True, "a"),), http10=False), Framing(0, None), len(b"first"))))
     worker._dismiss_some(asking)
     assert [framing.close for _, (_, framing, _) in asking] == [None, True, None]
