@@ -18,5 +18,5 @@ patient_stores = partial(RedisStore, connect_seconds=10, read_seconds=10, add_se
 def patient_app() -> object:
     """Return the application, its stores made with patience."""
     vars(factory)["RedisStore"] = patient_stores  # made with the same arguments
-    with startup.told_in_one_line():
+    with startup.errors_in_one_line():
         return create_app()

@@ -34,7 +34,7 @@ def main(context: click.Context) -> None:
 @click.argument("options", metavar="[gunicorn options]", nargs=-1, type=click.UNPROCESSED)
 def serve(options: tuple[str, ...]) -> None:  # noqa: ARG001 - gunicorn reads them from sys.argv, also after SIGHUP
     """Serve on 127.0.0.1:8000 until Ctrl-C; serve --help lists gunicorn's options."""
-    with startup.told_in_one_line():
+    with startup.errors_in_one_line():
         startup.worker_count(Settings.load(os.environ), os.environ)
     # gunicorn takes the variable for a number when it is imported, and an empty one for a wrong number.
     if not os.environ.get("WEB_CONCURRENCY"):
@@ -49,5 +49,5 @@ main.add_command(shards)
 
 
 def _create_app() -> Flask:
-    with startup.told_in_one_line():
+    with startup.errors_in_one_line():
         return create_app()

@@ -1,4 +1,4 @@
-"""What a part of a request lacks: the loop waits for it, and looks at the request again once it is here. No I/O."""
+"""What a part of a request lacks: the loop waits for it, and judges the request anew once it is here. No I/O."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Awaited:
     wants_continue = False  # the client waits for 100 Continue before it sends the body
 
     def is_here(self, data: bytes) -> bool:
-        """Tell whether it is worth looking at the request again, of which `data` has come so far."""
+        """Return whether the request, of which `data` has come so far, is worth judging anew."""
         raise NotImplementedError
 
 
@@ -62,7 +62,7 @@ class ChunkedBody(Awaited):
         self._body_bytes = 0
 
     def is_here(self, data: bytes) -> bool:
-        """See Awaited. What has been looked at is not looked at again."""
+        """See Awaited. A chunk whose end was found is not searched again."""
         while (line_end := data.find(b"\r\n", self._next)) >= 0:
             size = _CHUNK_SIZE.match(data, self._next, line_end)
             if size is None:

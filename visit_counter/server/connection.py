@@ -71,6 +71,6 @@ class Connection:
         # What the request in the buffer lacks: while this is not None, the deadline is that of the whole request.
         self.awaits: Awaited | None = None
         self.is_cut = False  # the head in the buffer was given an end: no other request may follow
-        self.was_continued = False  # the client was told to send the body of its request
+        self.was_continued = False  # the client has got 100 Continue: it sends the body now
         self.waits_since: float | None = None  # since when its request waits for a shard
         self.thrown_away = 0  # bytes, while it lingers

@@ -40,7 +40,7 @@ class ConnectionWorker(ListeningWorker):
     # How long a client may take to send one request or to take its answer; gunicorn has no setting for it.
     request_seconds = 30.0
 
-    _quit_at = math.inf  # when the worker was told to stop quickly (monotonic seconds)
+    _quit_at = math.inf  # when a signal said to stop quickly (monotonic seconds)
 
     def _prepare(self) -> None:
         super()._prepare()

@@ -17,7 +17,7 @@ worker_class = startup.worker_class()
 logger_class = "visit_counter.server.log.Logger"
 threads = 4
 worker_connections = life.worker_connections()
-with startup.told_in_one_line():
+with startup.errors_in_one_line():
     options.check_worker_class(worker_class, os.environ, sys.argv[1:])
     workers = startup.worker_count(settings, os.environ)
 # Seconds: for the requests under way and the last flush.
@@ -29,7 +29,7 @@ control_socket_disable = True
 def on_starting(server: Any) -> None:
     """Check everything and start the embedded shards, in the master."""
     inherited = server.cfg.reuse_port or {"GUNICORN_FD", "LISTEN_FDS"} & os.environ.keys()
-    with startup.told_in_one_line():
+    with startup.errors_in_one_line():
         options.check_threads(server.cfg.threads)
         warnings = startup.prepare(settings, server.cfg.workers, [] if inherited else server.cfg.address)
     for warning in warnings:

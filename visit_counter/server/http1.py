@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 MEMO_ENTRIES = 8192
 MEMO_BYTES = 1024
 
-# Any character not named here makes gunicorn, werkzeug or the blueprint look closer; so must we, and do not.
+# Any other character is treated specially by gunicorn, werkzeug or the blueprint: such a request is theirs.
 _LINE = re.compile(rb"(GET|POST) /visits/((?:[A-Za-z0-9._~!$&'()*+,;=:@/-]|%[0-9A-Fa-f]{2})+) HTTP/1\.([01])")
 # What may be a call of `find_call`, with the same characters.
 _OTHER_LINE = re.compile(
@@ -50,14 +50,14 @@ _SPECIAL = frozenset((b"transfer-encoding", b"expect", b"upgrade", b"http2-setti
 _OPTIONS = {b"close": True, b"keep-alive": False, b"(none)": None}
 _FRAMING = frozenset((b"host", b"content-length", b"content-type", b"connection"))
 # RFC 9112 section 5: a token, a colon, a value without control characters, on one line. A token may have an underscore
-# too, but gunicorn looks closer at such names.
+# too, but gunicorn treats such names specially.
 _ORDINARY_FIELDS = re.compile(rb"(?:\r\n[A-Za-z0-9!#$%&'*+.^`|~-]++:[\t\x20-\x7e\x80-\xff]*+)*+\r\n\r\n")
 _WELL_FORMED_LINE = re.compile(rb"[0-9A-Z!$%&'*+.^_`|~-]{3,20} [\x21-\x7e]+ HTTP/1\.[0-9]")
 _WELL_FORMED_FIELDS = re.compile(rb"(?:\r\n[A-Za-z0-9!#$%&'*+.^_`|~-]++:[\t\x20-\x7e\x80-\xff]*+)*+\r\n\r\n")
 
 
 _TIMEOUT_BODY = b'{"type": "about:blank", "title": "Request Timeout", "status": 408}'
-# What a client is told that did not send all of its request in time.
+# The answer to a client that did not send all of its request in time.
 TIMEOUT_RESPONSE = (
     b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Type: application/problem+json\r\n"
     b"Content-Length: %d\r\n\r\n%b" % (len(_TIMEOUT_BODY), _TIMEOUT_BODY)
@@ -121,26 +121,26 @@ class RequestReader:
         self._targets: dict[bytes, Target] = {}
         # By a whole block of header fields, and by the fields of it that matter.
         self._framings: dict[bytes, Framing] = {}
-        self._telling = telling_fields((*limits.scheme_fields, *self._special))
+        self._decisive = decisive_fields((*limits.scheme_fields, *self._special))
 
     def take(self, data: bytes) -> Taken | Verdict:
         """Return the ordinary request that `data` begins with and where it ends, or why there is none."""
         head_end = data.find(b"\r\n\r\n") + 4
         if head_end > 3:
             line_end = data.find(b"\r\n")
-            target = self._targets.get(data[:line_end])
-            framing = self._framings.get(data[line_end:head_end])
+            line, block = data[:line_end], data[line_end:head_end]
+            target, framing = self._targets.get(line), self._framings.get(block)
             if target is None or framing is None:
-                return self._judge(data, line_end, head_end)
+                return self._judge(data, line, block)
             end = head_end + framing.body_bytes
             if end <= len(data):
                 return target, framing, end
             return Verdict.INCOMPLETE
         return self._judge_part(data)
 
-    def _judge(self, data: bytes, line_end: int, head_end: int) -> Taken | Verdict:
+    def _judge(self, data: bytes, line: bytes, block: bytes) -> Taken | Verdict:
         """Do as `take` for a complete head with a part not seen before."""
-        line, block = data[:line_end], data[line_end:head_end]
+        head_end = len(line) + len(block)
         target = self._target(line)
         framing = self._framing(block)
         if target is None or framing is None:
@@ -161,18 +161,18 @@ class RequestReader:
     def _framing(self, block: bytes) -> Framing | None:
         """Return the framing that an ordinary block of header fields says, or None."""
         # A block no longer than one field may be holds no field that is too long.
-        if len(block) > self._limits.field_size or block.count(b"\r\n") - 2 > self._limits.fields:
+        if len(block) > self._limits.field_size or block.count(b"\n") - 2 > self._limits.fields:
             return None
         if not _ORDINARY_FIELDS.fullmatch(block):
             return None
         # The fields that matter, as they stand: for most clients the same as for the one before.
-        told = b"\r\n".join(self._telling.findall(block))
-        framing = self._framings.get(told)
+        decisive = b"\r\n".join(self._decisive.findall(block))
+        framing = self._framings.get(decisive)
         if framing is None:
-            framing = parse_fields(fields_of(told), self._limits.scheme_fields, self._special)
+            framing = parse_fields(fields_of(decisive), self._limits.scheme_fields, self._special)
             if framing is None:
                 return None
-            _remember(self._framings, told, framing)
+            _remember(self._framings, decisive, framing)
         _remember(self._framings, block, framing)
         return framing
 
@@ -214,11 +214,11 @@ class RequestReader:
         return Verdict.INCOMPLETE
 
 
-def telling_fields(more: Iterable[bytes]) -> re.Pattern[bytes]:
+def decisive_fields(more: Iterable[bytes]) -> re.Pattern[bytes]:
     """Return an expression that finds, in a well-formed block, every field that the verdict depends on."""
     names = sorted({*_SPECIAL, *_FRAMING, *more})
     first = bytes(sorted({letter for name in names for letter in (name[:1].lower() + name[:1].upper())}))
-    # The look at the first letter passes over most other fields at once.
+    # The set of first letters passes over most other fields at once.
     return re.compile(rb"\r\n(?=[%b])((?i:%b):[^\r]*+)" % (re.escape(first), b"|".join(map(re.escape, names))))
 
 

@@ -1,4 +1,4 @@
-"""What gunicorn is told on its command line, checked before gunicorn does it; gunicorn_conf.py calls this."""
+"""gunicorn's command line and environment, checked before gunicorn does it; gunicorn_conf.py calls this."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def check_worker_class(default: str, environ: Mapping[str, str], arguments: Sequence[str]) -> None:
-    """Raise StartupError if the worker class that gunicorn is told to use cannot be loaded.
+    """Raise StartupError if the worker class that gunicorn is to use cannot be loaded.
 
     gunicorn itself would show a traceback, before it calls any hook; so its options are read here as it reads them.
     """

@@ -36,7 +36,7 @@ class VisitCounterApplication(WSGIApplication):  # type: ignore[misc]  # gunicor
 
     def load_wsgiapp(self) -> Any:
         """Return the application, in a worker."""
-        with startup.told_in_one_line():
+        with startup.errors_in_one_line():
             return create_app(startup.loaded_settings())
 
 

@@ -1,6 +1,6 @@
 """What happens before the first worker starts and after the last one ended; gunicorn_conf.py calls it.
 
-Everything that would stop the service is found here, in the master, and told in one line for a person.
+Everything that would stop the service is found here, in the master, and shown to a person in one line.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _loaded: list[Settings] = []
 
 
 @contextmanager
-def told_in_one_line(status: int = 1) -> Iterator[None]:
+def errors_in_one_line(status: int = 1) -> Iterator[None]:
     """End the process with a message instead of a traceback if the service cannot start."""
     try:
         yield
@@ -56,7 +56,7 @@ def told_in_one_line(status: int = 1) -> Iterator[None]:
 
 def load_settings() -> Settings:
     """Return the settings of this process's environment, or end the process telling every mistake."""
-    with told_in_one_line():
+    with errors_in_one_line():
         _loaded[:] = [Settings.load(os.environ)]
     return _loaded[0]
 
@@ -159,8 +159,8 @@ def tell_of_other_shards(settings: Settings) -> None:
         with suppress(StoreError):
             store.load_shard_map()
         if store.mistaken:
-            told = "; ".join(f"{name}: {why}" for name, why in store.mistaken.items())
-            raise StartupError(f"{told}; see VISITS_SHARDS")
+            mistakes = "; ".join(f"{name}: {why}" for name, why in store.mistaken.items())
+            raise StartupError(f"{mistakes}; see VISITS_SHARDS")
 
 
 def clean_up() -> None:
@@ -189,17 +189,17 @@ def start_service(worker: Any) -> None:
     journal: the others serve on, and the master would end them.
     """
     service = worker.wsgi.extensions["visit_counter"]
-    told = False
-    with told_in_one_line(_WORKER_BOOT_ERROR):
+    is_logged = False
+    with errors_in_one_line(_WORKER_BOOT_ERROR):
         while worker.alive and worker.ppid == os.getppid():
             try:
                 service.start()
             except (OSError, JournalError, StartupError) as error:
                 if worker.age <= worker.cfg.workers:
                     raise StartupError(str(error)) from None
-                if not told:
+                if not is_logged:
                     log.error("a new worker cannot open the journal and waits until it can: %s", error)
-                told = True
+                is_logged = True
                 worker.notify()
                 time.sleep(_OPEN_AGAIN_SECONDS)
             else:

@@ -53,13 +53,13 @@ def test_the_start_log_of_a_profile_without_shards_is_one_line() -> None:
 
 
 def test_a_failed_start_is_one_line_and_an_exit_status(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit, match=r"^1$"), startup.told_in_one_line():
+    with pytest.raises(SystemExit, match=r"^1$"), startup.errors_in_one_line():
         raise StartupError("the reason")
     assert capsys.readouterr().err == "visit-counter: the reason\n"
 
 
 def test_ctrl_c_during_the_start_is_quiet(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit, match=r"^130$"), startup.told_in_one_line():
+    with pytest.raises(SystemExit, match=r"^130$"), startup.errors_in_one_line():
         raise KeyboardInterrupt
     assert capsys.readouterr().err == ""
 
