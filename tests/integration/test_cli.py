@@ -18,6 +18,7 @@ from tests.support.ports import free_port, free_ports, listening
 from tests.support.servers import REPOSITORY, GunicornServer, ValkeyServer
 from visit_counter import create_app
 from visit_counter.config.embedded_files import server_pid, shard_dir, supervisor_lock
+from visit_counter.journal.segments import Journal
 from visit_counter.shards.ring import Ring, partition_of
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ FLASK = Path(sys.executable).with_name("flask")
 def environ(tmp_path: Path) -> dict[str, str]:
     """Return the settings of the commands, and of the service where there is one."""
     ports = ",".join(map(str, free_ports(2)))
+    Journal(tmp_path / "data" / "journal").prepare()  # else the first command waits, in case a service puts it back
     return {"VISITS_DATA_DIR": str(tmp_path / "data"), "VISITS_EMBEDDED_PORTS": ports, "VISITS_FLUSH_SECONDS": "3600"}
 
 
@@ -126,7 +128,6 @@ def test_beside_a_service_both_see_the_same_counts(
 
 def test_a_command_refuses_a_data_directory_with_a_planted_link(flask: Run, environ: dict[str, str]) -> None:
     journal = Path(environ["VISITS_DATA_DIR"]) / "journal"
-    journal.mkdir(parents=True)
     (journal / "state.json").symlink_to("elsewhere")
     assert "state.json in VISITS_DATA_DIR is a link" in flask("visits", "get", "a", status=1).stderr
 

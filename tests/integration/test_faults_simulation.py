@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.faults.simulation import HARMFUL_SEEDS, run_seeds
+from tests.faults.simulation import HARMFUL_SEEDS, STARTING_SEEDS, run_seeds
 
 pytestmark = pytest.mark.quick
 
@@ -26,6 +26,11 @@ def test_no_seed_loses_or_doubles_a_visit() -> None:
 
 def test_no_failing_sync_and_no_file_that_is_removed_or_cut_loses_or_doubles_a_visit() -> None:
     found = run_seeds(HARMFUL_SEEDS[:200])
+    assert found.seed is None, (found.seed, found.error.args)
+
+
+def test_no_process_that_starts_while_files_are_gone_loses_or_doubles_a_visit_or_stops_the_others() -> None:
+    found = run_seeds(STARTING_SEEDS[:350])
     assert found.seed is None, (found.seed, found.error.args)
 
 

@@ -8,6 +8,8 @@ import os
 import re
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import urllib.error
 import urllib.request
@@ -18,7 +20,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.support.ports import free_port, free_ports, listening
-from tests.support.servers import GunicornServer, ValkeyServer, wait_until
+from tests.support.servers import REPOSITORY, GunicornServer, ValkeyServer, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -380,6 +382,44 @@ def test_a_worker_that_starts_while_the_journal_cannot_be_opened_waits_for_it_an
     away.rename(journal)
     wait_until(lambda: answers(server, "/ready"), "visits are accepted")
     assert server.runs()
+
+
+@pytest.mark.parametrize("options", [(), ("-k", "gthread"), ("--preload",)])
+def test_who_starts_while_the_data_directory_is_gone_waits_until_those_who_know_the_journal_have_put_it_back(
+    gunicorn: Callable[..., GunicornServer], valkey: ValkeyServer, options: tuple[str, ...]
+) -> None:
+    server = gunicorn(*options, VISITS_SHARDS=valkey.url, VISITS_FLUSH_SECONDS="3600").start()
+    data = server.dir / "data"
+    wait_until(
+        lambda: sum(opened(pid, data / "journal") for pid in server.worker_pids) == 2, "both workers have it open"
+    )
+    with urllib.request.urlopen(urllib.request.Request(f"{server.url}/visits/a", method="POST"), timeout=30):
+        pass
+    writer = (data / "journal" / "writer").read_text()
+    survivor, other = server.worker_pids
+    os.kill(survivor, signal.SIGSTOP)  # so that it does not put the journal back at once
+    data.rename(server.dir / "away")
+    os.kill(other, signal.SIGKILL)
+    wait_until(lambda: "cannot open the journal and waits" in server.log, "the new worker waits")
+    command = subprocess.Popen(
+        [Path(sys.executable).with_name("flask"), "visits", "hit", "a", "--json"],
+        cwd=REPOSITORY,
+        env={**os.environ, "VISITS_SHARDS": valkey.url, "VISITS_DATA_DIR": str(data)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    with command:
+        assert command.stderr is not None
+        assert "waiting up to 5 s" in command.stderr.readline()
+        os.kill(survivor, signal.SIGCONT)
+        said, _ = command.communicate()
+    assert json.loads(said)[0]["visits"] == 2
+    assert (data / "journal" / "writer").read_text() == writer
+    wait_until(lambda: sum(opened(pid, data / "journal") for pid in server.worker_pids) == 2, "both have it open again")
+    for _ in range(8):
+        assert answers(server, "/ready"), server.log
+    assert "another journal" not in server.log
 
 
 @pytest.mark.parametrize("worker", ["visit_counter.server.worker.VisitWorker", "gthread"])

@@ -13,6 +13,7 @@ from flask import current_app
 from visit_counter import logs
 from visit_counter.embedded.shards import running
 from visit_counter.errors import VisitCounterError
+from visit_counter.journal.witnesses import WAIT_SECONDS, wait_until_there
 from visit_counter.model.pages import check_page
 from visit_counter.private_files import check_data_dir
 
@@ -56,8 +57,9 @@ def opened_service() -> Iterator[Service]:
         if service.settings.has.has_shards:
             for warning in check_data_dir(service.settings.data_dir):
                 click.echo(warning, err=True)
+        begin = _may_begin(service)
         with running(service.settings):
-            service.open()
+            service.open(begin=begin)
             yield service
     except VisitCounterError as error:
         raise click.ClickException(str(error)) from None
@@ -65,6 +67,16 @@ def opened_service() -> Iterator[Service]:
         raise click.ClickException(f"{error.strerror}: {error.filename or service.settings.data_dir}") from None
     finally:
         service.close()
+
+
+def _may_begin(service: Service) -> bool:
+    """Tell whether a command may make a journal. It waits first, in case a running service is to put its own back."""
+    journal = service.buffer.journal if service.buffer else None
+    if journal is None or journal.is_there():
+        return False
+    told = f"there is no journal in {journal.path}; waiting up to {WAIT_SECONDS:.0f} s for a service to put it back"
+    click.echo(told, err=True)
+    return not wait_until_there(journal)
 
 
 def print_rows(rows: Sequence[dict[str, Any]], as_json: bool) -> None:

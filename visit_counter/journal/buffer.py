@@ -144,10 +144,13 @@ class WriteBuffer:
         self._changed = False  # the flush has told of a new state; `tick` acts on it
         self._compacted: list[Segment] = []  # segments that are one file now; `tick` acts on it
 
-    def open(self) -> None:
-        """Take over the journal as it is on disk: replay every segment that is not wholly included yet."""
+    def open(self, *, begin: bool = True) -> None:
+        """Take over the journal as it is on disk: replay every segment that is not wholly included yet.
+
+        Where there is no journal one is made; without `begin` that raises JournalError.
+        """
         with self.lock:
-            self.journal.prepare()
+            self.journal.prepare(begin=begin)
             self._load()
         self.mending.inspect()
 

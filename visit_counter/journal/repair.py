@@ -211,7 +211,10 @@ class Mending:
                 waiting = [table.last for table in buffer.tables.sealed]
                 state.forget_attempts({*waiting, *(segment.last for segment in journal.segments()[:-1])})
             state.damage = [*state.damage, *(note for note in damage if note not in state.damage)]
-        if not os.path.exists(journal.path / "writer"):  # noqa: PTH110 - as above
+        if not journal.is_there():
+            if state.writer:
+                # First of all: whoever finds the id begins behind the segments that the state says are included.
+                state.save(journal.state_path)
             journal.rename_writer(buffer.writer_file, replace=False)
             self._notes.append("the writer's id was gone: it was written anew")
         if not is_ours and journal.writer != buffer.writer_file and self._wrong_with_current():

@@ -97,8 +97,15 @@ class Journal:
         # Segments whose sync has failed in a flush: what a later sync says of them proves nothing.
         self.doubtful: set[Segment] = set()
 
-    def prepare(self) -> None:
-        """Make the directory and the writer's id if they are not there; raise StartupError if that cannot be."""
+    def is_there(self) -> bool:
+        """Tell whether there is a journal, and not an empty place for one."""
+        return os.path.exists(self.path / "writer")  # noqa: PTH110 - of the simulated `os` in tests
+
+    def prepare(self, *, begin: bool = True) -> None:
+        """Make the directory and the writer's id if they are not there; raise StartupError if that cannot be.
+
+        Without `begin` it raises JournalError instead of making a new journal.
+        """
         try:
             self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
             kind = file_system_of(self.path)
@@ -107,7 +114,9 @@ class Journal:
                     f"the journal directory {self.path} is on {kind}, which does not keep the appends of several "
                     "processes whole; put VISITS_DATA_DIR on a local disk"
                 )
-            if not (self.path / "writer").exists():
+            if not self.is_there():
+                if not begin:
+                    raise JournalError(f"{self.path} is gone")
                 with self.flush_lock(wait=True):
                     # First of all: a journal with a writer and no current segment has lost it.
                     if not self.segments():

@@ -7,6 +7,7 @@ import logging
 import os
 import threading
 import time
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 from visit_counter.counting.counter import BufferedCounter, VisitCounter
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from visit_counter.config.settings import Settings
     from visit_counter.counting.cache import LocalCache
     from visit_counter.journal.checkpoint import LastFlush
+    from visit_counter.journal.witnesses import Witnesses
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +58,7 @@ class Service:
         self._embedded = EmbeddedShards(settings)
         self._lock = threading.RLock()
         self._opened_by = 0  # process id: a forked child opens its own
+        self.witnesses: Witnesses | None = None  # where a master has forked this process
         self._scheduler: BackgroundScheduler | None = None
         has = settings.has
         if not has.has_shards:
@@ -96,12 +99,16 @@ class Service:
 
     # -- life --------------------------------------------------------------------------------------------------------
 
-    def open(self) -> None:
-        """Open the journal, once for each process. Raises StartupError."""
+    def open(self, *, begin: bool = True) -> None:
+        """Open the journal, once for each process. Raises StartupError, and JournalError.
+
+        Where there is no journal one is made, but not without `begin`, and not if another process knows it.
+        """
         with self._lock:
             if self._opened_by != os.getpid():
                 if self.buffer is not None:
-                    self.buffer.open()
+                    with self.witnesses.joining(self.buffer.journal) if self.witnesses else nullcontext(begin) as may:
+                        self.buffer.open(begin=may)
                 self._opened_by = os.getpid()
 
     def start(self) -> None:
@@ -160,6 +167,8 @@ class Service:
         """Close files and connections; what is pending stays in the journal."""
         if self.buffer is not None and self._opened_by == os.getpid():
             self.buffer.close()
+            if self.witnesses is not None:
+                self.witnesses.leave()
         self._opened_by = 0
         if self.store is not None:
             self.store.close()

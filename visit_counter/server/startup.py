@@ -21,6 +21,8 @@ from visit_counter.config.embedded_files import shards_dir, unused_directories
 from visit_counter.config.settings import Settings
 from visit_counter.embedded.shards import EmbeddedShards
 from visit_counter.errors import JournalError, StartupError, StoreError, StoreRefusedError
+from visit_counter.journal.segments import Journal
+from visit_counter.journal.witnesses import Witnesses, wait_until_there
 from visit_counter.private_files import check_data_dir
 from visit_counter.shards.check import TIMEOUT_SECONDS, check_shard, warnings_of
 from visit_counter.shards.factory import make_store
@@ -40,6 +42,7 @@ _OPEN_AGAIN_SECONDS = 1.0
 # Of this process. Not in gunicorn_conf.py, which gunicorn reads again on SIGHUP.
 _embedded: list[EmbeddedShards] = []
 _loaded: list[Settings] = []
+_witnesses: list[Witnesses] = []
 
 
 @contextmanager
@@ -135,6 +138,8 @@ def prepare(settings: Settings, workers: int, addresses: Sequence[object]) -> li
     if not settings.has.has_shards:
         return []
     warnings = check_data_dir(settings.data_dir)
+    if settings.has.journal:
+        prepare_journal(Journal(settings.data_dir / "journal"))
     if settings.embedded:
         shards = EmbeddedShards(settings)
         shards.start()
@@ -145,6 +150,16 @@ def prepare(settings: Settings, workers: int, addresses: Sequence[object]) -> li
         warnings += check_shards(settings)
     tell_of_other_shards(settings)
     return warnings
+
+
+def prepare_journal(journal: Journal) -> None:
+    """Make the journal if there is none, before the first worker starts. Raises StartupError."""
+    # An upgrade in place: the workers of the former master live.
+    if "GUNICORN_PID" in os.environ and not journal.is_there():
+        log.warning("%s is gone; waiting for the workers that run to put it back", journal.path)
+        wait_until_there(journal)
+    journal.prepare()
+    _witnesses[:] = [Witnesses()]
 
 
 def tell_of_other_shards(settings: Settings) -> None:
@@ -185,17 +200,18 @@ def start_log(settings: Settings, addresses: Sequence[object]) -> list[str]:
 def start_service(worker: Any) -> None:
     """Start the service in a worker of gunicorn.
 
-    If it cannot start, one of the first workers ends, so that gunicorn's master ends too. A later worker waits for the
-    journal: the others serve on, and the master would end them.
+    If it cannot start, one of the first workers ends, so that gunicorn's master ends too. A later worker, or one beside
+    others that have the journal open, waits for it: the others serve on, and the master would end them.
     """
     service = worker.wsgi.extensions["visit_counter"]
+    service.witnesses = witnesses = _witnesses[0] if _witnesses else None
     is_logged = False
     with errors_in_one_line(_WORKER_BOOT_ERROR):
         while worker.alive and worker.ppid == os.getppid():
             try:
                 service.start()
             except (OSError, JournalError, StartupError) as error:
-                if worker.age <= worker.cfg.workers:
+                if worker.age <= worker.cfg.workers and not (witnesses and witnesses.others()):
                     raise StartupError(str(error)) from None
                 if not is_logged:
                     log.error("a new worker cannot open the journal and waits until it can: %s", error)

@@ -1,0 +1,88 @@
+"""Who knows the journal, so that nobody makes a new one while others can put it back.
+
+A process that has opened the journal knows what is in it, and writes it anew within a second or two if somebody removes
+it (`visit_counter.journal.repair`). A process that starts in that time finds no journal. If it made a new one, with
+another writer's id, the others could not put theirs back. So it makes one only where no living process knows it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import tempfile
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from visit_counter.errors import JournalError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from visit_counter.journal.segments import Journal
+
+# Whoever knows the journal looks at it once a second.
+WAIT_SECONDS = 5.0
+_POLL_SECONDS = 0.05
+
+
+class Witnesses:
+    """The processes of one service that know the journal. The master makes this before it forks the first worker.
+
+    Each of them holds a lock, and the kernel releases it when the process ends, however it ends. The lock is on a file
+    without a name: a file in the data directory could be removed together with the journal.
+    """
+
+    def __init__(self) -> None:
+        self._file = tempfile.TemporaryFile()  # noqa: SIM115 - it stays open as long as the process lives
+
+    @contextmanager
+    def joining(self, journal: Journal) -> Iterator[bool]:
+        """Become a witness while the journal is opened; give whether this process may make one if there is none.
+
+        Raises JournalError while there is none and another process knows it: try again in a second.
+        """
+        begin = False
+        # First the lock, then the look: from then on nobody else makes another journal.
+        if not self._lock(fcntl.LOCK_SH) or not journal.is_there():
+            self.leave()
+            begin = self._lock(fcntl.LOCK_EX)
+            if not begin:
+                raise JournalError(f"{journal.path} is gone, and a process that knows it is to put it back")
+        try:
+            yield begin
+        except BaseException:
+            self.leave()
+            raise
+        self._lock(fcntl.LOCK_SH)
+
+    def leave(self) -> None:
+        """No longer be a witness: this process does not follow the journal any more."""
+        fcntl.lockf(self._file, fcntl.LOCK_UN)
+
+    def others(self) -> bool:
+        """Tell whether another process is a witness. Only for a process that is none itself."""
+        if not self._lock(fcntl.LOCK_EX):
+            return True
+        self.leave()
+        return False
+
+    def _lock(self, kind: int) -> bool:
+        """Take the lock, shared or for this process alone, unless others hold it; tell whether it was taken."""
+        try:
+            fcntl.lockf(self._file, kind | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):  # the one or the other, as systems differ
+            return False
+        return True
+
+
+def wait_until_there(journal: Journal, seconds: float = WAIT_SECONDS) -> bool:
+    """Wait for a journal that a running service may be about to put back; tell whether it is there.
+
+    For a process that the service's master did not fork, and that cannot ask its witnesses.
+    """
+    deadline = time.monotonic() + seconds
+    while not journal.is_there():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(_POLL_SECONDS)
+    return True
