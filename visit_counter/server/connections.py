@@ -12,8 +12,8 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from visit_counter.server.connection import Next, Phase
-from visit_counter.server.http1 import TIMEOUT_RESPONSE
 from visit_counter.server.listening import ListeningWorker
+from visit_counter.server.responses import TIMEOUT_RESPONSE
 
 if TYPE_CHECKING:
     from visit_counter.server.bodies import Awaited

@@ -20,8 +20,6 @@ from __future__ import annotations
 import os
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -34,33 +32,23 @@ from visit_counter.model.origins import Origins
 from visit_counter.model.problems import problem_of
 from visit_counter.server.as_gunicorn import limits_of, log_access, unsupported
 from visit_counter.server.connection import Next
-from visit_counter.server.http1 import (
-    ANSWER_FIELDS,
-    CONTINUE_RESPONSE,
-    Heads,
-    RequestReader,
-    Taken,
-    Verdict,
-    status_line,
-)
+from visit_counter.server.http1 import RequestReader, Verdict
 from visit_counter.server.listening import RETRY_SECONDS
-from visit_counter.server.thread import HandingWorker
+from visit_counter.server.responses import ANSWER_FIELDS, CONTINUE_RESPONSE, Heads, status_line
+from visit_counter.server.waiting import WaitingWorker
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from concurrent.futures import Future
 
     from visit_counter.counting.counter import VisitCounter
     from visit_counter.model.answers import Accepted, Ask, Outcome
     from visit_counter.model.origins import Fields
     from visit_counter.model.problems import Problem
     from visit_counter.server.connection import Connection
-
-# Each answers what waits for one shard in a turn; several, because one that hangs keeps its thread for a while.
-LOAD_THREADS = 4
+    from visit_counter.server.http1 import Taken
 
 
-class VisitWorker(HandingWorker):
+class VisitWorker(WaitingWorker):
     """`worker_class = "visit_counter.server.worker.VisitWorker"`."""
 
     @classmethod
@@ -88,8 +76,6 @@ class VisitWorker(HandingWorker):
 
     def _prepare(self) -> None:
         super()._prepare()
-        # They wait in threads of their own: neither Flask's requests nor a slow client keep a page from being read.
-        self._load_pool = ThreadPoolExecutor(LOAD_THREADS, "load")
         counter = self._find_counter()
         origins = Origins() if counter is None else self.wsgi.extensions["visit_counter"].origins
         # Where not all origins may count, Flask judges the requests of those that a page of another site has sent.
@@ -224,38 +210,6 @@ class VisitWorker(HandingWorker):
         if waiting:
             self._let_wait(waiting, now)
         return more
-
-    def _let_wait(self, waiting: list[tuple[Connection, Taken]], now: float) -> None:
-        """Have requests answered that must wait for a shard: in a thread for each shard, since one may hang."""
-        groups: dict[str, list[tuple[Connection, Taken]]] = {}
-        for one in waiting:
-            connection, (target, _, _) = one
-            connection.waits_since = now
-            # What was answered before goes out with this answer, in order.
-            connection.held, connection.out = connection.out, b""
-            self._release(connection)
-            groups.setdefault(self._counter.owner(target.asks[0].page), []).append(one)
-        for mine in groups.values():
-            asks = [ask for _, (target, _, _) in mine for ask in target.asks]
-            future = self._load_pool.submit(self._counter.answer, asks, wait=True)
-            future.add_done_callback(partial(self.method_queue.defer, self._waited, mine))
-
-    def _waited(self, asking: list[tuple[Connection, Taken]], done: Future[list[Outcome]]) -> None:
-        """Send what came of requests that waited."""
-        now = time.monotonic()
-        for connection, _ in asking:
-            connection.out, connection.held = connection.held, b""
-            self._adopt(connection)
-        connections = [connection for connection, _ in asking]
-        if done.cancelled() or done.exception():
-            self.log.error("Error while waiting for a shard", exc_info=None if done.cancelled() else done.exception())
-            for connection in connections:
-                self._drop(connection)
-        else:
-            more = self._write_answers(asking, done.result(), now)
-            for connection in connections:
-                connection.waits_since = None
-            self._answer_waves(more, connections, now)
 
     def _ask(self, asks: list[Ask]) -> Sequence[Outcome] | None:
         """Return what came of the asks; None if nobody can say what was counted, so that nothing can be said."""
