@@ -65,8 +65,8 @@ def supervisor_lock(data_dir: Path, name: str) -> Path:
 def shard_names(data_dir: Path, ports: Sequence[int]) -> list[str]:
     """Return the names of the embedded shards that listen on these ports, in their order. Writes nothing.
 
-    Without a record (`write_names`) the data is new, or of the version that named a shard and its directory by its
-    port: then a directory that bears a port's number is that port's, and others that are there come next.
+    Without a record (`write_names`) the data is new, or of the version that named a shard and its directory after its
+    port. Then a directory named after one of the ports belongs to that port, and the other directories come next.
     """
     recorded = _recorded_names(data_dir)
     there = _directories(data_dir)
@@ -80,7 +80,7 @@ def shard_names(data_dir: Path, ports: Sequence[int]) -> list[str]:
 
 
 def write_names(data_dir: Path, names: Sequence[str]) -> None:
-    """Keep the names for good; a record that has more of them stays as it is."""
+    """Record the names for good. A record that has more names stays as it is."""
     if len(_recorded_names(data_dir)) < len(names):
         _write_whole(shards_dir(data_dir) / "names", "".join(f"{name}\n" for name in names), replace=True)
 
@@ -120,7 +120,7 @@ def password_file(data_dir: Path) -> Path:
 
 
 def make_password(data_dir: Path, password: str = "") -> None:
-    """Keep this password, or a new one, if there is none yet; of two processes at once, one does."""
+    """Keep this password, or a new one, if there is none yet. If two processes do so at once, one of them wins."""
     if not password_file(data_dir).exists():
         _write_whole(password_file(data_dir), password or secrets.token_urlsafe(32), replace=False)
 
@@ -157,7 +157,7 @@ def prepare(data_dir: Path, names: Iterable[str], password: str = "") -> None:
 
 
 def try_lock(descriptor: int, kind: int) -> bool:
-    """Take a lock, LOCK_EX or LOCK_SH, if it is to be had at once."""
+    """Take a lock, LOCK_EX or LOCK_SH, if it is free; return whether it was."""
     try:
         fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -47,7 +47,7 @@ def problem(status: int, detail: str, **more: object) -> Problem:
 
 
 def problem_of(error: VisitCounterError) -> Problem:
-    """Return what a client is told of an error raised on purpose; Flask and the worker's loop say the same."""
+    """Return what a client is told about an error raised on purpose. Flask and the worker's loop use the same bytes."""
     status = next((status for kind, status in _STATUS if isinstance(error, kind)), HTTPStatus.INTERNAL_SERVER_ERROR)
     more = {"errors": error.errors} if isinstance(error, BatchError) and error.errors else {}
     return problem(status, str(error), **more)

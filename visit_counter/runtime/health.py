@@ -1,4 +1,4 @@
-"""What a process tells of itself: data, which `web.health` puts into HTTP."""
+"""What a process reports about itself: data, which `web.health` puts into HTTP."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ OVERDUE_INTERVALS = 3
 
 @dataclass(frozen=True)
 class Journaled:
-    """What is told where there is a journal. `damage` holds the notes that nobody has acknowledged, oldest first.
+    """What is reported where there is a journal. `damage` holds the notes that nobody has acknowledged, oldest first.
 
     `last_flush_age_seconds`: how long ago a flush last brought everything to every shard; None before the first.
     """
@@ -31,7 +31,7 @@ class Journaled:
 class Health:
     """What happened, in plain words: `refusal` says why the last visits could not be accepted, `complaints` the rest.
 
-    `shards` tells by name whether each answers this process.
+    `shards` says for each name whether the shard answers this process.
     """
 
     profile: str
@@ -52,9 +52,9 @@ class Health:
 
 
 class FlushWatch:
-    """Whether complete flushes go on, by this process's own clock: nobody's judgement may hang on the wall clock.
+    """Whether complete flushes go on. It measures with this process's own clock, since the wall clock may be set.
 
-    `interval_seconds`: how often a flush is due. A process that begins waits as long as one that has just seen one.
+    `interval_seconds`: how often a flush is due. At its start a process counts as having just seen a complete flush.
     """
 
     def __init__(self, interval_seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
@@ -68,7 +68,7 @@ class FlushWatch:
             self._seen, self._since = state.complete_at, self._clock()
 
     def complaint(self) -> str | None:
-        """Tell that a flush is overdue, or None."""
+        """Return a sentence if a flush is overdue, else None."""
         seconds = self._clock() - self._since
         if seconds <= OVERDUE_INTERVALS * self._interval:
             return None
@@ -76,7 +76,7 @@ class FlushWatch:
 
 
 def flush_complaints(state: Checkpoint, watch: FlushWatch) -> list[str]:
-    """Return what is wrong with the flushes: the last one failed, for each shard why; a replica away; one overdue."""
+    """Return what is wrong with the flushes: why the last one failed, replicas that are away, one that is overdue."""
     watch.observe(state)
     complaints = []
     if state.last_flush is not None and state.last_flush.error:
@@ -89,6 +89,6 @@ def flush_complaints(state: Checkpoint, watch: FlushWatch) -> list[str]:
 
 
 def replica_complaint(shard: str, replica: str, away_since: float) -> str:
-    """Tell that flushed visits are kept for a replica that may be promoted without them."""
+    """Return the sentence that flushed visits are kept for a replica, which may be promoted without them."""
     seconds = max(0, round(time.time() - away_since))
     return f"{shard}: its replica {replica} has been away for {seconds} s; what is flushed is kept for it"

@@ -213,7 +213,7 @@ class Service:
             log.info("a flush is under way already")
 
     def flush(self, *, wait: bool = True) -> LastFlush | None:
-        """Flush now, in this thread; None where the profile has nothing to flush. Raises FlushBusyError, OSError."""
+        """Flush now, in this thread; return None if the profile has no journal. Raises FlushBusyError, OSError."""
         if self.flusher is None:
             return None
         result = self.flusher.flush(wait=wait)
@@ -233,7 +233,7 @@ class Service:
     # -- what /health says ------------------------------------------------------------------------------------------
 
     def health(self) -> Health:
-        """Return what happened; asks the shards, and waits 0.15 s at most for one that does not answer."""
+        """Return what happened. Asks the shards, and waits 0.15 s at most for one that does not answer."""
         shards = self.store.ping_each() if self.store else {}
         why = self.store.reasons() if self.store else {}
         complaints = [
@@ -256,7 +256,7 @@ class Service:
         return Health(self.settings.profile, shards, refusal, tuple(complaints), journaled)
 
     def refusal(self) -> str | None:
-        """Tell why a visit could not be accepted now, or None; asks the shards only where there is no journal."""
+        """Return why a visit could not be accepted now, or None. Asks the shards only where there is no journal."""
         return self._refusal(self.store.ping_each() if self.store and self.buffer is None else {})
 
     def _refusal(self, shards: dict[str, bool]) -> str | None:
@@ -265,5 +265,5 @@ class Service:
                 return self.buffer.refusal()
         if not all(shards.values()):
             return "the store does not answer, and this profile has no journal"
-        # A shard that is full, say, answers all the same.
+        # A shard may answer and still refuse visits, for example because it is full.
         return self.counter.refusal() if isinstance(self.counter, DirectCounter) else None

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from visit_counter.shards.redis.replicas import Replica
 
 NO_WATERMARK = ""
-# What `watermarks` says of a partition in whose place there is something else: no flush writes it.
+# What `watermarks` returns for a partition if something else is in its place. No flush writes this.
 NOT_A_PARTITION = "?"
 _TOKEN = re.compile(r"[0-9]{1,18}:[^\s:]+")
 
@@ -151,7 +151,7 @@ class Store(ABC):
         """
 
     def remember_replicas(self, known: Mapping[str, Replica]) -> None:  # noqa: B027 - a store without replicas does nothing
-        """Take these for the replicas that `persist` has to wait for, beside those it finds; it adds to them."""
+        """Set the replicas that `persist` has to wait for; those that it finds are added to them."""
 
     def known_replicas(self) -> dict[str, Replica]:
         """Return the replicas there are and were, by address; none for a store that has no such thing."""
@@ -198,7 +198,7 @@ class Store(ABC):
         """Log from now on when a server is down and when it is back, once each."""
 
     def owner(self, page: str) -> str:  # noqa: ARG002 - of several stores, it is the one that keeps the page
-        """Return who keeps a page; pages of one owner are answered, or not, together."""
+        """Return who keeps a page. If one page of an owner cannot be read, the others cannot either."""
         return self.name
 
     def is_down(self, page: str) -> bool:  # noqa: ARG002 - of several stores, it is the one that keeps the page
@@ -210,7 +210,7 @@ class Store(ABC):
         return self.is_down("")
 
     def probe(self) -> None:  # noqa: B027 - a store that is never down has nothing to do
-        """Ask a store that is down whether it is back, if it is time to; called every half second, never raises."""
+        """Ask a store that is down whether it is back, if it is time to ask; called every half second, never raises."""
 
     @abstractmethod
     def close(self) -> None:

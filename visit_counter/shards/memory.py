@@ -56,7 +56,7 @@ class MemoryStore(Store):
                 self._losses[partition] += number
         return set(by)
 
-    def persist(self, timeout_seconds: float) -> bool | None:  # noqa: ARG002 - the contract's argument; nothing to wait for
+    def persist(self, timeout_seconds: float) -> bool | None:  # noqa: ARG002 - the contract's argument; there is nothing to wait for
         """Return None: there is no disk."""
         return None
 

@@ -20,13 +20,13 @@ def read_body() -> None:
     Raises BrokenBody (400), RequestEntityTooLarge (413); the connection ends with the answer, see `problems`.
     """
     try:
-        body = request.get_data()  # kept: whoever asks for it later is given the same
-        # Of a chunked body Werkzeug reads as much as is allowed and says nothing of what follows.
+        body = request.get_data()  # kept: later callers get the same bytes
+        # Of a chunked body, Werkzeug reads as much as is allowed, and does not say whether more follows.
         is_more = len(body) == MAX_BODY_BYTES and bool(request.environ["wsgi.input"].read(1))
     except RequestEntityTooLarge:
         raise
     except Exception as error:
-        # Of the server, whichever it is; gunicorn's are no HTTP errors and would be taken for bugs of the service.
+        # An error of the server, whichever it is. gunicorn's are not HTTP errors, and would look like bugs of ours.
         raise BrokenBody from error
     if is_more:
         raise RequestEntityTooLarge

@@ -14,20 +14,20 @@ blueprint = Blueprint("health", __name__)
 
 @blueprint.get("/health")
 def health() -> tuple[Response, int]:
-    """Tell what happened to visits, flushes and shards."""
+    """Say what happened to visits, flushes and shards."""
     found = current_app.extensions["visit_counter"].health()
     return _answer(_body(found), 503 if found.refusal else 200)
 
 
 @blueprint.get("/live")
 def live() -> tuple[Response, int]:
-    """Tell that this process answers: one that does not is to be started anew."""
+    """Say that this process answers. An orchestrator restarts one that does not."""
     return _answer({"live": True}, 200)
 
 
 @blueprint.get("/ready")
 def ready() -> tuple[Response, int]:
-    """Tell whether visits are accepted: a process that refuses them is to be sent none."""
+    """Say whether visits are accepted. A load balancer sends nothing to a process that refuses them."""
     refusal = current_app.extensions["visit_counter"].refusal()
     return _answer({"ready": False, "reason": refusal} if refusal else {"ready": True}, 503 if refusal else 200)
 

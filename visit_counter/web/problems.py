@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 
 class PlainResponse(Response):
-    """An answer without a type of its own, as Flask's to OPTIONS, does not claim to be HTML."""
+    """Flask's answers without a type of their own, as to OPTIONS, do not claim to be HTML."""
 
     default_mimetype = "text/plain"
 
@@ -30,7 +30,7 @@ class LastResponse(PlainResponse):
     """An answer after which the connection ends, because it is not known where the next request begins."""
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        """Tell gunicorn too, which drops a Connection field that an application gives: its response object does it."""
+        """Tell gunicorn's response object too, since gunicorn drops a Connection field that an application sets."""
         force_close = getattr(getattr(start_response, "__self__", None), "force_close", None)
         if force_close:
             force_close()

@@ -193,7 +193,7 @@ class ClusterStore(Store):
         return self._slots.owner(partition) not in ("", address)
 
     def remember_replicas(self, known: Mapping[str, Replica]) -> None:
-        """Take these for the replicas that `persist` has to wait for, beside those it finds; it adds to them."""
+        """Set the replicas that `persist` has to wait for; those that it finds are added to them."""
         self.servers.replicas.remember(known)
 
     def known_replicas(self) -> dict[str, Replica]:

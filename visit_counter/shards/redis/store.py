@@ -147,7 +147,7 @@ class RedisStore(Store):
         return self.server.persist(timeout_seconds)
 
     def remember_replicas(self, known: Mapping[str, Replica]) -> None:
-        """Take these for the replicas that `persist` has to wait for, beside those it finds; it adds to them."""
+        """Set the replicas that `persist` has to wait for; those that it finds are added to them."""
         self.server.replicas.remember(known)
 
     def known_replicas(self) -> dict[str, Replica]:
