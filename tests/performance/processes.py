@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-_TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
+TICK_SECONDS = 1 / os.sysconf("SC_CLK_TCK")
 
 
 def _stat(pid: int) -> list[str]:
@@ -56,7 +56,7 @@ def with_argument(text: str) -> list[int]:
 
 def cpu_seconds(pids: Iterable[int]) -> float:
     """Return the CPU time these processes have used, and those of their children that have ended and been reaped."""
-    return sum(int(ticks) for pid in pids for ticks in _stat(pid)[11:15]) / _TICKS_PER_SECOND
+    return sum(int(ticks) for pid in pids for ticks in _stat(pid)[11:15]) * TICK_SECONDS
 
 
 def pss_mb(pid: int) -> float:

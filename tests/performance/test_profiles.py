@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pytest
 
 from tests.conftest import is_whole_suite
+from tests.performance import processes
 from tests.support.servers import REPOSITORY, GunicornServer, ValkeyServer
 from visit_counter.config.profiles import PROFILES
 
@@ -29,14 +30,13 @@ METHODS = ("POST", "GET")
 
 
 class Effort(NamedTuple):
-    """How much is measured, and which part of another's rate is still "not slower": short runs vary."""
+    """How much is measured."""
 
     turns: int
     seconds: float
-    tolerance: float
 
 
-FULL, SHORT = Effort(turns=3, seconds=2.0, tolerance=0.8), Effort(turns=3, seconds=0.2, tolerance=0.4)
+FULL, SHORT = Effort(turns=3, seconds=2.0), Effort(turns=3, seconds=0.2)
 
 
 @pytest.fixture
@@ -59,12 +59,15 @@ def services(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[s
 
 
 def load(service: GunicornServer, method: str, seconds: float) -> dict[str, Any]:
-    """Return what the load generator measured."""
+    """Return what the load generator measured, and the service's requests for each second of its processor time."""
     command = [sys.executable, "-m", "tests.performance.load", str(service.port), method]
     command += ["--seconds", str(seconds), "--pages", str(PAGES), "--connections", str(CONNECTIONS)]
+    before = processes.cpu_seconds(processes.tree(service.pid))
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=120, check=True)
+    # The clock of processes has ticks, and a short run may take none.
+    used = max(processes.cpu_seconds(processes.tree(service.pid)) - before, processes.TICK_SECONDS)
     result: dict[str, Any] = json.loads(done.stdout)
-    return result
+    return result | {"requests_per_cpu_second": sum(result["statuses"].values()) / used}
 
 
 def total(service: GunicornServer) -> int:
@@ -95,7 +98,7 @@ def measure(services: dict[str, GunicornServer], effort: Effort) -> dict[str, di
         profile: {
             method: {
                 name: statistics.median(run[name] for run in runs[profile, method])
-                for name in ("requests_per_second", "p50_ms", "p99_ms")
+                for name in ("requests_per_second", "requests_per_cpu_second", "p50_ms", "p99_ms")
             }
             | {"answers": sum(sum(run["statuses"].values()) for run in runs[profile, method])}
             | {
@@ -111,12 +114,14 @@ def measure(services: dict[str, GunicornServer], effort: Effort) -> dict[str, di
 
 def table(results: dict[str, dict[str, Any]]) -> str:
     """Return the results for a person."""
-    titles = "".join(f"{f'{method}/s':>10}{'p50 ms':>9}{'p99 ms':>9}" for method in METHODS)
+    titles = "".join(f"{f'{method}/s':>10}{'/CPU s':>9}{'p50 ms':>9}{'p99 ms':>9}" for method in METHODS)
     lines = [f"{'profile':<9}{titles}"]
     for profile, result in results.items():
         cells = (result[method] for method in METHODS)
         figures = "".join(
-            f"{cell['requests_per_second']:>10,.0f}{cell['p50_ms']:>9.2f}{cell['p99_ms']:>9.2f}" for cell in cells
+            f"{cell['requests_per_second']:>10,.0f}{cell['requests_per_cpu_second']:>9,.0f}"
+            f"{cell['p50_ms']:>9.2f}{cell['p99_ms']:>9.2f}"
+            for cell in cells
         )
         lines.append(f"{profile:<9}{figures}")
     return "\n".join(lines)
@@ -128,7 +133,10 @@ def test_every_stage_is_worth_its_name(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """The journal makes visits no slower, the cache makes reads no slower, and under load every count is exact."""
+    """The journal makes visits no slower, the cache makes reads no slower, and under load every count is exact.
+
+    By the processor time of the service: what else the machine has to do changes it little.
+    """
     short = is_whole_suite(pytestconfig)
     effort = SHORT if short else FULL
     path = (tmp_path if short else REPOSITORY) / "benchmark-profiles.json"
@@ -145,9 +153,9 @@ def test_every_stage_is_worth_its_name(
         assert total(service) == results[profile]["POST"]["answers"]
 
     def rate(profile: str, method: str) -> float:
-        return float(results[profile][method]["requests_per_second"])
+        return float(results[profile][method]["requests_per_cpu_second"])
 
     for profile in ("batched", "sharded"):
-        assert rate(profile, "POST") >= effort.tolerance * rate("redis", "POST")
+        assert rate(profile, "POST") >= rate("redis", "POST")
     for profile in ("cached", "batched", "sharded"):
-        assert rate(profile, "GET") >= effort.tolerance * rate("redis", "GET")
+        assert rate(profile, "GET") >= rate("redis", "GET")
