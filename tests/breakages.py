@@ -166,7 +166,7 @@ BREAKAGES = (
     ),
     Breakage(
         "make a forgotten segment again",
-        "journal/segments.py",
+        "journal/directory.py",
         "os.O_RDWR | os.O_APPEND | os.O_CLOEXEC)",
         "os.O_RDWR | os.O_APPEND | os.O_CLOEXEC | os.O_CREAT, 0o600)",
         SIMULATION,

@@ -48,6 +48,9 @@ from visit_counter.flush import flusher as flusher_module
 from visit_counter.flush import round as flush_round_module
 from visit_counter.flush.flusher import Flusher
 from visit_counter.journal import buffer as buffer_module
+from visit_counter.journal import directory as directory_module
+from visit_counter.journal import files as files_module
+from visit_counter.journal import following as following_module
 from visit_counter.journal import repair as mending_module
 from visit_counter.journal import segments as journal_module
 from visit_counter.journal.buffer import WriteBuffer
@@ -680,7 +683,16 @@ def _ring(names: Sequence[str]) -> Ring:
 
 
 def _use(simulated: Any, disk: Any) -> None:
-    for module in (journal_module, buffer_module, mending_module, flusher_module, flush_round_module):
+    for module in (
+        files_module,
+        directory_module,
+        journal_module,
+        following_module,
+        buffer_module,
+        mending_module,
+        flusher_module,
+        flush_round_module,
+    ):
         module.os = simulated  # type: ignore[attr-defined]
     SimulatedPath.disk = disk
 
@@ -694,7 +706,7 @@ def simulated_modules() -> Iterator[None]:
         (parallel_module, "in_parallel", lambda calls: [call() for call in calls]),
         # The same for all: making one takes milliseconds.
         (ownership_module, "Ring", _ring),
-        (journal_module, "file_system_of", lambda *_: ""),
+        (directory_module, "file_system_of", lambda *_: ""),
         (compaction_module, "COMPACT_FROM", 2),
     )
     kept = [(module, name, getattr(module, name)) for module, name, _ in replaced]

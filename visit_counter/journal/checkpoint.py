@@ -12,7 +12,7 @@ import time
 from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
-from visit_counter.journal.segments import sync_directory, write_durably
+from visit_counter.journal.files import sync_directory, write_durably
 from visit_counter.shards.contract import NO_WATERMARK, segment_of
 from visit_counter.shards.redis.replicas import Replica
 

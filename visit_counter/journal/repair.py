@@ -25,8 +25,9 @@ from typing import TYPE_CHECKING
 
 from visit_counter.errors import JournalError
 from visit_counter.journal.checkpoint import GIVEN_UP, Checkpoint
+from visit_counter.journal.files import is_file_at
 from visit_counter.journal.records import AGAIN, PROBE, REREAD, WHOLE, Replay, encode, tally_lines
-from visit_counter.journal.segments import Content, Segment, is_file_at
+from visit_counter.journal.segments import Content, Segment
 from visit_counter.model.visits import together
 from visit_counter.shards.contract import segment_of
 
@@ -171,7 +172,7 @@ class Mending:
                 if mine is not None and self._restore(segment, mine, state):
                     reason = self._reason or f"journal segment {segment.last} was removed or changed"
                     self._notes.append(f"{reason}: segment {segment.last} was written anew")
-                buffer.reread(segment)
+                buffer.upkeep.reread(segment)
                 with buffer.lock:
                     self._unsynced.discard(segment)
                     journal.forget_doubt(segment)

@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 from visit_counter.errors import JournalError, StartupError
+from visit_counter.journal.files import file_system_of
 from visit_counter.journal.records import visit_line
-from visit_counter.journal.segments import Journal, Segment, file_system_of
+from visit_counter.journal.segments import Journal, Segment
 
 
 @pytest.fixture
@@ -51,7 +52,7 @@ def test_a_directory_that_cannot_be_made_is_a_clear_error(tmp_path: Path) -> Non
 
 
 def test_a_network_file_system_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("visit_counter.journal.segments.file_system_of", lambda _: "nfs4")
+    monkeypatch.setattr("visit_counter.journal.directory.file_system_of", lambda _: "nfs4")
     with pytest.raises(StartupError, match="nfs4"):
         Journal(tmp_path).prepare()
 
@@ -107,7 +108,7 @@ def test_reading_in_pieces_is_reading_the_whole(journal: Journal, monkeypatch: p
     segment = put(journal, 1, data)
     whole = journal.read(segment)
     for size in range(1, 90):
-        monkeypatch.setattr("visit_counter.journal.segments._READ_BYTES", size)
+        monkeypatch.setattr("visit_counter.journal.files._READ_BYTES", size)
         assert journal.read(segment).visits == whole.visits
 
 

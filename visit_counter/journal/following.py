@@ -1,0 +1,277 @@
+"""Following the journal: one process reads what all have appended, in order, into tables of its own.
+
+All methods expect `lock` to be held by the caller unless they say otherwise, see `visit_counter.journal.buffer`.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from typing import TYPE_CHECKING
+
+from visit_counter import steps
+from visit_counter.errors import JournalError, UncertainError
+from visit_counter.journal.checkpoint import Checkpoint
+from visit_counter.journal.directory import Segment
+from visit_counter.journal.files import whole_lines
+from visit_counter.journal.pending import Table, Tables
+from visit_counter.journal.recall import recalled
+from visit_counter.journal.records import FEW_BYTES, Known, Replay, read_visits
+from visit_counter.journal.upkeep import Upkeep
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from visit_counter.journal.recall import Found
+    from visit_counter.journal.repair import Mending
+    from visit_counter.journal.segments import Journal
+
+log = logging.getLogger(__name__)
+
+_OPEN_TRIES = 100
+
+
+class Follower:
+    """Replays the journal: its sealed segments at the start, and from then on what is appended to the current one."""
+
+    # Slots, because an object with more than 30 attributes and no slots is read slowly (Python 3.11), and every visit
+    # reads several of these.
+    __slots__ = (
+        "_dirty",
+        "_every_second",
+        "_left",
+        "_number",
+        "_state_version",
+        "descriptor",
+        "failed",
+        "halted",
+        "included_to",
+        "journal",
+        "loads",
+        "lock",
+        "mending",
+        "offset",
+        "on_load",
+        "on_read",
+        "state",
+        "state_is_older",
+        "tables",
+        "tail",
+        "upkeep",
+        "writer",
+        "writer_file",
+    )
+
+    mending: Mending  # made by the buffer that this is the base of
+
+    def __init__(self, journal: Journal, *, every_second: bool) -> None:
+        self.journal = journal
+        self.lock = threading.RLock()
+        self.writer = ""  # the id that the state says watermarks are under
+        self.writer_file = ""  # what the file `writer` said: another one while a flush takes a new id
+        self.state = Checkpoint()
+        # Every partition includes the segments up to this one; their tables are dropped once they are rebased.
+        self.included_to = 0
+        # How often the journal was read from the start. What was known before the last time is void: the tables that
+        # it relied on may be gone. `on_load` is called then, and `on_read(page, known)` for what the segments say.
+        self.loads = 0
+        self.on_load: Callable[[], None] = lambda: None
+        self.on_read: Callable[[str, Known], None] = lambda _page, _known: None
+        self.tables = Tables()
+        self.upkeep = Upkeep(self)
+        self._number = 0  # of the segment that is followed
+        self.descriptor = -1  # of its file
+        self.offset = 0  # up to where it was followed
+        self.tail = b""  # what was read or written last: the bytes before `offset`
+        self.failed = ""  # why the last append failed
+        self.halted = ""  # why all visits are refused, until the journal is mended
+        self.state_is_older = False  # on the disk, than what this process has seen
+        self._every_second = every_second  # what this process appends is synced by `tick`
+        self._dirty = False  # it has appended something that is not synced yet
+        self._left: list[tuple[Segment, int]] = []  # files that hold bytes of ours which are not synced yet
+        self._state_version = (0, 0)
+
+    def _load(self) -> None:
+        for _ in range(_OPEN_TRIES):
+            try:
+                self.upkeep.merged.clear()
+                self.reload_state()
+                number, found = self._replay_sealed()
+                if self.journal.begin(number + 1, after=number, locked=self.mending.locked):
+                    continue
+                # Whoever made the segment may have died before its name was on the disk.
+                self.journal.sync_directory()
+                self._follow(number, self.journal.open(number))
+            except FileNotFoundError:
+                continue  # a flush has just merged or forgotten a segment
+            break
+        else:
+            raise JournalError("segments of the journal vanish while they are read")
+        self.loads += 1
+        self.tables.start(number)
+        self.on_load()
+        for page, known in recalled(found, self.included_to):
+            self.on_read(page, known)
+        self.catch_up()
+
+    def _replay_sealed(self) -> tuple[int, list[Found]]:
+        """Replay the segments before the last one; return the number of the one to follow, and what was found."""
+        sealed = []
+        number = self.included_to + 1
+        segments = self.journal.segments()
+        found = [(segment, self.journal.read(segment)) for segment in segments if segment.last < number]
+        for segment in segments:
+            if segment.last < number:
+                continue
+            if segment.first > number > 1:
+                log.error("journal segments %d to %d are missing", number, segment.first - 1)
+            number = segment.first
+            if segment == segments[-1] and segment.first == segment.last:
+                break  # the current one, mostly: it is read once, by following it
+            replay = self.journal.read(segment)
+            if not replay.sealed_as:
+                if not self.journal.is_followed(segment):
+                    break
+                # The power failed after the next segment was in use and before this one's seal was on the disk.
+                replay = self.journal.seal(segment)
+            self._note(replay, segment.last)
+            sealed.append(Table(segment.first, segment.last, replay.visits, replay.sealed_as))
+            found.append((segment, replay))
+            number = segment.last + 1
+        self.tables.reset(sealed, after=self.included_to)
+        return number, found
+
+    def reload_state(self) -> None:
+        """Read what the flush has confirmed. The lock is held."""
+        self._state_version = self.journal.state_version()
+        state = Checkpoint.load(self.journal.state_path)
+        self.state_is_older = state.floor < self.state.floor
+        if self.state_is_older:
+            return
+        self.state = state
+        self.included_to = max(self.included_to, self.state.floor)
+        self.writer_file = self.journal.writer
+        # Under a new id nothing is sent before the state says so.
+        self.writer = self.state.writer or self.writer_file
+
+    def has_new_state(self) -> bool:
+        """Tell whether the state on the disk is another one than was read last."""
+        return self.journal.state_version() != self._state_version
+
+    def catch_up(self) -> None:
+        """Replay what others have appended since the last call."""
+        end = os.lseek(self.descriptor, 0, os.SEEK_END)
+        while end != self.offset:
+            if end < self.offset or self.mending.cut_at >= 0:
+                self.mending.note_cut(end)
+                return
+            before = self.offset, self.descriptor
+            try:
+                sealed = self._replay_others(end)
+            except UncertainError:
+                return  # the file was cut
+            if not sealed and before == (self.offset, self.descriptor):
+                return  # a line that is not whole yet, or was cut: wait for what comes behind it
+            end = os.lseek(self.descriptor, 0, os.SEEK_END)
+
+    def _replay_others(self, end: int) -> bool:
+        """Replay the lines from where we are up to `end`; on a seal go on to the next segment and return True.
+
+        Raises OSError if the file cannot be read, UncertainError if it was cut, and JournalError if it is sealed and
+        there is no going on: what is behind `end` surely does not count then.
+        """
+        if end < self.offset:
+            self.mending.note_cut(end)
+            raise self._uncertain(self.halted)
+        steps.step("replay")
+        if end - self.offset <= FEW_BYTES:
+            data = os.pread(self.descriptor, end - self.offset, self.offset)
+            visits = read_visits(data)
+            if visits is not None:
+                self.offset += len(data)
+                self.tail = data
+                self.tables.current.visits.add(visits)
+                return False
+        if not self.mending.is_continued():
+            self.mending.note_cut(end)
+            raise self._uncertain(self.halted)
+        replay, tail = self._replay_from_here(end)
+        number = self.tables.current.last
+        # First: if it fails, nothing of this has happened, and the next call meets the seal again.
+        following = self._open_next(number) if replay.sealed_as else None
+        if following == (0, -1):
+            self._load()
+            return True
+        self.offset += replay.consumed
+        self.tail = tail
+        self.tables.current.visits.merge(replay.visits)
+        for (page, losses, segment), stored in replay.known.items():
+            self.tables.current.reported.add(page)
+            self.on_read(page, Known(losses, segment, stored))
+        if following:
+            self.tables.seal(replay.sealed_as)
+            self._go_on(*following)
+        self._note(replay, number)
+        return following is not None
+
+    def _replay_from_here(self, end: int) -> tuple[Replay, bytes]:
+        """Return what the lines up to `end` add up to, and the last bytes of them."""
+        replay, tail = Replay(), self.tail
+        for data in whole_lines(self.descriptor, self.offset, end):
+            before = replay.consumed
+            replay.add(data)
+            tail = data[: replay.consumed - before] or tail
+        return replay, tail
+
+    def _open_next(self, number: int) -> tuple[int, int]:
+        """Return the number and descriptor of the segment after a sealed one; (0, -1): read the journal anew."""
+        try:
+            try:
+                return number + 1, self.journal.open(number + 1)
+            except FileNotFoundError:
+                if any(segment.last > number for segment in self.journal.segments()):
+                    # This process rested while the segment was flushed and forgotten, or merged. Made again, it would
+                    # be taken for the old one, and its visits for included.
+                    return 0, -1
+            # The next one was removed. It is theirs who know it; we never did.
+            self.journal.begin(number + 2, after=number + 1, locked=self.mending.locked)
+            return number + 2, self.journal.open(number + 2)
+        except OSError as error:
+            self.failed = f"the next journal segment cannot be opened: {error.strerror}"
+            raise JournalError(self.failed) from None
+
+    def leave(self, token: str) -> None:
+        """Go on in the segment after the current one, which has this token. Raises JournalError. The lock is held."""
+        following = self._open_next(self.tables.current.last)
+        if following == (0, -1):
+            self._load()
+            return
+        self.tables.seal(token)
+        self._go_on(*following)
+
+    def _go_on(self, number: int, descriptor: int) -> None:
+        self.tables.start(number)
+        self._follow(number, descriptor)
+
+    def _follow(self, number: int, descriptor: int) -> None:
+        """Go on in another segment, from its start. What we wrote into this one is still to be synced."""
+        if self._dirty and self._every_second:
+            self._left.append((Segment(self._number, self._number), self.descriptor))
+        elif self.descriptor >= 0:
+            os.close(self.descriptor)
+        self._dirty = False
+        self._number, self.descriptor, self.offset, self.tail = number, descriptor, 0, b""
+
+    def _note(self, replay: Replay, number: int) -> None:
+        if replay.unreadable:
+            log.warning("journal segment %d: %d unreadable lines are skipped", number, replay.unreadable)
+        if replay.fenced:
+            self.mending.doubt(Segment(number, number), f"journal segment {number} is in doubt")
+        for event in replay.events:
+            self.upkeep.note(event)
+
+    def _uncertain(self, reason: str) -> UncertainError:
+        return UncertainError(
+            f"{reason}; the visit may have been counted, and may be counted twice if it is sent again"
+        )

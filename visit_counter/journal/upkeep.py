@@ -1,0 +1,129 @@
+"""What becomes of a process's tables: they are dropped, merged, and put in the place of others.
+
+A table is dropped once every partition includes its segment. When the flush has merged segments into one file, one
+table takes the place of theirs. What a mended file holds takes the place of what this process had read before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from visit_counter.journal.directory import Segment
+from visit_counter.journal.pending import Table
+from visit_counter.journal.records import AGAIN, FLUSHED, MERGED, REREAD, WHOLE, Record
+from visit_counter.model.visits import together
+
+if TYPE_CHECKING:
+    from visit_counter.journal.following import Follower
+    from visit_counter.model.visits import Tally
+
+Rebase = Callable[[str, int, int], None]
+# How many pages one call of `tidy` handles under the lock: a few hundred microseconds.
+_TIDY_PAGES = 256
+
+
+class Upkeep:
+    """Keeps the tables of one process as the journal's lines and the flush's state say."""
+
+    def __init__(self, buffer: Follower) -> None:
+        self._buffer = buffer
+        self._changed = False  # a line said that there is a new state; `tidy` reads it
+        self.merged: list[Segment] = []  # files that hold several segments now; `tidy` acts on them
+
+    def note(self, event: Record) -> None:
+        """Do what a line says of a segment, or have it done at the next `tidy`. The lock is held."""
+        if event.kind in (FLUSHED, MERGED):
+            self._changed = True
+        if event.kind in (MERGED, REREAD, AGAIN):
+            self._note_segment(event)
+
+    def _note_segment(self, event: Record) -> None:
+        numbers, _, what = event.argument.partition(b" ")
+        first, _, last = numbers.partition(b"-")
+        segment = Segment(int(first), int(last))
+        if event.kind == MERGED:
+            self.merged.append(segment)
+        elif event.kind == REREAD:
+            if segment not in self._buffer.mending.doubtful:
+                self.reread(segment)
+        else:
+            # Its visits are counted, whoever knew them; what is left of it is what was sent.
+            mine = self._buffer.mending.doubtful.pop(segment, None)
+            if what == WHOLE:
+                self._buffer.tables.remove(segment.range)
+            elif mine is not None and mine.held is not None:
+                self._put(segment, mine.held, mine.token)
+            else:
+                self.reread(segment)
+
+    def reread(self, segment: Segment) -> None:
+        """Put what a segment's file holds in the place of its table, if it is there. Takes the lock itself."""
+        with suppress(FileNotFoundError):
+            replay = self._buffer.journal.read(segment)
+            with self._buffer.lock:
+                self._put(segment, replay.visits, replay.sealed_as)
+
+    def _put(self, segment: Segment, visits: Tally, token: str) -> None:
+        whole = Table(*segment.range, visits, token)
+        for table in self._buffer.tables.sealed:
+            if (table.first, table.last) == segment.range:
+                self._buffer.tables.replace([table], whole)
+                whole.token = token
+                return
+        if segment.last > self._buffer.included_to:
+            self._buffer.tables.insert(whole)  # it was missing when this process began
+
+    def tidy(self, rebase: Rebase) -> None:
+        """Read a new state, and drop or replace tables as it says. Takes the lock itself; see `WriteBuffer.tick`."""
+        with self._buffer.lock:
+            # Looked at, not only waited for: the event is lost if the flush dies in between, or on a full disk.
+            if self._changed or self._buffer.has_new_state():
+                self._changed = False
+                self._buffer.reload_state()
+            merged, self.merged = self.merged, []
+            done = [table for table in self._buffer.tables.sealed if table.last <= self._buffer.included_to]
+        for table in done:
+            self._rebase(table, rebase)
+        with self._buffer.lock:
+            self._buffer.tables.drop(done)
+        for segment in merged:
+            self._replace_parts(segment, rebase)
+
+    def _rebase(self, table: Table, rebase: Rebase) -> None:
+        pages = list(table.visits.items())
+        for start in range(0, len(pages), _TIDY_PAGES):
+            with self._buffer.lock:
+                for page, visits in pages[start : start + _TIDY_PAGES]:
+                    rebase(page, visits, table.last)
+
+    def _replace_parts(self, whole: Segment, rebase: Rebase) -> None:
+        """Put one table in the place of those of a merged file, which leaves out what its partition includes."""
+        try:
+            merged = self._buffer.journal.read(whole)
+        except FileNotFoundError:
+            return  # merged again or forgotten meanwhile, which is told too; the parts' own tables are as right
+        kept = merged.visits
+        with self._buffer.lock:
+            sealed = self._buffer.tables.sealed
+            parts = [table for table in sealed if whole.first <= table.first and table.last <= whole.last]
+        # What was left out is what some merge knew to be included, not what is known to be included now: the oldest
+        # visits of a page, as many as the parts have and the merged file has not.
+        left_out = dict(together(table.visits for table in parts).minus(kept))
+
+        def rebase_left_out(page: str, visits: int, last: int) -> None:
+            if left_out.get(page, 0) > 0:
+                left_out[page] -= visits
+                self._rebase_to(page, last, rebase)
+
+        for table in parts:
+            self._rebase(table, rebase_left_out)
+        with self._buffer.lock:
+            self._buffer.tables.replace(parts, Table(whole.first, whole.last, kept, merged.sealed_as))
+
+    def _rebase_to(self, page: str, last: int, rebase: Rebase) -> None:
+        """Rebase one page from all tables up to segment `last`: its partition includes them, though others may not."""
+        for table in self._buffer.tables.sealed:
+            if table.last <= last and page in table.visits:
+                rebase(page, table.visits[page], table.last)
