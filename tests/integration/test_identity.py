@@ -16,7 +16,7 @@ from tests.support.servers import wait_until
 from visit_counter.config.settings import Settings, Shard
 from visit_counter.errors import RebalanceError, StartupError, StoreUnavailableError
 from visit_counter.model.visits import Tally
-from visit_counter.server.startup import tell_of_other_shards
+from visit_counter.server.shard_checks import tell_of_other_shards
 from visit_counter.shards.contract import Batch, Stored
 from visit_counter.shards.redis.store import RedisStore
 from visit_counter.shards.ring import Ring, partition_of

@@ -206,3 +206,28 @@ def test_importing_starts_nothing(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+# What gunicorn loads before its hooks are called, and what a supervisor of the embedded shards does.
+LOADED_EARLY = {
+    "master": ("server.startup", "server.life", "server.options", "server.serve", "server.log", "server.worker"),
+    "supervisor": ("embedded.supervisor",),
+}
+
+
+@pytest.mark.parametrize("process", LOADED_EARLY)
+def test_the_embedded_shards_wait_for_no_large_library(process: str) -> None:
+    """The master loads Flask and redis-py while they start, and the supervisor never does."""
+    names = [f"visit_counter.{name}" for name in LOADED_EARLY[process]]
+    program = (
+        f"import sys, {', '.join(names)}\nprint(*{{'flask', 'werkzeug', 'redis', 'apscheduler'}} & set(sys.modules))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", program],
+        env={"PYTHONPATH": str(PACKAGE.parent)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert done.stdout.split() == []

@@ -43,6 +43,7 @@ class EmbeddedShards:
             shard.name: port for shard, port in zip(settings.shards, settings.embedded_ports, strict=settings.embedded)
         }
         self._use = -1
+        self._starting: subprocess.Popen[bytes]
         self._next_try = 0.0
         self._delay_seconds = _FIRST_DELAY_SECONDS
 
@@ -78,14 +79,23 @@ class EmbeddedShards:
     # -- running them -----------------------------------------------------------------------------------------------
 
     def start(self, log_fd: int | None = None) -> None:
-        """Return once the servers answer, or raise EmbeddedError with nothing left running.
+        """Return once the servers answer, or raise EmbeddedError with nothing left running."""
+        self.begin(log_fd)
+        self.wait()
+
+    def begin(self, log_fd: int | None = None) -> None:
+        """Start a supervisor, which starts the servers; call `wait` then.
 
         The supervisor writes its log to `log_fd`, else to this process's standard error. It may outlive this process.
         """
         if self._use < 0:
             self.join()
         command, pipe = self._command("start"), subprocess.PIPE
-        with subprocess.Popen(command, **_DETACHED, stdout=pipe, stderr=log_fd, env=_environment()) as process:
+        self._starting = subprocess.Popen(command, **_DETACHED, stdout=pipe, stderr=log_fd, env=_environment())
+
+    def wait(self) -> None:
+        """Return once the servers that `begin` started answer, or raise EmbeddedError with nothing left running."""
+        with self._starting as process:
             assert process.stdout  # noqa: S101 - a pipe was asked for
             readable, _, _ = select.select([process.stdout], [], [], START_SECONDS + 2 * END_SECONDS)
             line = os.read(process.stdout.fileno(), 4096).decode(errors="replace").strip() if readable else ""

@@ -24,7 +24,6 @@ from visit_counter.errors import StartupError
 from visit_counter.model.problems import problem
 from visit_counter.private_files import check_data_dir
 from visit_counter.server.serve import program_of
-from visit_counter.server.startup import check_shards
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -148,6 +147,8 @@ def _wrong_settings(new: Settings, running: Settings) -> str:
     if new.has.has_shards:
         check_data_dir(new.data_dir)
         if not new.embedded:
+            from visit_counter.server.shard_checks import check_shards  # noqa: PLC0415 - see `startup._load_code`
+
             check_shards(new)
     return ""
 

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from gunicorn.app.wsgiapp import WSGIApplication
 
-from visit_counter import create_app
 from visit_counter.server import startup
 
 if TYPE_CHECKING:
@@ -36,6 +35,8 @@ class VisitCounterApplication(WSGIApplication):  # type: ignore[misc]  # gunicor
 
     def load_wsgiapp(self) -> Any:
         """Return the application, in a worker."""
+        from visit_counter import create_app  # noqa: PLC0415 - see `startup._load_code`
+
         with startup.errors_in_one_line():
             return create_app(startup.loaded_settings())
 

@@ -14,19 +14,16 @@ import signal
 import socket
 import sys
 import time
-from contextlib import closing, contextmanager, suppress
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from visit_counter.config.embedded_files import shards_dir, unused_directories
 from visit_counter.config.settings import Settings
 from visit_counter.embedded.shards import EmbeddedShards
-from visit_counter.errors import JournalError, StartupError, StoreError, StoreRefusedError
+from visit_counter.errors import JournalError, StartupError
 from visit_counter.journal.segments import Journal
 from visit_counter.journal.witnesses import Witnesses, wait_until_there
 from visit_counter.private_files import check_data_dir
-from visit_counter.shards.check import TIMEOUT_SECONDS, check_shard, warnings_of
-from visit_counter.shards.factory import make_store
-from visit_counter.shards.router import ShardedStore
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -112,43 +109,32 @@ def check_address_is_free(address: object) -> None:
             ) from None
 
 
-def check_shards(settings: Settings) -> list[str]:
-    """Return warnings of shards that are down or unsafe; raise StartupError for one that is wrong."""
-    warnings, mistakes = [], []
-    for shard in settings.shards:
-        try:
-            reason = check_shard(shard)
-        except StoreRefusedError as error:
-            mistakes.append(str(error))
-        else:
-            if reason:
-                warnings.append(f"shard {shard.name}: {reason}; visits are kept until it answers")
-            else:
-                warnings += [f"shard {shard.name}: {warning}" for warning in warnings_of(shard)]
-    if mistakes:
-        raise StartupError(f"{'; '.join(mistakes)}; see VISITS_SHARDS")
-    return warnings
-
-
 def prepare(settings: Settings, workers: int, addresses: Sequence[object]) -> list[str]:
     """Check everything and start the embedded shards; return warnings, or raise StartupError."""
     check_worker_count(settings, workers)
     for address in addresses:
         check_address_is_free(address)
     if not settings.has.has_shards:
+        _load_code()
         return []
     warnings = check_data_dir(settings.data_dir)
     if settings.has.journal:
         prepare_journal(Journal(settings.data_dir / "journal"))
     if settings.embedded:
         shards = EmbeddedShards(settings)
-        shards.start()
+        shards.begin()
+        _load_code()  # meanwhile
+        shards.wait()
         _embedded.append(shards)
         if unused := ", ".join(unused_directories(settings.data_dir)):
             warnings.append(f"{shards_dir(settings.data_dir)} has counts of {unused}, which no shard uses")
     else:
-        warnings += check_shards(settings)
-    tell_of_other_shards(settings)
+        _load_code()
+    from visit_counter.server import shard_checks  # noqa: PLC0415 - see `_load_code`
+
+    if not settings.embedded:
+        warnings += shard_checks.check_shards(settings)
+    shard_checks.tell_of_other_shards(settings)
     return warnings
 
 
@@ -162,20 +148,17 @@ def prepare_journal(journal: Journal) -> None:
     _witnesses[:] = [Witnesses()]
 
 
-def tell_of_other_shards(settings: Settings) -> None:
-    """Have it logged, in the master and so once for the host, if the counts are on other shards than the list has.
+def _load_code() -> None:
+    """Load all code that workers run before the first one is forked, so that they share its memory and start quickly.
 
-    Raises StartupError if servers are not the shards that the list takes them for.
+    This takes most of the time of a start, and the embedded shards start meanwhile. So a module that gunicorn loads
+    before this does not import Flask or redis-py at its top.
     """
-    if not settings.has.shares_pages:
-        return
-    stores = [make_store(shard, apply_seconds=TIMEOUT_SECONDS) for shard in settings.shards]
-    with closing(ShardedStore(stores, shared=True)) as store:
-        with suppress(StoreError):
-            store.load_shard_map()
-        if store.mistaken:
-            mistakes = "; ".join(f"{name}: {why}" for name, why in store.mistaken.items())
-            raise StartupError(f"{mistakes}; see VISITS_SHARDS")
+    from visit_counter import create_app  # noqa: F401, PLC0415
+
+    # It stays as long as this process does. A garbage collection would walk over all of it, here and in each worker,
+    # where what it writes would then be no longer shared.
+    gc.freeze()
 
 
 def clean_up() -> None:
