@@ -45,7 +45,7 @@ def check_data_dir(data_dir: Path) -> list[str]:
 
 
 def check_private(directory: Path, name: str) -> list[str]:
-    """Return a warning where the directory was open to others and has been closed; `name` says what it is.
+    """Return warnings where it, or what is in it, was open to others and has been closed; `name` says what it is.
 
     Raises StartupError if it is another user's, if others could exchange it, or if there are links in it or another
     user's files, which somebody else must have put there. Root is trusted: it could do anything anyway.
@@ -58,9 +58,16 @@ def check_private(directory: Path, name: str) -> list[str]:
     _refuse_foreign(found, f"{name} {directory}", "run as that user, or choose another directory")
     _refuse_open_parents(directory, name)
     warnings = _close(directory, found, name)
+    closed = []
     for entry in _entries(directory):
         with suppress(FileNotFoundError):  # of a service that runs here already
             _check_entry(entry, name)
+            # A directory is closed before the walk goes into it: from then on nobody else puts anything there.
+            if _close_entry(entry, name):
+                closed.append(entry.path)
+    if closed:
+        more = f" and {len(closed) - 1} more" if len(closed) > 1 else ""
+        warnings.append(f"{closed[0]}{more} in {name} could be written to by other users; they cannot any more")
     return warnings
 
 
@@ -72,6 +79,21 @@ def _close(directory: Path, found: os.stat_result, name: str) -> list[str]:
     if found.st_mode & stat.S_IWOTH:
         raise StartupError(f"{name} {directory} can be written to by every user; chmod o-w {directory}")
     return []
+
+
+def _close_entry(entry: os.DirEntry[str], name: str) -> bool:
+    """Take a file or directory in the data directory from other users if they may write to it; tell whether they did.
+
+    A directory becomes what it is when the service makes it: for its owner alone.
+    """
+    found = entry.stat()  # of the directory that a link of ours leads to
+    if not found.st_mode & _OTHERS_WRITE or not (stat.S_ISDIR(found.st_mode) or stat.S_ISREG(found.st_mode)):
+        return False
+    if found.st_uid != os.geteuid():
+        raise StartupError(f"{entry.path} in {name} can be written to by other users; chmod go-w {entry.path}")
+    mode = 0o700 if stat.S_ISDIR(found.st_mode) else stat.S_IMODE(found.st_mode) & ~_OTHERS_WRITE
+    os.chmod(entry.path, mode)  # noqa: PTH101 - the name that was found
+    return True
 
 
 def _check_entry(entry: os.DirEntry[str], name: str) -> None:

@@ -42,6 +42,39 @@ def test_a_directory_of_ours_that_others_may_write_to_is_closed_and_told(data: P
     assert check_data_dir(data) == []
 
 
+@pytest.mark.parametrize(("mode", "closed"), [(0o777, 0o700), (0o775, 0o700), (0o755, 0o755), (0o700, 0o700)])
+def test_a_directory_in_it_that_others_may_write_to_becomes_its_owners_alone(
+    data: Path, mode: int, closed: int
+) -> None:
+    for name in ("journal", "shards"):
+        (data / name).mkdir()
+        (data / name).chmod(mode)
+    warnings = check_data_dir(data)
+    assert all(stat.S_IMODE((data / name).stat().st_mode) == closed for name in ("journal", "shards"))
+    assert len(warnings) == (mode != closed)
+    assert all("and 1 more in VISITS_DATA_DIR could be written to by other users" in text for text in warnings)
+    assert check_data_dir(data) == []
+
+
+def test_a_file_in_it_that_others_may_write_to_is_closed_and_told(data: Path) -> None:
+    (data / "journal").mkdir(0o700)
+    state = data / "journal" / "state.json"
+    state.touch()
+    state.chmod(0o666)
+    assert check_data_dir(data) == [
+        f"{state} in VISITS_DATA_DIR could be written to by other users; they cannot any more"
+    ]
+    assert stat.S_IMODE(state.stat().st_mode) == 0o644
+
+
+def test_a_directory_kept_elsewhere_by_a_link_is_closed_too(data: Path, tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "disk").chmod(0o777)
+    (data / "journal").symlink_to(tmp_path / "disk")
+    assert len(check_data_dir(data)) == 1
+    assert stat.S_IMODE((tmp_path / "disk").stat().st_mode) == 0o700
+
+
 def test_a_directory_that_others_can_exchange_is_refused(tmp_path: Path) -> None:
     (tmp_path / "open").mkdir()
     (tmp_path / "open").chmod(0o777)
@@ -143,3 +176,14 @@ def test_another_user_does_not_use_roots_directory(everyones: Path, mode: int, s
 def test_another_user_has_a_directory_of_its_own(everyones: Path) -> None:
     assert check_as_another_user(everyones / "data") == "[]"
     assert (everyones / "data").stat().st_uid == OTHER_USER
+
+
+@as_root
+def test_a_directory_in_it_that_is_roots_and_open_to_all_is_refused_to_another_user(everyones: Path) -> None:
+    (everyones / "data").mkdir(0o700)
+    os.chown(everyones / "data", OTHER_USER, OTHER_USER)
+    (everyones / "data" / "journal").mkdir()
+    (everyones / "data" / "journal").chmod(0o777)
+    assert "journal in VISITS_DATA_DIR can be written to by other users; chmod go-w" in check_as_another_user(
+        everyones / "data"
+    )
