@@ -15,12 +15,14 @@ from visit_counter.shards.contract import (
     NOT_A_PARTITION,
     Applied,
     Batch,
+    Look,
     Store,
     Stored,
     is_token,
     segment_of,
 )
 from visit_counter.shards.ring import partition_of
+from visit_counter.shards.stamps import next_stamp
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -43,6 +45,7 @@ class Shard:
         self.blocked: set[int] = set()  # partitions in whose place there is something else
         self.late: list[tuple[str, Batch]] = []  # sent, not executed, and nobody waits for it any more
         self.losses: dict[int, int] = {}
+        self.stamps: dict[int, str] = {}
         self._log: list[Callable[[], None]] = []  # what takes each change back
         self._on_disk = 0
 
@@ -61,6 +64,7 @@ class Shard:
             before[name] = self.counts.get(name, 0)
             self.counts[name] = before[name] + visits
         self.marks[key] = batch.watermark
+        self.stamps[batch.partition] = next_stamp(self.stamps.get(batch.partition, ""), writer, batch.watermark)
         return batch.watermark
 
     def mend(self) -> None:
@@ -81,10 +85,12 @@ class Shard:
 
     def _note(self, counts: dict[str, int], key: Key, mark: str, *unsound: str) -> None:
         """Remember what a change replaced, and which pages were unsound before it."""
+        stamp = self.stamps.get(key[1], "")
 
         def undo() -> None:
             self.counts |= counts
             self.marks[key] = mark
+            self.stamps[key[1]] = stamp
             self.unsound.update(unsound)
 
         self._log.append(undo)
@@ -148,17 +154,29 @@ class ShardClient(Store):
             for page in pages
         ):
             raise StoreRefusedError(self.name, "there is no count")
-        found = [
-            Stored(
-                shard.counts.get(page, 0),
-                shard.marks.get((writer, partition_of(page)), NO_WATERMARK),
-                shard.losses.get(partition_of(page), 0),
-            )
-            for page in pages
-        ]
+        found = [Stored(shard.counts.get(page, 0), *self._look(writer, partition_of(page))) for page in pages]
         self._point("read done")
         self._reach()
         return found
+
+    def look(self, writer: str, partitions: Sequence[int]) -> list[Look | None]:
+        """Look; others may run just before and just after the shard does."""
+        self._point("look")
+        found: list[Look | None] = [self._look(writer, partition) for partition in partitions]
+        self._point("look done")
+        try:
+            self._reach()
+        except StoreUnavailableError:
+            return [None] * len(partitions)
+        return [
+            None if look is None or at in self._shard.blocked or not is_token(look.watermark) else look
+            for at, look in zip(partitions, found, strict=True)
+        ]
+
+    def _look(self, writer: str, partition: int) -> Look:
+        shard = self._shard
+        mark = shard.marks.get((writer, partition), NO_WATERMARK)
+        return Look(mark, shard.losses.get(partition, 0), shard.stamps.get(partition, ""))
 
     def apply(self, writer: str, batches: Iterable[Batch]) -> list[Applied]:
         """Apply; each batch may be lost on the way there, executed later, or lose its reply."""

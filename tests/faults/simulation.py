@@ -74,6 +74,8 @@ HARMFUL_SEEDS = range(1_000_000, 1_200_000)
 # In these of them processes also start before that is mended. Not in the others: a seed that once broke a promise must
 # go on to mean what it meant.
 STARTING_SEEDS = range(1_100_000, 1_200_000)
+# Only these look at partitions: a seed that once broke a promise must go on to mean what it meant.
+LOOKING_SEEDS = (range(1_030_000, 1_040_000), range(8_000_000, 100_000_000))
 NAMES = ("redis_1", "redis_2")
 
 
@@ -228,6 +230,9 @@ class World:
         if seed in HARMFUL_SEEDS:
             # Only there, for the same reason.
             weights |= {"sicken": random.choice((0, 0.7)), "harm": random.choice((0, 1))}
+        if any(seed in seeds for seeds in LOOKING_SEEDS):
+            weights["look"] = 6
+        self.looks = "look" in weights
         self.operations, self.weights = list(weights), list(weights.values())
 
     # -- what may happen at every step -----------------------------------------------------------------------------
@@ -261,7 +266,8 @@ class World:
             if others:
                 host, index = self.random.choice(others)
                 # In the same process it is another thread.
-                operation = self.random.choice(("record", "count", "answer", "tick", "flush", "late"))
+                more = ("look",) if self.looks else ()
+                operation = self.random.choice(("record", "count", "answer", "tick", "flush", "late", *more))
                 self.note(f"   {operation}")
                 self.do(operation, host, index)
         self.note("--")
@@ -429,10 +435,16 @@ class World:
             raise BrokenError(f"{page}: {answer.visits} answered where {total} are possible")
 
     def _tick(self, process: Process) -> None:
+        # What another thread records while this one syncs may come too late for it.
+        unsynced, process.unsynced = process.unsynced, Counter()
         process.counter.tick()
         if process.host.fsync == "everysec" and not process.buffer.halted:
-            process.host.oracle.synced(process.unsynced)
-            process.unsynced.clear()
+            process.host.oracle.synced(unsynced)
+        else:
+            process.unsynced.update(unsynced)
+
+    def _look(self, process: Process) -> None:
+        process.counter.stored.look()
 
     def _flush(self, process: Process) -> None:
         if process.host.unmended:
@@ -645,6 +657,9 @@ class World:
 
     def _compare_answers(self, host: Host, process: Process) -> None:
         self.now += 6
+        if self.looks:  # what this finds fresh is answered from memory, and must be right all the same
+            with self.running(process):
+                process.counter.stored.look()
         for page in PAGES:
             stored = sum(shard.counts.get(page, 0) for shard in self.shards.values())
             with self.running(process):

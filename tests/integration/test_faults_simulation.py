@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.faults.simulation import HARMFUL_SEEDS, STARTING_SEEDS, run_seeds
+from tests.faults.simulation import HARMFUL_SEEDS, LOOKING_SEEDS, STARTING_SEEDS, run_seeds
 
 pytestmark = pytest.mark.quick
 
@@ -22,6 +22,11 @@ def test_no_seed_loses_or_doubles_a_visit() -> None:
     found = run_seeds(range(200_000, 200_300))
     assert found.seed is None, (found.seed, found.error.args)
     assert found.died > 0
+
+
+def test_no_cached_count_that_a_look_finds_fresh_is_wrong() -> None:
+    found = run_seeds(range(LOOKING_SEEDS[-1].start, LOOKING_SEEDS[-1].start + 200))
+    assert found.seed is None, (found.seed, found.error.args)
 
 
 def test_no_failing_sync_and_no_file_that_is_removed_or_cut_loses_or_doubles_a_visit() -> None:

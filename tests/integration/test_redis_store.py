@@ -94,6 +94,7 @@ def test_a_count_that_is_no_number_holds_up_no_other_page_and_its_visits_are_set
     assert stored == dict.fromkeys(pages, "2") | {
         bad: value,
         "\twriter": "2:a",
+        "\tstamp": "writer/2:a ",
         "\taside": "2",
         f"\taside\t{bad}": "2",
     }
@@ -514,7 +515,7 @@ def test_of_several_shards_one_that_is_down_fails_its_own_pages_alone(server: Se
         with pytest.raises(StoreError, match="gone"):
             store.read("writer", pages)
         there = [page for page in pages if store.shard_name(page) != "gone"]
-        assert [stored[0] for stored in store.read("writer", there)] == [0] * len(there)
+        assert [stored.visits for stored in store.read("writer", there)] == [0] * len(there)
         assert store.ping() is False
         assert store.ping_each() == {stores[0].name: True, "gone": False, "in_memory": True}
         assert store.persist(1) is False

@@ -17,12 +17,13 @@ from tests.support.sentinels import Sentinels
 from visit_counter.config.settings import Shard
 from visit_counter.model.visits import Tally
 from visit_counter.shards.cluster.store import ClusterStore
-from visit_counter.shards.contract import NO_WATERMARK, Applied, Batch, Store, Stored, segment_of
+from visit_counter.shards.contract import NO_WATERMARK, Applied, Batch, Look, Store, Stored, segment_of
 from visit_counter.shards.factory import make_store
 from visit_counter.shards.memory import MemoryStore
 from visit_counter.shards.redis.store import RedisStore
 from visit_counter.shards.ring import PARTITIONS, partition_of
 from visit_counter.shards.router import ShardedStore
+from visit_counter.shards.stamps import others_change
 
 PAGES = ["home", "blog/2026/03/why", "/slash/", "a b", "über-uns", "記事/🦊", "x" * 255, "writer", "0", "visits:{17}"]
 THREADS = 8
@@ -92,7 +93,7 @@ def batches_of(visits: dict[str, int], expected: str, watermark: str) -> list[Ba
 
 def counts(store: Store, pages: list[str], writer: str = "writer") -> list[int]:
     """Return the counts alone."""
-    return [stored[0] for stored in store.read(writer, pages)]
+    return [stored.visits for stored in store.read(writer, pages)]
 
 
 def in_threads(call: Callable[[int], object]) -> list[object]:
@@ -237,8 +238,9 @@ def test_of_threads_that_race_with_different_batches_one_wins_and_all_are_told_w
             )
         )
         assert len({str(result) for result in results}) == 1
-        ((count, present, _),) = store.read("writer", ["home"])
-        assert count == round_number
+        [stored] = store.read("writer", ["home"])
+        present = stored.watermark
+        assert stored.visits == round_number
         assert results[0] == [Applied(partition_of("home"), present)]
 
 
@@ -252,8 +254,8 @@ def test_a_reader_never_sees_a_count_without_its_watermark(store: Store) -> None
         return [store.read("writer", ["home", "home"]) for _ in range(rounds)]
 
     seen = in_threads(work)
-    pairs = [pair for reads in seen[1:] for read in reads for pair in read]  # type: ignore[attr-defined]  # lists of reads
-    assert all(count == 7 * segment_of(watermark) for count, watermark, _ in pairs)
+    pairs = [stored for reads in seen[1:] for read in reads for stored in read]  # type: ignore[attr-defined]  # lists of reads
+    assert all(stored.visits == 7 * segment_of(stored.watermark) for stored in pairs)
     assert store.read("writer", ["home"]) == [Stored(7 * rounds, f"{rounds}:a")]
 
 
@@ -280,3 +282,37 @@ def test_losses_are_raised_in_their_partitions_and_read_with_every_count(store: 
     assert store.raise_losses({at: 1}) == {at}
     store.apply("writer", [Batch(at, NO_WATERMARK, "1:a", Tally({"home": 4}))])
     assert store.read("writer", ["home", "other"]) == [Stored(4, "1:a", 3), Stored(0, NO_WATERMARK, 0)]
+
+
+def test_a_writer_that_looks_at_a_partition_sees_a_change_only_where_another_one_has_applied(store: Store) -> None:
+    at = partition_of("home")
+
+    def apply(writer: str, expected: str, watermark: str) -> None:
+        [applied] = store.apply(writer, [Batch(at, expected, watermark, Tally({"home": 1}))])
+        assert applied.watermark == watermark
+
+    def look(writer: str) -> tuple[str, str, int]:
+        [found, untouched] = store.look(writer, [at, at + 1])
+        assert found is not None
+        assert untouched == Look(NO_WATERMARK, 0, "")
+        [stored] = store.read(writer, ["home"])
+        assert found == Look(stored.watermark, stored.losses, stored.stamp)
+        return found.watermark, others_change(found.stamp, writer), found.losses
+
+    assert look("me") == ("", "", 0)
+    apply("me", "", "1:a")
+    assert look("me") == ("1:a", "", 0)
+    apply("you", "", "7:b")
+    assert look("me") == ("1:a", "you/7:b", 0)
+    apply("me", "1:a", "2:a")
+    apply("me", "2:a", "3:a")
+    assert look("me") == ("3:a", "you/7:b", 0)
+    assert look("you") == ("7:b", "me/3:a", 0)
+    apply("me2", "", "3:a")
+    assert look("me") == ("3:a", "me2/3:a", 0)
+    store.raise_losses({at: 2})
+    assert look("you")[2] == 2
+
+
+def test_looking_at_no_partition_says_nothing(store: Store) -> None:
+    assert store.look("writer", []) == []

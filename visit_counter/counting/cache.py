@@ -47,8 +47,8 @@ class LocalCache(BaseCache):  # type: ignore[misc]  # flask-caching gives mypy n
         if threshold < 1:
             raise ValueError(f"threshold is {threshold}; a cache holds at least 1 entry")
         self._threshold = threshold
-        self._ttl_seconds: float = (self.default_timeout or inf) if ttl_seconds is None else ttl_seconds
-        self._clock = clock
+        self.ttl_seconds: float = (self.default_timeout or inf) if ttl_seconds is None else ttl_seconds
+        self.clock = clock
         # key -> (when its time is over, value), in the order in which they were set. A plain dict keeps that order
         # too, but finding its first entry walks over all that were deleted before it.
         self._entries: OrderedDict[str, tuple[float, Any]] = OrderedDict()
@@ -62,7 +62,7 @@ class LocalCache(BaseCache):  # type: ignore[misc]  # flask-caching gives mypy n
     def get(self, key: str) -> Any:
         """Return the value, or None if there is none or its time is over."""
         entry = self._entries.get(key)
-        return entry[1] if entry is not None and entry[0] > self._clock() else None
+        return entry[1] if entry is not None and entry[0] > self.clock() else None
 
     def peek(self, key: str) -> Any:
         """Return the value even if its time is over, or None if it had to make room or never was."""
@@ -72,12 +72,12 @@ class LocalCache(BaseCache):  # type: ignore[misc]  # flask-caching gives mypy n
     def has(self, key: str) -> bool:
         """Tell whether there is a value whose time is not over."""
         entry = self._entries.get(key)
-        return entry is not None and entry[0] > self._clock()
+        return entry is not None and entry[0] > self.clock()
 
     def set(self, key: str, value: Any, timeout: float | timedelta | None = None) -> bool:
         """Keep the value for so many seconds."""
-        seconds = self._ttl_seconds if timeout is None else (_seconds(timeout) or inf)
-        entry = (self._clock() + seconds, value)
+        seconds = self.ttl_seconds if timeout is None else (_seconds(timeout) or inf)
+        entry = (self.clock() + seconds, value)
         entries = self._entries
         with self._lock:
             entries[key] = entry

@@ -85,7 +85,7 @@ class BufferedCounter(VisitCounter):
     ) -> None:
         self.buffer = buffer
         self.stored = StoredCounts(buffer, store, cache)
-        self._fresh, self._known = cache.get, self.stored.known  # looked up once, not for every visit
+        self._fresh, self._known = cache.get, self.stored.kept.known  # looked up once, not for every visit
         self._post_via, self._stored_via, self._pending_via = post_via, stored_via, pending_via
 
     def owner(self, page: str) -> str:
@@ -123,8 +123,8 @@ class BufferedCounter(VisitCounter):
             loads, post_via = buffer.loads, self._post_via
             if loaded is _NOTHING:
                 fresh, known = self._fresh, self._known
-                # Each is what `Known` says, as the plain tuple that the cache holds, or as a Known.
-                entries: list[tuple[int, int, int] | None] = [fresh(ask.page) or known(ask.page) for ask in asks]
+                # Each begins with what `Known` says: the plain tuple that the cache holds, or a Known.
+                entries: list[tuple[int, ...] | None] = [fresh(ask.page) or known(ask.page) for ask in asks]
             else:
                 entries = [self.stored.loaded(ask.page, loaded) for ask in asks]
             unknown = loaded.errors
@@ -153,7 +153,7 @@ class BufferedCounter(VisitCounter):
                     continue
                 if cache_cleared:
                     entry = None  # noqa: PLW2901 - what was cached when it was looked up no longer applies
-                _, segment, stored = entry or (0, buffer.included_to, 0)
+                segment, stored = entry[1:3] if entry else (buffer.included_to, 0)
                 if tables.sealed:
                     pending += tables.pending_sealed(page, segment)
                 if entry:

@@ -128,6 +128,7 @@ class Service:
                 Job("follow", self.follow, 1.0),
                 Job("flush", self._flush_if_leader, self.settings.flush_seconds),
                 Job("probe", self._probe, 0.5),
+                Job("look", self._look, 1.0),
             ]
         if self.settings.embedded:
             jobs.append(Job("keep the embedded shards", self._embedded.keep, 1.0))
@@ -185,6 +186,11 @@ class Service:
         """Ask the shards that are down whether they are back, so that no visitor waits to find out."""
         assert self.store is not None  # noqa: S101 - where there is a buffer, there are shards
         self.store.probe()
+
+    def _look(self) -> None:
+        """Look at the partitions whose pages are in use, so that no visitor has to read these again."""
+        assert isinstance(self.counter, BufferedCounter)  # noqa: S101 - where there is a buffer, there is this counter
+        self.counter.stored.look()
 
     def _refresh_shard_map(self) -> None:
         """Read the shard map again, so that after a rebalance no removed shard is asked for a partition."""

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
 from visit_counter.shards.identity import Identity
@@ -32,15 +33,26 @@ NOT_A_PARTITION = "?"
 _TOKEN = re.compile(r"[0-9]{1,18}:[^\s:]+")
 
 
-class Stored(NamedTuple):
+@dataclass(slots=True)
+class Stored:
     """What a store holds for one page, read atomically: its stored visits, and the writer's watermark token.
 
     `losses` is a number of its partition that is raised when a writer finds that visits of it are lost for good.
+    `stamp` is that of the partition (see `shards.stamps`); equal counts may have been stored by other applies.
     """
 
     visits: int
     watermark: str
     losses: int = 0
+    stamp: str = field(default="", compare=False)
+
+
+class Look(NamedTuple):
+    """What tells whether the counts of a partition have changed: the parts of `Stored` that all its pages share."""
+
+    watermark: str
+    losses: int
+    stamp: str
 
 
 class Batch(NamedTuple):
@@ -113,6 +125,10 @@ class Store(ABC):
 
         Raises StoreError if any page cannot be read.
         """
+
+    def look(self, writer: str, partitions: Sequence[int]) -> list[Look | None]:  # noqa: ARG002 - see below
+        """Return what tells whether each partition has changed, in order; None where nobody can tell. Never raises."""
+        return [None] * len(partitions)
 
     @abstractmethod
     def apply(self, writer: str, batches: Iterable[Batch]) -> list[Applied]:

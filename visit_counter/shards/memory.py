@@ -7,9 +7,10 @@ from threading import Lock
 from typing import TYPE_CHECKING
 
 from visit_counter.model.visits import Tally
-from visit_counter.shards.contract import NO_WATERMARK, Applied, Batch, Store, Stored
+from visit_counter.shards.contract import NO_WATERMARK, Applied, Batch, Look, Store, Stored
 from visit_counter.shards.ring import partition_of
 from visit_counter.shards.shard_map import version_of
+from visit_counter.shards.stamps import next_stamp
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -24,6 +25,7 @@ class MemoryStore(Store):
         self._counts = Tally()
         self._watermarks: dict[tuple[str, int], str] = {}
         self._losses: defaultdict[int, int] = defaultdict(int)
+        self._stamps: dict[int, str] = {}
         self._shard_map = ""
 
     def add(self, page: str, visits: int) -> int:
@@ -36,9 +38,14 @@ class MemoryStore(Store):
         """Return what is stored for each page, in order."""
         with self._lock:
             return [
-                Stored(self._counts.get(page, 0), self._watermark(writer, at), self._losses[at])
+                Stored(self._counts.get(page, 0), *self._look(writer, at))
                 for page, at in zip(pages, map(partition_of, pages), strict=True)
             ]
+
+    def look(self, writer: str, partitions: Sequence[int]) -> list[Look | None]:
+        """Return what tells whether each partition has changed, in order."""
+        with self._lock:
+            return [self._look(writer, partition) for partition in partitions]
 
     def apply(self, writer: str, batches: Iterable[Batch]) -> list[Applied]:
         """Apply each batch whose `expected` is the partition's watermark now."""
@@ -81,6 +88,9 @@ class MemoryStore(Store):
     def _watermark(self, writer: str, partition: int) -> str:
         return self._watermarks.get((writer, partition), NO_WATERMARK)
 
+    def _look(self, writer: str, partition: int) -> Look:
+        return Look(self._watermark(writer, partition), self._losses[partition], self._stamps.get(partition, ""))
+
     def _apply(self, writer: str, batch: Batch) -> Applied:
         with self._lock:
             present = self._watermark(writer, batch.partition)
@@ -88,4 +98,5 @@ class MemoryStore(Store):
                 return Applied(batch.partition, present)
             self._counts.merge(batch.visits)
             self._watermarks[writer, batch.partition] = batch.watermark
+            self._stamps[batch.partition] = next_stamp(self._stamps.get(batch.partition, ""), writer, batch.watermark)
             return Applied(batch.partition, batch.watermark)

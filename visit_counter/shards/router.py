@@ -20,7 +20,7 @@ from visit_counter.errors import (
     StoreUnavailableError,
 )
 from visit_counter.shards.agreement import Agreement
-from visit_counter.shards.contract import NO_WATERMARK, Applied, Batch, Store, Stored
+from visit_counter.shards.contract import NO_WATERMARK, Applied, Batch, Look, Store, Stored
 from visit_counter.shards.ownership import Ownership, unknown_shard
 from visit_counter.shards.parallel import group_by, in_parallel, spread
 from visit_counter.shards.ring import partition_of
@@ -115,6 +115,14 @@ class ShardedStore(Store):
         return self._following(
             lambda: spread(pages, self.shard_name, lambda name, mine: self._ownership.store(name).read(writer, mine))
         )
+
+    def look(self, writer: str, partitions: Sequence[int]) -> list[Look | None]:
+        """Return what tells whether each partition has changed; None for those of a shard that does not answer."""
+        try:
+            self.load_shard_map()
+        except StoreError:
+            return [None] * len(partitions)
+        return spread(partitions, self.shard_of, partial(self._look, writer))
 
     def apply(self, writer: str, batches: Iterable[Batch]) -> list[Applied]:
         """Apply each batch to its shard; a shard that is down fails its own batches only."""
@@ -283,6 +291,12 @@ class ShardedStore(Store):
 
     def _store(self, partition: int) -> Store:
         return self._ownership.store(self.shard_of(partition))
+
+    def _look(self, writer: str, name: str, partitions: Sequence[int]) -> list[Look | None]:
+        try:
+            return self._ownership.store(name).look(writer, partitions)
+        except StoreError:
+            return [None] * len(partitions)
 
     def _apply(self, writer: str, name: str, batches: Sequence[Batch]) -> list[Applied]:
         try:

@@ -144,7 +144,7 @@ def test_flask_caching_makes_it_from_its_import_path_and_settings() -> None:
     cache.init_app(app)
     backend = app.extensions["cache"][cache]
     assert isinstance(backend, LocalCache)
-    assert (backend._threshold, backend._ttl_seconds) == (7, 0.25)
+    assert (backend._threshold, backend.ttl_seconds) == (7, 0.25)
     with app.app_context():
         cache.set("home", 1)
         assert cache.get("home") == 1
@@ -154,7 +154,7 @@ def test_flask_cachings_own_default_timeout_is_obeyed() -> None:
     app = Flask("test")
     cache = Cache(app, config={"CACHE_TYPE": "visit_counter.counting.cache.LocalCache", "CACHE_DEFAULT_TIMEOUT": 17})
     backend = app.extensions["cache"][cache]
-    assert (backend._threshold, backend._ttl_seconds) == (500, 17)
+    assert (backend._threshold, backend.ttl_seconds) == (500, 17)
 
 
 def test_with_a_time_of_0_no_value_stays_fresh_and_each_is_kept_as_the_last_known(clock: Clock) -> None:

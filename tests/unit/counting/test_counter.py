@@ -13,6 +13,7 @@ from tests.unit.flush.test_flusher import Shard
 from tests.unit.journal.test_buffer import file_size_limit
 from visit_counter.counting.cache import LocalCache
 from visit_counter.counting.counter import BufferedCounter
+from visit_counter.counting.freshness import NO_NUMBER
 from visit_counter.errors import CountUnknownError, JournalError, UncertainError
 from visit_counter.journal.buffer import WriteBuffer
 from visit_counter.journal.records import Known
@@ -93,7 +94,7 @@ def test_with_batches_an_uncached_answer_says_whether_any_of_it_is_pending(host:
     counter = BufferedCounter(
         plain.buffer,
         host.store,
-        plain.stored.cache,
+        plain.stored.kept.cache,
         post_via=lambda _: "batch",
         stored_via=lambda _: "redis",
         pending_via="batch",
@@ -180,7 +181,7 @@ def test_a_shard_known_to_be_down_is_not_asked_for_a_known_page_and_nobody_waits
 def test_a_page_asked_for_while_its_shard_is_down_makes_no_room_for_others(
     host: Host, shard: Watched, counter: BufferedCounter
 ) -> None:
-    counter.stored.cache = LocalCache(threshold=2, ttl_seconds=5.0, clock=host.clock)
+    counter.stored.kept.cache = LocalCache(threshold=2, ttl_seconds=5.0, clock=host.clock)
     counter.record("a")
     host.clock.now += 6
     counter.count("b")
@@ -242,7 +243,7 @@ def test_a_read_from_before_a_flush_never_replaces_a_newer_one(host: Host, count
     host.flusher.flush()
     host.tick()
     counter.count("a")
-    counter.stored.cache.set("a", Known(0, 9, 7))
+    counter.stored.kept.keep("a", Known(0, 9, 7), NO_NUMBER)
     host.clock.now += 10
     assert counter.count("a").visits == 7
 
@@ -293,7 +294,7 @@ def test_a_page_that_was_read_for_a_request_is_good_for_it_however_short_the_cac
 
 
 def test_a_cache_for_one_page_answers_any_number_of_them(host: Host, counter: BufferedCounter) -> None:
-    counter.stored.cache = LocalCache(threshold=1, ttl_seconds=5.0, clock=host.clock)
+    counter.stored.kept.cache = LocalCache(threshold=1, ttl_seconds=5.0, clock=host.clock)
     asks = [Ask(number % 2 == 0, f"page/{number}") for number in range(20)]
     for times in (1, 2):
         assert [outcome.visits for outcome in counter.answer(asks, wait=True) if isinstance(outcome, Answer)] == [

@@ -71,7 +71,7 @@ def test_what_one_worker_has_read_is_told_again_after_the_segment_that_told_it_w
     host.clock.now += 3
     second.count("b")
     second.count("a")  # the time of what it knows of the page begins anew
-    first.stored.cache.expire()
+    first.stored.kept.expire()
     visit(other, "a", 5)
     assert first.count("a").visits == 15
     os.truncate(host.journal.path / host.journal.segments()[-1].name, 0)
@@ -244,7 +244,7 @@ def test_retained_segments_are_read_without_the_lock(host: Host, shard: Watched)
     visit(host, "a", 1)
     shard._counts, shard._watermarks = before
     late = host.process()
-    late.stored.cache.clear()
+    late.stored.kept.cache.clear()
     read = late.buffer.journal.read
 
     def without_lock(segment: Segment) -> Replay:
@@ -292,7 +292,7 @@ def test_the_garbage_collector_has_no_cached_page_on_its_list(host: Host, other:
     host.tick()
     for _ in range(2):  # a tuple is taken off only after those in it
         gc.collect()
-    entries = [entry for counter in (first, second) for entry in counter.stored.cache._entries.values()]
+    entries = [entry for counter in (first, second) for entry in counter.stored.kept.cache._entries.values()]
     assert len(entries) == 4
     assert not any(gc.is_tracked(kept) for until, kept in entries)
     assert not any(map(gc.is_tracked, entries))

@@ -17,14 +17,17 @@ from redis.exceptions import RedisError
 from visit_counter.model.visits import Tally
 from visit_counter.shards.cluster.servers import ClusterServers
 from visit_counter.shards.cluster.status import status_of
-from visit_counter.shards.contract import NOT_A_PARTITION, Applied, Batch, Store, Stored, all_of
+from visit_counter.shards.contract import NOT_A_PARTITION, Applied, Batch, Look, Store, Stored, all_of
 from visit_counter.shards.identity import KEY as IDENTITY_KEY
 from visit_counter.shards.identity import Identity
 from visit_counter.shards.parallel import in_parallel
 from visit_counter.shards.redis.applying import applied_of, includes
 from visit_counter.shards.redis.commands import (
+    LOOK,
     STORED,
     add_command,
+    look_command,
+    look_or_none,
     losses_command,
     offer_command,
     read_command,
@@ -85,6 +88,11 @@ class ClusterStore(Store):
             replies = answers_of(self.name, self.servers.ask_to_read(commands, STORED))
             stored += [stored_of(self.name, reply) for reply in replies]
         return stored
+
+    def look(self, writer: str, partitions: Sequence[int]) -> list[Look | None]:
+        """Return what tells whether each partition has changed; None where its server does not say."""
+        commands = [(partition, look_command(writer, partition)) for partition in partitions]
+        return [look_or_none(self.name, reply) for reply in self.servers.ask_to_read(commands, LOOK)]
 
     def apply(self, writer: str, batches: Iterable[Batch]) -> list[Applied]:
         """Apply each batch; the servers are sent theirs side by side, and one that is down fails its own only."""

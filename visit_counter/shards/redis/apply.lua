@@ -13,14 +13,17 @@
 -- visits of the page after its count has been mended. The names of the batch's pages with such counts follow the
 -- watermark in the answer, each after a tab.
 --
+-- The field TAB stamp says which apply changed the partition last, and which was the last before it of another writer:
+-- `<writer>/<watermark> <writer>/<watermark>`. Every other host sees there that the counts have changed.
+--
 -- Redis does not undo a script that fails half-way. So everything is checked and added up before the first write.
 -- One HSET writes up to 999 pages and the watermark, because Lua's unpack allows about 8,000 values. Lua counts in
 -- doubles, which are exact below 2^53: HINCRBY adds to a larger count. If the batch is there already, its watermark is
 -- written again: WAITAOF waits for the last write of its connection, and this write makes it cover the batch.
 
 local key, field, expected, watermark = KEYS[1], ARGV[1], ARGV[2], ARGV[3]
-local aside = '\taside'
-local marks = redis.call('HMGET', key, field, aside)
+local aside, stamp = '\taside', '\tstamp'
+local marks = redis.call('HMGET', key, field, aside, stamp)
 local present = marks[1] or ''
 if present == watermark then
   redis.call('HSET', key, field, watermark)
@@ -52,8 +55,11 @@ for first = 4, #ARGV, 1998 do
 end
 local last = writes[#writes] or {}
 if held ~= before then last[#last + 1], last[#last + 2] = aside, string.format('%.0f', held) end
-last[#last + 1] = field
-last[#last + 1] = watermark
+last[#last + 1], last[#last + 2] = field, watermark
+local me = string.sub(field, 2) .. '/'
+local latest, others = string.match(marks[3] or '', '^(%S*) ?(%S*)')
+if string.sub(latest, 1, #me) ~= me then others = latest end
+last[#last + 1], last[#last + 2] = stamp, me .. watermark .. ' ' .. others
 writes[math.max(#writes, 1)] = last
 for _, each in ipairs(large) do redis.call('HINCRBY', key, each[1], string.format('%.0f', each[2])) end
 for _, write in ipairs(writes) do

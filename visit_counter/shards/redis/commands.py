@@ -6,10 +6,12 @@ A page contains no control character, so the two can never be the same field, an
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from redis.exceptions import RedisError
 
 from visit_counter.errors import StoreRefusedError
-from visit_counter.shards.contract import Stored, is_token
+from visit_counter.shards.contract import Look, Stored, is_token
 from visit_counter.shards.redis.exchange import pack
 from visit_counter.shards.redis.scripts import load_script
 from visit_counter.shards.redis.shapes import values
@@ -24,8 +26,10 @@ _COUNT_DIGITS = 19
 _OFFER = load_script(__package__, "offer")
 # The field of a partition's losses (see `Store.raise_losses`): what it is called is no writer's id.
 LOSSES_FIELD = b"\tlosses"
-# The shape of the reply to `read_command`.
-STORED = values(3)
+# The field of a partition's stamp (see `shards.stamps`), which `apply.lua` sets.
+STAMP_FIELD = b"\tstamp"
+# The shapes of the replies to `read_command` and `look_command`.
+STORED, LOOK = values(4), values(3)
 
 
 def partition_key(partition: int) -> bytes:
@@ -45,7 +49,22 @@ def add_command(page: str, visits: int) -> bytes:
 
 def read_command(writer: str, page: str) -> bytes:
     """Return the packed command whose reply `stored_of` understands."""
-    return pack(b"HMGET", partition_key(partition_of(page)), page.encode(), watermark_field(writer), LOSSES_FIELD)
+    return pack(b"HMGET", partition_key(partition_of(page)), *stored_fields(writer, page))
+
+
+def look_command(writer: str, partition: int) -> bytes:
+    """Return the packed command whose reply `look_of` understands."""
+    return pack(b"HMGET", partition_key(partition), *look_fields(writer))
+
+
+def look_fields(writer: str) -> tuple[bytes, ...]:
+    """Return the fields that tell whether a partition has changed."""
+    return watermark_field(writer), LOSSES_FIELD, STAMP_FIELD
+
+
+def stored_fields(writer: str, page: str) -> tuple[bytes, ...]:
+    """Return the fields that tell what is stored of a page."""
+    return page.encode(), *look_fields(writer)
 
 
 def losses_command(partition: int, by: int) -> bytes:
@@ -59,15 +78,36 @@ def watermark_command(writer: str, partition: int) -> bytes:
 
 
 def stored_of(shard: str, reply: Sequence[bytes | None]) -> Stored:
-    """Return the count and the watermark that a reply holds; raises StoreRefusedError for anything else."""
-    count, watermark, losses = reply
+    """Return what a reply holds of a page; raises StoreRefusedError if that is no count or no watermark."""
+    count, *others = reply
+    return Stored(_number(shard, count), *look_of(shard, others))
+
+
+def look_of(shard: str, reply: Sequence[bytes | None]) -> Look:
+    """Return what a reply holds of a partition; raises StoreRefusedError as `stored_of` does."""
+    watermark, losses, stamp = reply
     mark = text_of(watermark or b"")
     if not is_token(mark):
         raise StoreRefusedError(shard, "the partition has a watermark that no flush wrote; the next flush mends it")
-    for number in (count, losses):
-        if number is not None and not (number.isdigit() and len(number) <= _COUNT_DIGITS):
-            raise StoreRefusedError(shard, "the partition holds a value that is not a count")
-    return Stored(int(count or 0), mark, int(losses or 0))
+    return Look(mark, _number(shard, losses), text_of(stamp or b""))
+
+
+def look_or_none(shard: str, reply: Any) -> Look | None:
+    """Return what a reply holds of a partition; None for an error, and for what no flush wrote."""
+    if isinstance(reply, RedisError):
+        return None
+    try:
+        return look_of(shard, reply)
+    except StoreRefusedError:
+        return None
+
+
+def _number(shard: str, value: bytes | None) -> int:
+    if value is None:
+        return 0
+    if not (value.isdigit() and len(value) <= _COUNT_DIGITS):
+        raise StoreRefusedError(shard, "the partition holds a value that is not a count")
+    return int(value)
 
 
 def offer_command(text: str) -> tuple[bytes, ...]:

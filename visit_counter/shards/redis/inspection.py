@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from redis.exceptions import RedisError
 
-from visit_counter.shards.redis.commands import LOSSES_FIELD, partition_key, watermark_field
+from visit_counter.shards.redis.commands import LOSSES_FIELD, STAMP_FIELD, partition_key, watermark_field
 from visit_counter.shards.redis.exchange import pack
 from visit_counter.shards.redis.shapes import are_texts, is_number, values
 from visit_counter.shards.redis.wire import explain, is_down, is_elsewhere
@@ -86,7 +86,7 @@ def _sizes(ask: Ask, partitions: Sequence[int]) -> tuple[dict[int, int], dict[in
 def _marks(ask: Ask, writer: str, sizes: Mapping[int, int]) -> dict[int, int]:
     """Return how many watermarks each partition has."""
     small = sorted((size, at) for at, size in sizes.items() if 0 < size <= _SAMPLE_FIELDS)[:_SAMPLE_PARTITIONS]
-    writers = {watermark_field(writer), LOSSES_FIELD}
+    writers = {watermark_field(writer), LOSSES_FIELD, STAMP_FIELD}
     for fields in ask([(at, pack(b"HKEYS", partition_key(at))) for _, at in small], repeat(are_texts)):
         if not isinstance(fields, RedisError):
             writers |= {field for field in fields if field.startswith(b"\t")}

@@ -8,15 +8,18 @@ from typing import TYPE_CHECKING, Any, Unpack
 from redis.exceptions import RedisError
 
 from visit_counter.errors import StoreError, StoreRefusedError, StoreUnavailableError
-from visit_counter.shards.contract import NOT_A_PARTITION, Applied, Batch, Store, Stored, all_of
+from visit_counter.shards.contract import NOT_A_PARTITION, Applied, Batch, Look, Store, Stored, all_of
 from visit_counter.shards.identity import KEY as IDENTITY_KEY
 from visit_counter.shards.identity import Identity
 from visit_counter.shards.rebalance import moving
 from visit_counter.shards.redis.commands import (
-    LOSSES_FIELD,
+    LOOK,
     add_command,
+    look_command,
+    look_or_none,
     losses_command,
     offer_command,
+    stored_fields,
     stored_of,
     text_of,
     watermark_field,
@@ -71,13 +74,16 @@ class RedisStore(Store):
     def read(self, writer: str, pages: Sequence[str]) -> list[Stored]:
         """Return what is stored for each page, in order; waits up to `read_seconds` for each reply."""
         stored: list[Stored] = []
-        mark = watermark_field(writer)
         for first in range(0, len(pages), CHUNK_READS):
-            wanted = [
-                (partition_of(page), (page.encode(), mark, LOSSES_FIELD)) for page in pages[first : first + CHUNK_READS]
-            ]
+            chunk = pages[first : first + CHUNK_READS]
+            wanted = [(partition_of(page), stored_fields(writer, page)) for page in chunk]
             stored += [stored_of(self.name, reply) for reply in read_fields(self.name, self.server.ask_read, wanted)]
         return stored
+
+    def look(self, writer: str, partitions: Sequence[int]) -> list[Look | None]:
+        """Return what tells whether each partition has changed; None for one that is not in its place, too."""
+        replies = self.server.ask_read([look_command(writer, at) for at in partitions], LOOK)
+        return [look_or_none(self.name, reply) for reply in replies]
 
     def apply(self, writer: str, batches: Iterable[Batch]) -> list[Applied]:
         """Apply each batch, 64 or about 1 MB in a round trip; waits up to `apply_seconds` for each reply."""
