@@ -15,7 +15,7 @@ from visit_counter.model.answers import MAX_BODY_BYTES
 from visit_counter.runtime.service import Service
 from visit_counter.web import badge, health, many, origins, pixel, problems, script, visits
 from visit_counter.web.bodies import read_body
-from visit_counter.web.table import find_call
+from visit_counter.web.table import LoopCalls
 
 __all__ = ["create_app"]
 
@@ -50,7 +50,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     )
     service = Service(settings, app.extensions["cache"][cache])
     app.extensions["visit_counter"] = service
-    app.extensions["visit_counter_calls"] = find_call
+    app.extensions["visit_counter_calls"] = LoopCalls(service.guards)
     app.before_request(read_body)
     app.before_request(service.start_once)
     origins.register(app, service.origins)

@@ -9,6 +9,7 @@ VisitCounterError
  |    +-- BadgeError          a badge cannot look like that
  |    +-- BatchError          entries of a batch are wrong; `errors` has them by index
  +-- OriginError              pages of this origin may not count here
+ +-- RateError                a client has sent more visits than one may
  +-- JournalError             the visit could not be made durable and is not counted
  |    +-- JournalFullError    a limit on the journal's size or on pending pages is reached
  +-- UncertainError           nobody knows whether the visit is counted; it is never tried again
@@ -77,6 +78,14 @@ class OriginError(VisitCounterError):
     def __init__(self, origin: str) -> None:
         self.origin = origin
         super().__init__(f"visits from pages of {origin} are not counted here (VISITS_ORIGINS)")
+
+
+class RateError(VisitCounterError):
+    """A client has sent more visits than one may; nothing was counted. The next may come in `wait_seconds`."""
+
+    def __init__(self, limit: str, wait_seconds: float) -> None:
+        self.wait_seconds = wait_seconds
+        super().__init__(f"more than {limit} came from your address (VISITS_RATE_LIMIT)")
 
 
 class JournalError(VisitCounterError):

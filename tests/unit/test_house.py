@@ -25,7 +25,7 @@ FLOORS = (
     ("cli",),
     ("web", "server"),
     ("runtime",),
-    ("counting", "embedded"),
+    ("counting", "statistics", "embedded"),
     ("flush",),
     ("journal",),
     ("shards",),

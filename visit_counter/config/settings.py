@@ -19,7 +19,9 @@ from visit_counter.config.embedded_files import password_file, shard_names
 from visit_counter.config.profiles import PROFILES, Profile
 from visit_counter.config.shard_urls import Shard, parse_shards, shown
 from visit_counter.errors import SettingsError
+from visit_counter.model.clients import parse_networks
 from visit_counter.model.origins import parse_origins
+from visit_counter.model.rates import Rate, parse_rate
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -52,6 +54,10 @@ class Settings:
     pending_max_pages: int
     retain_segments: int
     origins: tuple[str, ...]
+    trusted_proxies: tuple[str, ...]
+    rate_limit: Rate
+    repeat_seconds: float
+    ignore_addresses: tuple[str, ...]
 
     @classmethod
     def load(cls, environ: Mapping[str, str]) -> Self:
@@ -84,7 +90,8 @@ class Settings:
         """Return the settings that `to_json` was given."""
         raw: dict[str, Any] = json.loads(text)
         shards = tuple(Shard(**shard) for shard in raw.pop("shards"))
-        lists = {name: tuple(raw.pop(name)) for name in ("embedded_ports", "origins")}
+        raw["rate_limit"] = Rate(*raw["rate_limit"])
+        lists = {name: tuple(raw.pop(name)) for name in _LISTS}
         return cls(**raw | lists | {"shards": shards, "data_dir": Path(raw["data_dir"])})
 
 
@@ -220,8 +227,13 @@ _RULES = {
     "journal_max_bytes": _amount("bytes", 65_536, 1 << 50),
     "pending_max_pages": _amount("pages", 1, 1_000_000_000),
     "retain_segments": _amount("segments", 0, 100_000),
+    "trusted_proxies": _Rule(parse_networks, "addresses or networks like 10.0.0.0/8, with commas between"),
+    "rate_limit": _Rule(parse_rate, "visits in a time like 60/minute (second, minute, hour, day), or nothing"),
+    "repeat_seconds": _seconds(0, 86_400),
+    "ignore_addresses": _Rule(parse_networks, "addresses or networks like 192.0.2.0/24, with commas between"),
     "origins": _Rule(
         parse_origins, "*, or origins like https://example.org or https://*.example.org, with commas between"
     ),
 }
+_LISTS = ("embedded_ports", "origins", "trusted_proxies", "ignore_addresses")
 _KNOWN = (*_RULES, "shards", "shards_file")

@@ -15,6 +15,7 @@ MAX_BODY_BYTES = 64 * 1024
 CONTENT_TYPE = "application/json"
 # A count is true for one moment: no browser or proxy may keep it.
 CACHE_CONTROL = "no-store"
+HOT_FIELDS = (("Content-Type", CONTENT_TYPE), ("Cache-Control", CACHE_CONTROL))
 
 
 @dataclass(frozen=True, slots=True)

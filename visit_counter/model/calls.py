@@ -25,8 +25,13 @@ class Reply(NamedTuple):
     body: bytes
 
 
+if TYPE_CHECKING:
+    # Makes the answer of what came of each ask, in order.
+    MakeReply = Callable[[Sequence[Outcome]], Reply]
+
+
 class Asked(NamedTuple):
-    """What a call asks the counter, and the function that makes the answer of what came of each ask, in order."""
+    """What a call asks the counter, and the function that makes its answer."""
 
     asks: tuple[Ask, ...]
-    reply: Callable[[Sequence[Outcome]], Reply]
+    reply: MakeReply

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from http import HTTPStatus
+from math import ceil
 from typing import NamedTuple
 
 from visit_counter.errors import (
@@ -11,6 +12,7 @@ from visit_counter.errors import (
     CountUnknownError,
     JournalError,
     OriginError,
+    RateError,
     RequestError,
     StoreError,
     UncertainError,
@@ -22,6 +24,7 @@ _RETRY_AFTER_SECONDS = "1"
 _STATUS = (
     (RequestError, HTTPStatus.BAD_REQUEST),
     (OriginError, HTTPStatus.FORBIDDEN),
+    (RateError, HTTPStatus.TOO_MANY_REQUESTS),
     (JournalError, HTTPStatus.SERVICE_UNAVAILABLE),
     (UncertainError, HTTPStatus.SERVICE_UNAVAILABLE),
     (CountUnknownError, HTTPStatus.SERVICE_UNAVAILABLE),
@@ -49,5 +52,8 @@ def problem(status: int, detail: str, **more: object) -> Problem:
 def problem_of(error: VisitCounterError) -> Problem:
     """Return what a client is told about an error raised on purpose. Flask and the worker's loop use the same bytes."""
     status = next((status for kind, status in _STATUS if isinstance(error, kind)), HTTPStatus.INTERNAL_SERVER_ERROR)
+    if isinstance(error, RateError):
+        found = problem(status, str(error))
+        return found._replace(fields=(*found.fields, ("Retry-After", str(max(1, ceil(error.wait_seconds))))))
     more = {"errors": error.errors} if isinstance(error, BatchError) and error.errors else {}
     return problem(status, str(error), **more)

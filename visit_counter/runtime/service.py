@@ -26,6 +26,7 @@ from visit_counter.runtime.scheduler import Job, Leader, make_scheduler
 from visit_counter.shards.factory import make_store
 from visit_counter.shards.memory import MemoryStore
 from visit_counter.shards.router import ShardedStore
+from visit_counter.statistics.guards import Guards
 
 if TYPE_CHECKING:
     from apscheduler.schedulers.background import BackgroundScheduler
@@ -51,6 +52,7 @@ class Service:
     def __init__(self, settings: Settings, cache: LocalCache) -> None:
         self.settings = settings
         self.origins = Origins(settings.origins)
+        self.guards = Guards(settings)
         self.store: ShardedStore | None = None
         self.buffer: WriteBuffer | None = None
         self.flusher: Flusher | None = None

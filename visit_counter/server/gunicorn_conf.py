@@ -34,6 +34,7 @@ def on_starting(server: Any) -> None:
         warnings = startup.prepare(settings, server.cfg.workers, [] if inherited else server.cfg.address)
     for warning in warnings:
         server.log.warning(warning)
+    startup.share_memory()
     life.refuse_in_json()
     life.end_while_booting()
     life.guard_reload(server, settings)

@@ -22,12 +22,12 @@ from visit_counter.errors import PageError
 from visit_counter.model.answers import MAX_BODY_BYTES, Ask
 from visit_counter.model.pages import decode_page
 from visit_counter.server.bodies import LENGTH, Awaited, RestOfHead, SizedBody, awaited_body
+from visit_counter.statistics.guards import Sent
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-    from visit_counter.model.answers import Outcome
-    from visit_counter.model.calls import Asked, Reply
+    from visit_counter.model.calls import Asked, MakeReply
 
     FindCall = Callable[[bytes], Asked | None]
 
@@ -69,7 +69,7 @@ class Target(NamedTuple):
 
     asks: tuple[Ask, ...]
     http10: bool
-    reply: Callable[[Sequence[Outcome]], Reply] | None = None
+    reply: MakeReply | None = None
 
 
 class Framing(NamedTuple):
@@ -213,6 +213,18 @@ def fields_of(block: bytes) -> list[tuple[bytes, bytes]]:
     """Return the fields of well-formed lines: names in lower case, values without the blanks around them."""
     lines = [line.partition(b":") for line in block.split(b"\r\n") if line]
     return [(name.lower(), value.strip(b" \t")) for name, _, value in lines]
+
+
+_SENT = re.compile(rb"\r\n(?=[uUxX])(?i:(user-agent|x-forwarded-for)):[\t ]*([^\r]*)")
+
+
+def sent_of(head: bytes, peer: str) -> Sent:
+    """Return what a well-formed head says of its sender."""
+    found: dict[bytes, list[str]] = {}
+    for name, value in _SENT.findall(head):
+        found.setdefault(name.lower(), []).append(value.strip().decode("latin-1"))
+    agents = found.get(b"user-agent", [""])
+    return Sent(peer, ",".join(found.get(b"x-forwarded-for", ())), agents[0])
 
 
 def _remember(memory: dict[bytes, Any], key: bytes, value: Target | Framing) -> None:

@@ -24,10 +24,7 @@ def status_line(status: int) -> str:
     return f"{status} {HTTPStatus(status).phrase.upper()}"
 
 
-ANSWER_FIELDS = (
-    ("Content-Type", answers.CONTENT_TYPE),
-    ("Cache-Control", answers.CACHE_CONTROL),
-)
+ANSWER_FIELDS = answers.HOT_FIELDS
 
 
 class Heads:

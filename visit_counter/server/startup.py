@@ -24,6 +24,7 @@ from visit_counter.errors import JournalError, StartupError
 from visit_counter.journal.segments import Journal
 from visit_counter.journal.witnesses import Witnesses, wait_until_there
 from visit_counter.private_files import check_data_dir
+from visit_counter.statistics.shared_table import TABLES, shared
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -229,3 +230,9 @@ def stop_service(app: object | None) -> None:
     if service:
         ignore_signals()
         service.stop()
+
+
+def share_memory() -> None:
+    """Make what the workers share in memory; call it in the master, before the fork. It takes room once it is used."""
+    for name in TABLES:
+        shared(name)

@@ -32,7 +32,7 @@ from visit_counter.model.origins import Origins
 from visit_counter.model.problems import problem_of
 from visit_counter.server.as_gunicorn import limits_of, log_access, unsupported
 from visit_counter.server.connection import Next
-from visit_counter.server.http1 import RequestReader, Verdict
+from visit_counter.server.http1 import RequestReader, Verdict, sent_of
 from visit_counter.server.listening import RETRY_SECONDS
 from visit_counter.server.responses import ANSWER_FIELDS, CONTINUE_RESPONSE, Heads, status_line
 from visit_counter.server.waiting import WaitingWorker
@@ -80,8 +80,10 @@ class VisitWorker(WaitingWorker):
         origins = Origins() if counter is None else self.wsgi.extensions["visit_counter"].origins
         # Where not all origins may count, Flask judges the requests of those that a page of another site has sent.
         special = () if origins.are_all else (b"origin",)
-        find_call = None if counter is None else self.wsgi.extensions.get("visit_counter_calls")
+        calls = None if counter is None else self.wsgi.extensions.get("visit_counter_calls")
+        find_call = calls.find if calls else None
         self._reader = RequestReader(limits_of(self.cfg), hot=counter is not None, special=special, find_call=find_call)
+        self._judge = calls.judge if calls and calls.are_guarded else None
         self._origin_fields = origins.fields(None)
         if counter is not None:  # else no request is ordinary, so that nobody is asked
             self._counter = counter
@@ -153,9 +155,11 @@ class VisitWorker(WaitingWorker):
             if isinstance(taken, Verdict):
                 self._wait_or_hand(connection, taken, now)
             else:
+                if self._judge and taken[0].asks[0].is_visit:
+                    taken = self._judged(connection, taken)
                 asks += taken[0].asks
                 asking.append((connection, taken))
-        if not asks:
+        if not asking:
             return []
         found = self._ask(asks)
         if found is None:
@@ -179,10 +183,11 @@ class VisitWorker(WaitingWorker):
         waiting = []
         for one in asking:
             connection, (target, framing, end) = one
-            first = next(found)
-            outcome: Outcome | Reply = first
-            if target.reply is not None:
-                mine = (first, *islice(found, len(target.asks) - 1))
+            outcome: Outcome | Reply
+            if target.reply is None:
+                outcome = next(found)
+            else:
+                mine = tuple(islice(found, len(target.asks)))
                 outcome = None if None in mine else target.reply(mine)
             if outcome is None:
                 waiting.append(one)
@@ -210,6 +215,14 @@ class VisitWorker(WaitingWorker):
         if waiting:
             self._let_wait(waiting, now)
         return more
+
+    def _judged(self, connection: Connection, taken: Taken) -> Taken:
+        """Return the request once its visit was judged: as it is, or without the visit."""
+        assert self._judge  # noqa: S101 - the caller has looked
+        target, framing, end = taken
+        sent = sent_of(connection.buffer[: end - framing.body_bytes], connection.client[0])
+        asked = self._judge(target.asks, target.reply, sent)
+        return target._replace(asks=asked.asks, reply=asked.reply), framing, end
 
     def _ask(self, asks: list[Ask]) -> Sequence[Outcome] | None:
         """Return what came of the asks; None if nobody can say what was counted, so that nothing can be said."""

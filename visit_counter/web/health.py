@@ -16,7 +16,8 @@ blueprint = Blueprint("health", __name__)
 def health() -> tuple[Response, int]:
     """Say what happened to visits, flushes and shards."""
     found = current_app.extensions["visit_counter"].health()
-    return _answer(_body(found), 503 if found.refusal else 200)
+    ignored = current_app.extensions["visit_counter"].guards.figures()
+    return _answer(_body(found) | ({"ignored": ignored} if ignored else {}), 503 if found.refusal else 200)
 
 
 @blueprint.get("/live")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from flask import Blueprint, Response, current_app, request
 
 from visit_counter.errors import BatchError, PageError, RequestError
-from visit_counter.model.answers import CACHE_CONTROL, CONTENT_TYPE, Answer, Ask
+from visit_counter.model.answers import HOT_FIELDS, Answer, Ask
 from visit_counter.model.calls import Asked, Reply
 from visit_counter.model.pages import check_page, decode_page
 from visit_counter.web.calls import query_fields, respond, response
@@ -25,7 +25,6 @@ blueprint = Blueprint("many", __name__)
 MAX_PAGES = 100
 MAX_VISITS = 500
 MAX_NUMBER = 1_000_000_000
-_FIELDS = (("Content-Type", CONTENT_TYPE), ("Cache-Control", CACHE_CONTROL))
 
 
 @blueprint.get("/visits")
@@ -39,7 +38,7 @@ def count_all() -> Response:
     """Count many visits, all of them or none."""
     visits = visits_of(request.get_data())
     counted = current_app.extensions["visit_counter"].counter.record_all(visits)
-    return response(Reply(200, _FIELDS, b'{"counted": %d}' % counted))
+    return response(Reply(200, HOT_FIELDS, b'{"counted": %d}' % counted))
 
 
 def asked_counts(query: bytes) -> Asked:
@@ -56,7 +55,7 @@ def _reply(pages: Sequence[str], outcomes: Sequence[Outcome]) -> Reply:
         page: outcome.visits if isinstance(outcome, Answer) else None
         for page, outcome in zip(pages, outcomes, strict=True)
     }
-    return Reply(200, _FIELDS, json.dumps({"visits": found}, ensure_ascii=False).encode())
+    return Reply(200, HOT_FIELDS, json.dumps({"visits": found}, ensure_ascii=False).encode())
 
 
 def visits_of(body: bytes) -> list[Visit]:

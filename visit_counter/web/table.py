@@ -5,12 +5,41 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 from urllib.parse import unquote_to_bytes
 
-from visit_counter.errors import RequestError
+from visit_counter.errors import RateError, RequestError
+from visit_counter.model.calls import Asked, Reply
 from visit_counter.model.pages import decode_page
+from visit_counter.model.problems import problem_of
 from visit_counter.web import badge, many, pixel
+from visit_counter.web.calls import guarded, reply_hot
 
 if TYPE_CHECKING:
-    from visit_counter.model.calls import Asked
+    from visit_counter.model.answers import Ask
+    from visit_counter.model.calls import MakeReply
+    from visit_counter.statistics.guards import Guards, Sent
+
+
+class LoopCalls:
+    """What the worker's loop needs of the calls: which there are, and whether a visit is counted."""
+
+    def __init__(self, guards: Guards) -> None:
+        self._guards = guards
+        self.find = find_call
+
+    @property
+    def are_guarded(self) -> bool:
+        """Whether visits have to be judged."""
+        return self._guards.are_active
+
+    def judge(self, asks: tuple[Ask, ...], make_reply: MakeReply | None, by: Sent) -> Asked:
+        """Return what a call asks once its visit was judged; nothing, and the problem as its answer, if it is refused.
+
+        Without `make_reply` it is one of the two hot calls.
+        """
+        try:
+            return guarded(Asked(asks, make_reply or reply_hot), self._guards, by)
+        except RateError as error:
+            problem = Reply(*problem_of(error))
+            return Asked((), lambda _: problem)
 
 
 def find_call(target: bytes) -> Asked | None:

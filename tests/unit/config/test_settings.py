@@ -9,6 +9,7 @@ import pytest
 from visit_counter.config.profiles import PROFILES
 from visit_counter.config.settings import CONFIG_DIR, Settings, Shard
 from visit_counter.errors import SettingsError
+from visit_counter.model.rates import Rate
 
 SECRET = "hunter2"
 
@@ -40,6 +41,10 @@ def test_with_nothing_set_the_defaults_of_the_design_hold() -> None:
         pending_max_pages=2_000_000,
         retain_segments=20,
         origins=("*",),
+        trusted_proxies=("127.0.0.0/8", "::1/128"),
+        rate_limit=Rate(0, 1),
+        repeat_seconds=0,
+        ignore_addresses=(),
     )
 
 
@@ -54,6 +59,10 @@ def test_the_environment_goes_over_the_files() -> None:
         "VISITS_JOURNAL_MAX_BYTES": "65536",
         "VISITS_PENDING_MAX_PAGES": "9",
         "VISITS_RETAIN_SEGMENTS": "15",
+        "VISITS_TRUSTED_PROXIES": "10.0.0.0/8",
+        "VISITS_RATE_LIMIT": "60/minute",
+        "VISITS_REPEAT_SECONDS": "1.5",
+        "VISITS_IGNORE_ADDRESSES": "192.0.2.1",
         "VISITS_ORIGINS": "https://a.org, https://*.b.org",
         "VISITS_EMBEDDED_PORTS": "6001, 6002",
         "HOME": "/root",
