@@ -3,7 +3,8 @@
 What a change costs, in one run: the service of this checkout and that of another (a `git worktree` of the commit
 before, say) take turns, each with one worker and two shards of its own on the first core, wrk on the second. Requests
 have the header fields of a load generator or those that visitors and proxies send, with an address and a request id
-that are new each time; pages are 1,000 in turn, or 100,000 visited as pages are (Zipf). wrk must be installed.
+that are new each time, or ask for a connection of their own; pages are 1,000 in turn, or 100,000 visited as pages are
+(Zipf). wrk must be installed.
 
 Prints, for each kind of request, the CPU of a worker for one request and requests a second on both sides.
 """
@@ -26,6 +27,7 @@ KINDS = (
     ("POST", "generator", "turn"),
     ("GET", "generator", "turn"),
     ("POST", "visitor", "turn"),
+    ("POST", "closing", "turn"),
     ("POST", "generator", "zipf"),
     ("POST", "visitor", "zipf"),
 )
