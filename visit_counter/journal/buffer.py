@@ -157,7 +157,7 @@ class WriteBuffer(Follower):
                 return False
             if written < len(data):
                 return False
-            if self.tables.current.last == segment and pages <= self.tables.current.reported:
+            if self.tables.current.last == segment and pages <= self.tables.current.reported.keys():
                 return True
         return False
 

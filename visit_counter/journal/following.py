@@ -207,7 +207,7 @@ class Follower:
         self.tail = tail
         self.tables.current.visits.merge(replay.visits)
         for (page, losses, segment), stored in replay.known.items():
-            self.tables.current.reported.add(page)
+            self.tables.current.reported[page] = None
             self.on_read(page, Known(losses, segment, stored))
         if following:
             self.tables.seal(replay.sealed_as)

@@ -24,7 +24,7 @@ class Table:
 
     def __init__(self, first: int, last: int, visits: Tally, token: str = "") -> None:
         self.first, self.last, self.visits, self.token = first, last, visits, token
-        self.reported: set[str] = set()
+        self.reported: dict[str, None] = {}  # not a set, whose members every full garbage collection visits
 
 
 class Tables:

@@ -296,3 +296,5 @@ def test_the_garbage_collector_has_no_cached_page_on_its_list(host: Host, other:
     assert len(entries) == 4
     assert not any(gc.is_tracked(kept) for until, kept in entries)
     assert not any(map(gc.is_tracked, entries))
+    tables = first.buffer.tables
+    assert not any(gc.is_tracked(table.reported) for table in (tables.current, *tables.sealed))
