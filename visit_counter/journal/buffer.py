@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 
 # The longest line of a visit.
 _LINE_BYTES = 300
-# Reads are told up to this share of what the journal may take: the rest is for visits.
+# What was read may take one part in so many of the bytes that the journal may have. The rest is for visits.
 _READS_SHARE = 2
 _REPORT_TRIES = 5
 
@@ -125,7 +125,7 @@ class WriteBuffer(Follower):
             data = data[:written]
         elif self.failed:
             self.failed = ""
-        # From here on the visits are in the file, and everybody who follows it counts them, whatever becomes of them.
+        # The visits are in the file now, and every process that follows it counts them, even if the sync below fails.
         self.offset = end
         self.tail = data
         counts = self.tables.current.visits.add(run)
@@ -143,7 +143,7 @@ class WriteBuffer(Follower):
         """
         data = b"".join(starmap(read_line, reads))
         pages = {page for page, _ in reads}
-        # Again if they came behind a seal, where nothing counts.
+        # Nothing counts behind a seal. Lines that came there are appended again, to the next segment.
         for _ in range(_REPORT_TRIES):
             if self.halted and not mending:
                 return False
@@ -221,11 +221,11 @@ class WriteBuffer(Follower):
 
     def _tick(self, rebase: Rebase) -> None:
         with self.lock:
-            with suppress(JournalError):  # what is wrong with the files is found below
+            with suppress(JournalError):  # `inspect` finds what is wrong with the files
                 self.catch_up()
             unsynced = self._take_unsynced()
         self._sync(unsynced)
-        # Tables are not dropped before what they know is compared.
+        # A file is mended from its table. So no table is dropped before it was compared with its file.
         if self.mending.inspect():
             self._other_bytes = max(0, self.journal.size_bytes() - self.offset)
             self.upkeep.tidy(rebase)

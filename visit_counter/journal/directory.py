@@ -87,7 +87,7 @@ class JournalDirectory:
                 if not begin:
                     raise JournalError(f"{self.path} is gone")
                 with self.flush_lock(wait=True):
-                    # First of all: a journal with a writer and no current segment has lost it.
+                    # The segment is made before the id. If there is an id and no segment, the segment was removed.
                     if not self.segments():
                         self.make(1)
                     self.rename_writer(secrets.token_hex(8), replace=False)
@@ -176,7 +176,8 @@ class JournalDirectory:
         """
         if any(segment.last >= after for segment in self.segments()):
             return False
-        # No flush between look and making: it might forget the segment, and a forgotten one must not return.
+        # The lock is held from the second look until the segment is made. In between, a flush could make and forget the
+        # segment, and one that was forgotten must never be made again.
         with nullcontext() if locked else self.flush_lock(wait=True):
             if any(segment.last >= after for segment in self.segments()):
                 return False

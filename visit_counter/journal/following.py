@@ -73,8 +73,9 @@ class Follower:
         self.state = Checkpoint()
         # Every partition includes the segments up to this one; their tables are dropped once they are rebased.
         self.included_to = 0
-        # How often the journal was read from the start. What was known before the last time is void: the tables that
-        # it relied on may be gone. `on_load` is called then, and `on_read(page, known)` for what the segments say.
+        # How often the journal was read from the start. A count that was cached before the last time is no longer
+        # valid, since the tables whose visits are added to it may be gone. `on_load` is called at each time, and then
+        # `on_read(page, known)` for what the segments say of stored counts.
         self.loads = 0
         self.on_load: Callable[[], None] = lambda: None
         self.on_read: Callable[[str, Known], None] = lambda _page, _known: None
@@ -93,6 +94,7 @@ class Follower:
         self._state_version = (0, 0)
 
     def _load(self) -> None:
+        """Read the journal from the start, and follow its current segment. Raises JournalError."""
         for _ in range(_OPEN_TRIES):
             try:
                 self.upkeep.merged.clear()
@@ -128,7 +130,7 @@ class Follower:
                 log.error("journal segments %d to %d are missing", number, segment.first - 1)
             number = segment.first
             if segment == segments[-1] and segment.first == segment.last:
-                break  # the current one, mostly: it is read once, by following it
+                break  # Mostly the current segment. It is read once, when it is followed.
             replay = self.journal.read(segment)
             if not replay.sealed_as:
                 if not self.journal.is_followed(segment):
@@ -152,7 +154,8 @@ class Follower:
         self.state = state
         self.included_to = max(self.included_to, self.state.floor)
         self.writer_file = self.journal.writer
-        # Under a new id nothing is sent before the state says so.
+        # When a flush takes a new id, the file changes before the state. Nothing is sent under the new id until the
+        # state has it, too.
         self.writer = self.state.writer or self.writer_file
 
     def has_new_state(self) -> bool:
@@ -172,7 +175,8 @@ class Follower:
             except UncertainError:
                 return  # the file was cut
             if not sealed and before == (self.offset, self.descriptor):
-                return  # a line that is not whole yet, or was cut: wait for what comes behind it
+                # The last line is not whole yet, or it was cut. What is appended next comes behind it.
+                return
             end = os.lseek(self.descriptor, 0, os.SEEK_END)
 
     def _replay_others(self, end: int) -> bool:
@@ -198,7 +202,7 @@ class Follower:
             raise self._uncertain(self.halted)
         replay, tail = self._replay_from_here(end)
         number = self.tables.current.last
-        # First: if it fails, nothing of this has happened, and the next call meets the seal again.
+        # The next segment is opened before anything changes here. If that fails, the next call meets the seal again.
         following = self._open_next(number) if replay.sealed_as else None
         if following == (0, -1):
             self._load()
@@ -231,10 +235,11 @@ class Follower:
                 return number + 1, self.journal.open(number + 1)
             except FileNotFoundError:
                 if any(segment.last > number for segment in self.journal.segments()):
-                    # This process rested while the segment was flushed and forgotten, or merged. Made again, it would
-                    # be taken for the old one, and its visits for included.
+                    # The next segment was flushed and forgotten, or merged, while this process was idle. It must never
+                    # be made again: every partition may include its number already, and visits in it would be lost.
                     return 0, -1
-            # The next one was removed. It is theirs who know it; we never did.
+            # Somebody has removed the next segment. Its number stays free for the processes that know what was in it,
+            # and this one goes on in the segment behind it.
             self.journal.begin(number + 2, after=number + 1, locked=self.mending.locked)
             return number + 2, self.journal.open(number + 2)
         except OSError as error:
@@ -255,7 +260,7 @@ class Follower:
         self._follow(number, descriptor)
 
     def _follow(self, number: int, descriptor: int) -> None:
-        """Go on in another segment, from its start. What we wrote into this one is still to be synced."""
+        """Go on in another segment, from its start. The file before it stays open until it is synced."""
         if self._dirty and self._every_second:
             self._left.append((Segment(self._number, self._number), self.descriptor))
         elif self.descriptor >= 0:
@@ -264,6 +269,7 @@ class Follower:
         self._number, self.descriptor, self.offset, self.tail = number, descriptor, 0, b""
 
     def _note(self, replay: Replay, number: int) -> None:
+        """Act on what lines of segment `number` say besides visits."""
         if replay.unreadable:
             log.warning("journal segment %d: %d unreadable lines are skipped", number, replay.unreadable)
         if replay.fenced:

@@ -73,10 +73,10 @@ class Tables:
     def raised(self, page: str, known: Known, to: int, included: int) -> Known | None:
         """Return what is known with this host's visits up to segment `to` added; None if they are no longer here.
 
-        The page's partition includes what is up to segment `included`: a merged table may lack that.
+        `included` is the last segment that the page's partition includes. A merged table may lack visits up to it.
         """
         if any(t.first <= known.segment < t.last and page in t.visits for t in self.sealed):
-            return None  # a part of a merged table
+            return None  # The count includes a part of a merged table, and the other part cannot be told from it.
         if known.segment >= to:
             return known
         if known.segment < self._complete_from:
@@ -85,6 +85,7 @@ class Tables:
         for table in (*self._dropped, *self.sealed):
             if table.last <= known.segment:
                 continue
+            # The merge may have left out visits that the partition includes and the count lacks.
             if table.first < table.last and known.segment < included >= table.first:
                 return None
             if table.last <= to:
@@ -132,10 +133,10 @@ class Tables:
         self._count()
 
     def drop(self, done: Sequence[Table]) -> None:
-        """Forget tables that every partition includes.
+        """Take these tables out of those that count: every partition includes their segments.
 
-        Called once a second, also with none: what another process has read meanwhile may lack them, so they are kept
-        for a few calls more.
+        What another process has read of a page may not include them yet. So their visits are kept for a few calls more,
+        to be added to such a count. Called once a second, also without a table.
         """
         self._calls += 1
         while self._dropped_at and self._dropped_at[0] + _KEPT_CALLS <= self._calls:
@@ -149,7 +150,7 @@ class Tables:
             self._count()
 
     def replace(self, parts: Sequence[Table], whole: Table) -> None:
-        """Put one table in the place of those next to each other that it sums up, if they are still there."""
+        """Put one table in the place of the tables, next to each other, that it sums up, if they are still there."""
         if parts and parts[0] in self.sealed:
             at = self.sealed.index(parts[0])
             whole.token = parts[-1].token

@@ -29,7 +29,7 @@ __all__ = ["Content", "Journal", "Segment", "new_token"]
 
 _GLANCE_BYTES = 1 << 14
 _BEYOND_BYTES = 4096
-# Every process looks at the journal once a second, and then says what it knows.
+# Every process looks at the journal once a second, and then adds what it knows. The flush waits so long for that.
 _SETTLE_SECONDS = 3.0
 
 
@@ -125,7 +125,8 @@ class Journal(JournalDirectory):
 
     def seal(self, segment: Segment) -> Replay:
         """Seal the current segment, put it on the disk, and return all that is in it. Raises OSError."""
-        # The next segment comes first: whoever meets the seal finds it, and its number is never given out again.
+        # The next segment is made before the seal is written. Whoever meets the seal finds it, and nobody gives its
+        # number to another one.
         self.make(segment.last + 1)
         descriptor = self.open(segment.last)
         try:
@@ -142,8 +143,8 @@ class Journal(JournalDirectory):
         """Seal segment `number`, that is in doubt, in each of these files. Raises OSError.
 
         Whoever follows one of them goes on in the next segment. The caller holds the flush lock, and writes the
-        segment anew. He has read up to `offset`: the files become longer than that, so that nobody who had read as far
-        before a file was cut finds its end where he left it.
+        segment anew. The caller has read up to `offset`, and the files are made longer than that. Otherwise a process
+        that had read as far before a file was cut could find the file's end where it left it, and notice nothing.
         """
         self.make(number + 1)
         line = encode(SEAL, new_token(number).encode("ascii") + FENCE)
@@ -172,7 +173,7 @@ class Journal(JournalDirectory):
         try:
             write_durably(temporary, b"".join(lines))
         except OSError:
-            temporary.unlink(missing_ok=True)  # it may have taken the last room there was
+            temporary.unlink(missing_ok=True)  # it may have taken the last room on the disk
             raise
         temporary.replace(self.path / segment.name)
         self.sync_directory()
@@ -190,7 +191,7 @@ class Journal(JournalDirectory):
             os.fdatasync(descriptor)
         except OSError:
             self.doubtful.add(segment)
-            # The next flush may be another process's.
+            # Another process may run the next flush, and must know it, too.
             with suppress(OSError), (self.path / "doubtful").open("a", encoding="ascii") as file:
                 file.write(f"{segment.name}\n")
             raise

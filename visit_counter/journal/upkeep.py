@@ -40,6 +40,7 @@ class Upkeep:
             self._note_segment(event)
 
     def _note_segment(self, event: Record) -> None:
+        """Note that a file was merged or written anew, or that what it lacked was appended again."""
         numbers, _, what = event.argument.partition(b" ")
         first, _, last = numbers.partition(b"-")
         segment = Segment(int(first), int(last))
@@ -49,7 +50,8 @@ class Upkeep:
             if segment not in self._buffer.mending.doubtful:
                 self.reread(segment)
         else:
-            # Its visits are counted, whoever knew them; what is left of it is what was sent.
+            # A process has appended what the file lacked to the current segment, where it counts now. So what this
+            # process knew beyond the file no longer counts in the table of this segment.
             mine = self._buffer.mending.doubtful.pop(segment, None)
             if what == WHOLE:
                 self._buffer.tables.remove(segment.range)
@@ -66,6 +68,7 @@ class Upkeep:
                 self._put(segment, replay.visits, replay.sealed_as)
 
     def _put(self, segment: Segment, visits: Tally, token: str) -> None:
+        """Let the table of a segment hold these visits. The lock is held."""
         whole = Table(*segment.range, visits, token)
         for table in self._buffer.tables.sealed:
             if (table.first, table.last) == segment.range:
@@ -78,7 +81,8 @@ class Upkeep:
     def tidy(self, rebase: Rebase) -> None:
         """Read a new state, and drop or replace tables as it says. Takes the lock itself; see `WriteBuffer.tick`."""
         with self._buffer.lock:
-            # Looked at, not only waited for: the event is lost if the flush dies in between, or on a full disk.
+            # The file is looked at even if no line told of a new state. That line is missing where a flush died before
+            # it could write it, or where the disk was full.
             if self._changed or self._buffer.has_new_state():
                 self._changed = False
                 self._buffer.reload_state()
@@ -92,6 +96,7 @@ class Upkeep:
             self._replace_parts(segment, rebase)
 
     def _rebase(self, table: Table, rebase: Rebase) -> None:
+        """Call `rebase` for all pages of a table, with the lock held for a few of them at a time."""
         pages = list(table.visits.items())
         for start in range(0, len(pages), _TIDY_PAGES):
             with self._buffer.lock:
@@ -99,17 +104,19 @@ class Upkeep:
                     rebase(page, visits, table.last)
 
     def _replace_parts(self, whole: Segment, rebase: Rebase) -> None:
-        """Put one table in the place of those of a merged file, which leaves out what its partition includes."""
+        """Put the table of a merged file in the place of the tables of its parts."""
         try:
             merged = self._buffer.journal.read(whole)
         except FileNotFoundError:
-            return  # merged again or forgotten meanwhile, which is told too; the parts' own tables are as right
+            # It was merged again or forgotten meanwhile, and another line says so. The parts' tables are right, too.
+            return
         kept = merged.visits
         with self._buffer.lock:
             sealed = self._buffer.tables.sealed
             parts = [table for table in sealed if whole.first <= table.first and table.last <= whole.last]
-        # What was left out is what some merge knew to be included, not what is known to be included now: the oldest
-        # visits of a page, as many as the parts have and the merged file has not.
+        # A merge leaves out the visits that their partition included when the file was written. Their number is what
+        # the parts have and the merged file lacks, and they are the oldest visits of their page. It cannot be told from
+        # what the partition includes now: that may be more.
         left_out = dict(together(table.visits for table in parts).minus(kept))
 
         def rebase_left_out(page: str, visits: int, last: int) -> None:
