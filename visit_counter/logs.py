@@ -135,7 +135,7 @@ class OncePerHost(logging.Filter):
         subject, state = getattr(record, "state_of", (None, ""))
         text = f"{subject} {state}" if subject else record.getMessage()
         seconds = STATE_SECONDS if subject else ONCE_SECONDS
-        # A lock of a file is a process's: two threads of one need not be kept apart, both may write.
+        # The lock of a file belongs to a process: it does not exclude two threads of one, and both may write.
         fcntl.lockf(self._lock, fcntl.LOCK_EX)
         try:
             return self._note(subject or text, text, seconds)

@@ -1,6 +1,6 @@
 """Files that are ours alone: how they are opened, and whether a directory is safe to keep them in.
 
-Whoever may write to the data directory can put a link in the place of a file, and have the service write somewhere
+A user who may write to the data directory can put a link in the place of a file, and have the service write somewhere
 else. So every file is opened without following a link, and the start looks at what is there already.
 """
 

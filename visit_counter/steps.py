@@ -12,7 +12,7 @@ and of a rebalance, for a group of partitions each (`shards.rebalance`)
 
     freeze, copy, accept, bury, activate  this was done
     tell       one more shard has the next shard map
-    shard_map  all partitions are where they belong, the shards are not yet told
+    shard_map  all partitions are where they belong, the shards do not have the next shard map yet
 
 `hook` is None outside fault tests.
 """

@@ -138,7 +138,7 @@ def test_the_urls_hold_what_it_takes_to_connect_by_hand(
     assert "cannot read the password" in flask("shards", "url", status=1).stderr
     gunicorn(**environ).start()
     done = flask("shards", "url", "--json")
-    assert "keep the passwords in them secret" in done.stderr
+    assert "keep these passwords secret" in done.stderr
     assert [row["shard"] for row in rows(done)] == ["redis_7070", "redis_7071"]
     for row, port in zip(rows(done), environ["VISITS_EMBEDDED_PORTS"].split(","), strict=True):
         assert row["url"].endswith(f"@127.0.0.1:{port}")

@@ -36,7 +36,7 @@ def serve(options: tuple[str, ...]) -> None:  # noqa: ARG001 - gunicorn reads th
     """Serve on 127.0.0.1:8000 until Ctrl-C; serve --help lists gunicorn's options."""
     with startup.errors_in_one_line():
         startup.worker_count(Settings.load(os.environ), os.environ)
-    # gunicorn takes the variable for a number when it is imported, and an empty one for a wrong number.
+    # gunicorn reads the variable as a number when it is imported; an empty one would be an error.
     if not os.environ.get("WEB_CONCURRENCY"):
         os.environ.pop("WEB_CONCURRENCY", None)
     from visit_counter.server.serve import serve as run  # noqa: PLC0415 - see above; commands need no gunicorn

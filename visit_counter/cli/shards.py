@@ -77,7 +77,7 @@ def url(as_json: bool) -> None:
     except VisitCounterError as error:
         raise click.ClickException(str(error)) from None
     print_rows(rows, as_json)
-    click.echo("keep the passwords in them secret: whoever has one can change and delete counts", err=True)
+    click.echo("keep these passwords secret: anybody who has one can change and delete counts", err=True)
 
 
 @shards.command("rebalance")

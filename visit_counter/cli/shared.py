@@ -74,8 +74,8 @@ def _may_begin(service: Service) -> bool:
     journal = service.buffer.journal if service.buffer else None
     if journal is None or journal.is_there():
         return False
-    told = f"there is no journal in {journal.path}; waiting up to {WAIT_SECONDS:.0f} s for a service to put it back"
-    click.echo(told, err=True)
+    notice = f"there is no journal in {journal.path}; waiting up to {WAIT_SECONDS:.0f} s for a service to put it back"
+    click.echo(notice, err=True)
     return not wait_until_there(journal)
 
 

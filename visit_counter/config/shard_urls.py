@@ -1,4 +1,4 @@
-"""The list of shards that VISITS_SHARDS gives: what is allowed, and how it is told without its passwords.
+"""The list of shards that VISITS_SHARDS gives: what is allowed, and how it is shown without its passwords.
 
     cache=redis://:secret@10.0.0.5:7070,rediss://10.0.0.6:7071,redis+sentinel://10.0.0.7,10.0.0.8/main
 

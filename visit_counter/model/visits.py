@@ -1,6 +1,6 @@
 """What a visit says, and visits added up. Everything else passes the two on as they are.
 
-Whoever lets a visit say more changes this module, and the form of a journal line in `journal.records`. A flush,
+To let a visit say more, change this module, and the form of a journal line in `journal.records`. A flush,
 a compaction, a repair and the tables of pending visits only add, merge, split and compare tallies.
 """
 
@@ -57,7 +57,7 @@ class Tally(dict[str, int]):
         self.total += other.total
 
     def split(self, part_of: Callable[[str], int]) -> dict[int, Tally]:
-        """Return the parts that a function of the page tells apart."""
+        """Return the parts: a function gives the number of the part that a page belongs to."""
         parts: dict[int, dict[str, int]] = {}
         for page, number in self.items():
             parts.setdefault(part_of(page), {})[page] = number

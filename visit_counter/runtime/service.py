@@ -206,7 +206,7 @@ class Service:
         self._refresh_shard_map()
         if not self._leader.acquire() or self.buffer is None:
             return
-        # A segment that was cut or removed is mended before it is sent, not after.
+        # A segment that was cut or removed is repaired before it is sent, not after.
         self.follow()
         if self.buffer.halted:
             return

@@ -1,6 +1,6 @@
 """Working by the shard map that the shards keep: it is found, made at the first start, and given to shards without it.
 
-The servers say which shards they are. One that is not the shard that the list takes it for is not used.
+Each server says which shard it is. If that is not the shard that the list has at its address, it is not used.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Agreement:
         self._stores, self._ownership, self._name = stores, ownership, name
         self._is_known = not shared
         self._shared = shared
-        # By name, why a server is not the shard that the list takes it for; nothing is read or written there.
+        # By name, why the server in the list is not that shard; nothing is read or written there.
         self.mistaken: Mapping[str, str] = {}
         self._lock = Lock()
         self._clock = clock
@@ -120,7 +120,7 @@ class Agreement:
         )
 
     def _recognise(self, texts: Mapping[str, str], said: Mapping[str, Identity]) -> None:
-        """Compare who the servers say they are with whom the list takes them for; what is mistaken is not used."""
+        """Compare which shards the servers say they are with the list; a server that is another shard is not used."""
         shard_map = self._ownership.shard_map
         if shard_map is None:
             return

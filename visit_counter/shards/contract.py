@@ -156,7 +156,7 @@ class Store(ABC):
     def raise_losses(self, by: Mapping[int, int]) -> set[int]:
         """Raise the `losses` of each partition by a number; return the partitions where that is known to be done.
 
-        A raised number tells whoever reads a page that its count may be lower than one that was read before.
+        A raised number tells every reader that a page's count may be lower than one that was read before.
         """
 
     @abstractmethod

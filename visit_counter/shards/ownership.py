@@ -42,7 +42,7 @@ class Ownership:
         self._find_renamed({})
 
     def recognise(self, said: Mapping[str, Identity], mistaken: Mapping[str, str]) -> None:
-        """Note who the servers say they are, and why some of them are not the shards that the list takes them for."""
+        """Note which shards the servers say they are, and why some of them are not those that the list has there."""
         self._mistaken = dict(mistaken)
         self._find_renamed(
             {identity.name: self._stores[name] for name, identity in said.items() if name not in mistaken}

@@ -3,7 +3,7 @@
 A partition is a fixed slice of all pages and never changes. The ring is consistent hashing (Karger et al., 1997):
 every shard stands on a circle at POINTS_PER_SHARD places, and a partition belongs to the first place at or after its
 own. A new shard takes over only the arcs that end in its own places, so no partition moves between two others.
-Places come from the shard's name alone: a shard may change its address, and the order of the names is of no account.
+Places come from the shard's name alone: a shard may change its address, and the order of the names does not matter.
 
 Changing any constant here moves counts away from the shards that hold them; a test pins them all.
 """

@@ -71,7 +71,7 @@ class ShardedStore(Store):
 
     @property
     def mistaken(self) -> Mapping[str, str]:
-        """Why servers are not the shards that the list takes them for, by name; nothing is read or written there."""
+        """By name, why servers in the list are not these shards; nothing is read or written there."""
         return self._agreement.mistaken
 
     def refresh_shard_map(self) -> None:

@@ -2,7 +2,7 @@
 
 The engine is Redis Cluster: it keeps the slots, moves them, and promotes replicas. redis-py connects, authenticates and
 parses; its RedisCluster is not used, because it sends a command again after a lost connection, which would count visits
-twice, and asks the whole cluster anew, dead servers included, in the request that met one.
+twice, and when it meets a dead server it asks the whole cluster again within that request, dead servers included.
 
 What is sent a second time here is what a server replied to with MOVED or ASK: "I did not do it, ask there".
 """

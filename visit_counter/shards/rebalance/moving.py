@@ -21,7 +21,7 @@ The steps of a move; every one may be made again:
     moved          arriving       target              refused      bury (on the source's disk before the next step)
     moved          hash           target              target       activate
 
-A crash may take a server back by a second. The two waits for a disk make sure that it never leaves two owners.
+A server that crashes may lose its last second. The two waits for a disk keep any partition from having two owners then.
 """
 
 from __future__ import annotations

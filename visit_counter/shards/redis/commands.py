@@ -88,7 +88,7 @@ def look_of(shard: str, reply: Sequence[bytes | None]) -> Look:
     watermark, losses, stamp = reply
     mark = text_of(watermark or b"")
     if not is_token(mark):
-        raise StoreRefusedError(shard, "the partition has a watermark that no flush wrote; the next flush mends it")
+        raise StoreRefusedError(shard, "the partition has a watermark that no flush wrote; the next flush repairs it")
     return Look(mark, _number(shard, losses), text_of(stamp or b""))
 
 

@@ -91,4 +91,4 @@ def _warnings(info: Mapping[str, str]) -> Iterable[str]:
     if info.get("cluster_enabled") == "1" and info.get("cluster-require-full-coverage") == "yes":
         yield "cluster-require-full-coverage is yes: one primary that is lost stops all of them; set it to no"
     if info.get("aof_last_write_status") == "err":
-        yield "the last write to the append-only file failed: it refuses visits until its disk is mended"
+        yield "the last write to the append-only file failed: it refuses visits until its disk is repaired"

@@ -53,7 +53,7 @@ def exchange(connection: Connection, commands: Sequence[bytes], shapes: Iterable
         drop(connection)
         replies += [error] * (len(commands) - len(replies))
     except BaseException:
-        # The next call on this connection would take the unread replies for its own.
+        # The next call on this connection would read these replies as its own.
         drop(connection)
         raise
     return replies

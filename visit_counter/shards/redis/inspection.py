@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from visit_counter.shards.redis.shapes import Shape
 
-    # Sends each partition's command to whoever has it; gives the reply of its shape, or the RedisError, of each.
+    # Sends each partition's command to the server that has it; returns for each its reply, or the RedisError.
     Ask = Callable[[Sequence[tuple[int, bytes]], Iterable[Shape]], list[Any]]
 
 # How many partitions, with how many fields at most, are searched for the names of writers.

@@ -126,7 +126,7 @@ def protect(port: int, password: str) -> None:
 
 
 def write_anew(port: int, password: str, directory: Path) -> None:
-    """Have a server whose files were removed write them anew. Raises OSError, ValueError, ServerRefusedError."""
+    """Have a server whose files were removed write them again. Raises OSError, ValueError, ServerRefusedError."""
     with Connection(port) as connection:
         connection.ask("AUTH", "default", password)
         connection.ask("CONFIG", "SET", "dir", str(directory))

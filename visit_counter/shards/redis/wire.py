@@ -35,7 +35,7 @@ _LONGEST_TEXT = 200
 class Wire:
     """The connections to one shard that share a pair of time-outs; opened when first needed.
 
-    After a fork the pool starts anew, so that a connection is never used by two processes.
+    After a fork the pool opens new connections, so that none is used by two processes.
     """
 
     def __init__(
@@ -102,7 +102,7 @@ def explain(shard: str, error: RedisError) -> StoreError:
     """Return the StoreError that an error of redis-py means. redis-py's texts hold addresses, but no passwords."""
     if isinstance(error, MasterNotFoundError):
         return StoreUnavailableError(shard, "the sentinels do not answer, or know no primary that does")
-    # redis-py takes the code off the text of the errors it knows, and a reader would look for it.
+    # redis-py removes the code from the text of the errors it knows, but a person would search for it.
     code = getattr(error, "status_code", None)
     text = f"{code} {error}" if code and code != "ERR" else str(error)
     if len(text) > _LONGEST_TEXT:  # a server that is none may say anything
