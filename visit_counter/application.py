@@ -13,7 +13,7 @@ from visit_counter.cli.visits import visits as visits_commands
 from visit_counter.config.settings import Settings
 from visit_counter.model.answers import MAX_BODY_BYTES
 from visit_counter.runtime.service import Service
-from visit_counter.web import badge, health, many, origins, pixel, problems, script, visits
+from visit_counter.web import badge, health, many, origins, pixel, problems, script, visits, why
 from visit_counter.web.bodies import read_body
 from visit_counter.web.table import LoopCalls
 
@@ -54,7 +54,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     app.before_request(read_body)
     app.before_request(service.start_once)
     origins.register(app, service.origins)
-    for part in (visits, many, pixel, badge, script, health):
+    for part in (visits, many, pixel, badge, script, why, health):
         app.register_blueprint(part.blueprint)
     problems.register(app)
     for commands in (visits_commands, shards_commands):

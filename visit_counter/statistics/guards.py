@@ -59,6 +59,18 @@ class Guards:
             self._note(reason.value)
         return reason
 
+    def why(self, page: str, sent: Sent) -> Ignored | None:
+        """Tell what `judge` would, and remember nothing of it. Raises RateError."""
+        return self._judge(page, sent, remember=False)
+
+    def client(self, sent: Sent) -> str:
+        """Return the address of who has sent a request."""
+        return client_of(sent.peer, sent.forwarded, self._trusted)
+
+    def is_hidden(self, sent: Sent) -> bool:
+        """Tell whether a proxy that is not believed names another client."""
+        return bool(sent.forwarded) and not self._trusted.has(sent.peer)
+
     def figures(self) -> dict[str, int]:
         """Return how many visits were not counted since the service started on this host, by reason."""
         found = {reason: int(self._figures.get(reason)) for reason in (*(each.value for each in Ignored), "rate")}
@@ -67,17 +79,17 @@ class Guards:
     def _note(self, reason: str) -> None:
         self._figures.set(self._figures.get(reason) + 1, reason)
 
-    def _judge(self, page: str, sent: Sent) -> Ignored | None:
-        client = client_of(sent.peer, sent.forwarded, self._trusted)
+    def _judge(self, page: str, sent: Sent, *, remember: bool = True) -> Ignored | None:
+        client = self.client(sent)
         if self._has_own and self._own.has(client):
             return Ignored.OWN
         if self._rate.visits:
-            self._limit(household(client))
-        if self._repeat_seconds and self._is_repeat(page, client, sent.user_agent):
+            self._limit(household(client), remember=remember)
+        if self._repeat_seconds and self._is_repeat(page, client, sent.user_agent, remember=remember):
             return Ignored.REPEAT
         return None
 
-    def _limit(self, client: str) -> None:
+    def _limit(self, client: str, *, remember: bool) -> None:
         """Count a visit of a client against the rate.
 
         The generic cell rate algorithm (ITU-T I.371): one number for a client, the time at which all its visits so far
@@ -89,13 +101,14 @@ class Guards:
         wait = due + interval - now - self._rate.seconds
         if wait > 1e-6:
             raise RateError(f"{self._rate.visits} visits in {self._rate.seconds} s", wait)
-        self._limits.set(due + interval, client)
+        if remember:
+            self._limits.set(due + interval, client)
 
-    def _is_repeat(self, page: str, client: str, user_agent: str) -> bool:
+    def _is_repeat(self, page: str, client: str, user_agent: str, *, remember: bool) -> bool:
         """Tell whether a visit of this visitor to this page was counted a moment ago."""
         now = self._clock()
         last = self._last.get(page, client, user_agent)
         is_repeat = last > 0 and now - last < self._repeat_seconds
-        if not is_repeat:
+        if remember and not is_repeat:
             self._last.set(now, page, client, user_agent)
         return is_repeat
