@@ -142,7 +142,7 @@ class WriteBuffer(Follower):
         the journal is in doubt. `mending`: the caller has just begun a segment that is not.
         """
         data = b"".join(starmap(read_line, reads))
-        pages = {page for page, _ in reads}
+        self.pages_at_hand = pages = {page: page for page, _ in reads}
         # Nothing counts behind a seal. Lines that came there are appended again, to the next segment.
         for _ in range(_REPORT_TRIES):
             if self.halted and not mending:
@@ -157,7 +157,7 @@ class WriteBuffer(Follower):
                 return False
             if written < len(data):
                 return False
-            if self.tables.current.last == segment and pages <= self.tables.current.reported.keys():
+            if self.tables.current.last == segment and pages.keys() <= self.tables.current.reported.keys():
                 return True
         return False
 

@@ -54,6 +54,7 @@ class Follower:
         "offset",
         "on_load",
         "on_read",
+        "pages_at_hand",
         "state",
         "state_is_older",
         "tables",
@@ -71,6 +72,9 @@ class Follower:
         self.writer = ""  # the id that the state says watermarks are under
         self.writer_file = ""  # what the file `writer` said: another one while a flush takes a new id
         self.state = Checkpoint()
+        # The pages whose reads are being told, each by itself: the tables keep these, and not a second copy of each
+        # text as it comes back from the file.
+        self.pages_at_hand: dict[str, str] = {}
         # Every partition includes the segments up to this one; their tables are dropped once they are rebased.
         self.included_to = 0
         # How often the journal was read from the start. A count that was cached before the last time is no longer
@@ -210,7 +214,8 @@ class Follower:
         self.offset += replay.consumed
         self.tail = tail
         self.tables.current.visits.merge(replay.visits)
-        for (page, losses, segment), stored in replay.known.items():
+        for (replayed, losses, segment), stored in replay.known.items():
+            page = self.pages_at_hand.get(replayed, replayed)
             self.tables.current.reported[page] = None
             self.on_read(page, Known(losses, segment, stored))
         if following:

@@ -48,6 +48,8 @@ FENCE = b" fence"
 WHOLE = b"whole"
 _EVENTS = frozenset((SEAL, FLUSHED, MERGED, READ, RESTORED, REREAD, AGAIN, PROBE))
 _SEAL_MARK = b"\tseal\t"
+# Lines of popular pages are made, and read, once. Each takes some 200 bytes, and pages that are visited once fill this.
+_KEPT_LINES = 1 << 14
 # What `read_visits` is good for: some hundred lines.
 FEW_BYTES = 1 << 14
 
@@ -58,7 +60,7 @@ def encode(kind: bytes, argument: bytes) -> bytes:
     return b"%08x\t%b\n" % (crc32(body), body)
 
 
-@lru_cache(maxsize=1 << 16)
+@lru_cache(maxsize=_KEPT_LINES)
 def visit_line(page: str, visits: int = 1) -> bytes:
     """Return the line that counts visits of a page. Popular pages pay for it once."""
     return encode(b"%d" % visits, page.encode())
@@ -128,7 +130,7 @@ def _read_visit(line: bytes) -> Visit | None:
     return record.argument.decode("utf-8", "replace"), int(record.kind)
 
 
-_visit_of_line = lru_cache(maxsize=1 << 16)(_read_visit)
+_visit_of_line = lru_cache(maxsize=_KEPT_LINES)(_read_visit)
 
 
 def read_visits(data: bytes) -> list[Visit] | None:

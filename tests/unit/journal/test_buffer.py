@@ -14,7 +14,7 @@ import pytest
 
 from tests.support.host import Host
 from visit_counter.errors import JournalError, JournalFullError, UncertainError
-from visit_counter.journal.records import encode, visit_line
+from visit_counter.journal.records import Known, encode, visit_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -249,6 +249,16 @@ def test_many_threads_of_several_processes_lose_and_double_nothing(host: Host) -
     # No two visits were told the same number, and none was skipped: the file's order is the truth.
     assert sorted(told) == list(range(1, 1801))
     assert [pending(buffer, "a") for buffer in buffers] == [1800] * 3
+
+
+def test_a_page_that_was_told_and_visited_is_kept_once(host: Host) -> None:
+    """Its text is most of what a page takes: two copies of it would be a third more for each page never seen before."""
+    buffer = host.process().buffer
+    page = "new/page"
+    with buffer.lock:
+        assert buffer.report([(page, Known(0, 0, 5))])
+        buffer.append([(page, 1)])
+    assert [id(kept) for kept in (*buffer.tables.current.reported, *buffer.tables.current.visits)] == [id(page)] * 2
 
 
 def test_unreadable_lines_are_reported_with_their_number(host: Host, caplog: pytest.LogCaptureFixture) -> None:
