@@ -123,7 +123,7 @@ class TwoHosts:
             if crowd.broken:
                 raise BrokenError(f"{len(crowd.broken)} answers were wrong, the first: {crowd.broken[0]}")
         for host in self.hosts:
-            wait_until(lambda host=host: _pending(host) == 0, "everything is flushed", 60)  # type: ignore[misc]
+            wait_until(lambda host=host: _pending(host) == 0, "everything is flushed", 60)  # type: ignore[misc]  # mypy cannot infer it
         stored = self.stored()
         for page in _PAGES:
             lowest = sum(crowd.acknowledged[page] for crowd in crowds)

@@ -257,7 +257,7 @@ class World:
             (host, index)
             for host in self.hosts
             for index, process in enumerate(host.processes)
-            if process is not running or not running.buffer.lock._is_owned()  # type: ignore[attr-defined]
+            if process is not running or not running.buffer.lock._is_owned()  # type: ignore[attr-defined]  # not in its types
         ]
         kept = self._steps_to_live, steps.hook
         self._steps_to_live = 0
@@ -544,7 +544,7 @@ class World:
             if size := min(one.buffer.offset for one in host.processes if one):
                 os.truncate(current, self.random.choice((0, self.random.randrange(size))))
         else:
-            name = {"writer": "writer", "state": "state.json"}.get(kind, os.path.basename(current))  # noqa: PTH119
+            name = {"writer": "writer", "state": "state.json"}.get(kind, os.path.basename(current))  # noqa: PTH119 - as the code under test calls it
             with suppress(FileNotFoundError):
                 os.unlink(f"{path}/{name}")  # noqa: PTH108 - as above
         host.disk.directory_synced()
@@ -579,7 +579,7 @@ class World:
 
     def _copy_data(self, host: Host) -> None:
         """Copy a host's data directory as it is, and let another host go on with the copy."""
-        if self._running or self.copied or len(self.hosts) > 2 or not os.path.isdir(host.path):  # noqa: PTH112
+        if self._running or self.copied or len(self.hosts) > 2 or not os.path.isdir(host.path):  # noqa: PTH112 - as the code under test calls it
             return
         self.copied = True
         self.sharers = [host]
@@ -708,7 +708,7 @@ def _use(simulated: Any, disk: Any) -> None:
         flusher_module,
         flush_round_module,
     ):
-        module.os = simulated  # type: ignore[attr-defined]
+        module.os = simulated  # type: ignore[attr-defined]  # set for this process
     SimulatedPath.disk = disk
 
 
@@ -761,7 +761,7 @@ def run_seeds(seeds: range, progress: Callable[[int], None] = lambda _: None) ->
     """Run seeds until one breaks; return how many ran, what broke, and how often a process died."""
     found = SimpleNamespace(ran=0, died=0, seed=None, error=None)
     logging.disable(logging.CRITICAL)
-    memory = "/dev/shm" if os.path.isdir("/dev/shm") else None  # noqa: PTH112
+    memory = "/dev/shm" if os.path.isdir("/dev/shm") else None  # noqa: PTH112 - as the code under test calls it
     try:
         with simulated_modules(), tempfile.TemporaryDirectory(dir=memory) as directory:
             for seed in seeds:

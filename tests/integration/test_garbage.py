@@ -61,7 +61,7 @@ def test_no_garbage_raises_anything_but_the_errors_of_a_store(
 ) -> None:
     path = "/main" if scheme == "redis+sentinel" else ""
     for garbage in GARBAGE.values():
-        fake.reply = lambda _, garbage=garbage: garbage  # type: ignore[misc]
+        fake.reply = lambda _, garbage=garbage: garbage  # type: ignore[misc]  # mypy cannot infer it
         with closing(impatient(Shard("fake", f"{scheme}://127.0.0.1:{fake.port}{path}"))) as store:
             failed: list[StoreError] = []
             try:
@@ -92,7 +92,7 @@ def test_a_script_that_returns_no_text_did_not_apply_the_batch(fake: FakeShard) 
 
 def test_the_start_tells_garbage_from_an_outage(fake: FakeShard) -> None:
     for garbage in GARBAGE.values():
-        fake.reply = lambda _, garbage=garbage: garbage  # type: ignore[misc]
+        fake.reply = lambda _, garbage=garbage: garbage  # type: ignore[misc]  # mypy cannot infer it
         said: list[str | None] = []
         try:
             said.append(check_shard(fake.shard))
@@ -103,7 +103,7 @@ def test_the_start_tells_garbage_from_an_outage(fake: FakeShard) -> None:
 
 def test_a_rebalance_over_garbage_is_one_message(fake: FakeShard) -> None:
     for garbage in GARBAGE.values():
-        fake.reply = lambda _, garbage=garbage: garbage  # type: ignore[misc]
+        fake.reply = lambda _, garbage=garbage: garbage  # type: ignore[misc]  # mypy cannot infer it
         with (
             closing(RedisStore(fake.shard, read_seconds=0.1, apply_seconds=0.1)) as store,
             pytest.raises(RebalanceError),

@@ -145,7 +145,7 @@ def test_of_several_sentinels_the_one_with_the_latest_word_counts(tmp_path: Path
         if stale_first:
             words.reverse()
         fakes = [
-            stack.enter_context(closing(FakeShard(lambda _, word=word: word)))  # type: ignore[misc]
+            stack.enter_context(closing(FakeShard(lambda _, word=word: word)))  # type: ignore[misc]  # mypy cannot infer it
             for word in [*words, b"+garbage\r\n"]
         ]
         hosts = ",".join(f"127.0.0.1:{fake.port}" for fake in fakes)

@@ -224,7 +224,7 @@ def test_threads_that_apply_the_same_batches_count_them_once(store: Store) -> No
     for round_number in range(5):
         old, new = (f"{round_number}:a" if round_number else "", f"{round_number + 1}:a")
         batches = batches_of(visits, old, new)
-        results = in_threads(lambda _, batches=batches: store.apply("writer", batches))  # type: ignore[misc]
+        results = in_threads(lambda _, batches=batches: store.apply("writer", batches))  # type: ignore[misc]  # mypy cannot infer it
         assert all(result == [Applied(batch.partition, new) for batch in batches] for result in results)
     assert Counter(counts(store, list(visits))) == {10: 300}
 
@@ -233,7 +233,7 @@ def test_of_threads_that_race_with_different_batches_one_wins_and_all_are_told_w
     present = NO_WATERMARK
     for round_number in range(1, 21):
         results = in_threads(
-            lambda me, present=present, number=round_number: store.apply(  # type: ignore[misc]
+            lambda me, present=present, number=round_number: store.apply(  # type: ignore[misc]  # mypy cannot infer it
                 "writer", [Batch(partition_of("home"), present, f"{number}:{me}", Tally({"home": 1}))]
             )
         )

@@ -153,7 +153,7 @@ class Cluster:
         for primary, replica in zip(self.servers[:3], self.servers[3:], strict=True):
             primary_id = str(primary.call("CLUSTER", "MYID"))
             wait_until(
-                lambda replica=replica, own=primary_id: replica.call("CLUSTER", "REPLICATE", own) in (True, "OK"),  # type: ignore[misc]
+                lambda replica=replica, own=primary_id: replica.call("CLUSTER", "REPLICATE", own) in (True, "OK"),  # type: ignore[misc]  # mypy cannot infer it
                 "a replica to take its place",
             )
         self.wait_until_whole()
@@ -198,7 +198,7 @@ def _must(reply: object) -> None:
 def main() -> None:
     """Start one and show it, for a look by hand."""
     import tempfile  # noqa: PLC0415 - for this look alone
-    from pathlib import Path  # noqa: PLC0415
+    from pathlib import Path  # noqa: PLC0415 - for this look alone
 
     with suppress(KeyboardInterrupt), tempfile.TemporaryDirectory() as folder, Cluster(Path(folder)) as cluster:
         print(cluster.shard.url, flush=True)

@@ -1,7 +1,8 @@
 """A line now and then that tells how many tests are done and the time left: a pytest plugin (tests/conftest.py).
 
 The time left is what the tests that are left took once, by `tests/durations.json`, times the speed of those that are
-done. `pytest --keep-durations` writes that file anew; a test that it does not know is taken for an average one.
+done. `pytest --keep-durations` writes there what they took this time; a test that it does not know is taken for an
+average one.
 """
 
 from __future__ import annotations
@@ -107,7 +108,8 @@ class Progress:
     def pytest_sessionfinish(self) -> None:
         if self._keep:
             means = {module: round(self._seconds[module] / len(self._tests[module]), 4) for module in self._seconds}
-            DURATIONS.write_text(json.dumps(means, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+            kept = known_durations() | means  # of a part of the suite, or a run that was ended, what it has
+            DURATIONS.write_text(json.dumps(kept, indent=1, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def _module_of(nodeid: str) -> str:

@@ -56,7 +56,7 @@ class SteadyJobStore(MemoryJobStore):  # type: ignore[misc]  # APScheduler has n
             log.warning("the clock jumped by %+.0f s; all jobs run now", self._ahead - before)
             for job in self.get_all_jobs():
                 job.modify(next_run_time=now)
-        return super().get_due_jobs(now)  # type: ignore[no-any-return]
+        return super().get_due_jobs(now)  # type: ignore[no-any-return]  # APScheduler has no types
 
     def get_next_run_time(self) -> datetime | None:
         """Return when to ask again: when the next job is due, or in a second, to look at the clocks."""

@@ -180,7 +180,7 @@ class Service:
 
     def follow(self) -> None:
         """Follow the journal; done once a second."""
-        assert isinstance(self.counter, BufferedCounter)  # noqa: S101
+        assert isinstance(self.counter, BufferedCounter)  # noqa: S101 - where there is a buffer, there is this counter
         self.counter.tick()
         self._watch.observe(self.counter.buffer.state)
 

@@ -155,7 +155,7 @@ def _load_code() -> None:
     This takes most of the time of a start, and the embedded shards start meanwhile. So a module that gunicorn loads
     before this does not import Flask or redis-py at its top.
     """
-    from visit_counter import create_app  # noqa: F401, PLC0415
+    from visit_counter import create_app  # noqa: F401, PLC0415 - for what its import loads
 
     # It stays as long as this process does. A garbage collection would walk over all of it, here and in each worker,
     # where what it writes would then be no longer shared.

@@ -34,7 +34,7 @@ def _hook(name: str) -> None:
     for kind, number in _SIGNALS:
         try:
             # Only one process can take it.
-            os.rename(f"{folder}/{kind}.{name}", f"{folder}.taken/{kind}.{name}.{os.getpid()}")  # noqa: PTH104
+            os.rename(f"{folder}/{kind}.{name}", f"{folder}.taken/{kind}.{name}.{os.getpid()}")  # noqa: PTH104 - pathlib is not imported yet
         except FileNotFoundError:
             continue
         if number is not None:
@@ -68,9 +68,9 @@ class _Finder(MetaPathFinder):
 
         def load_and_hook(module: ModuleType) -> None:
             load(module)
-            module.hook = _hook  # type: ignore[attr-defined]
+            module.hook = _hook  # type: ignore[attr-defined]  # set for this process
 
-        spec.loader.exec_module = load_and_hook  # type: ignore[method-assign]
+        spec.loader.exec_module = load_and_hook  # type: ignore[method-assign]  # for this test
         return spec
 
 

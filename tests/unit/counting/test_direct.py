@@ -89,7 +89,7 @@ def test_of_two_visits_at_once_the_later_count_is_read_whichever_is_answered_las
             other.wait()
         return count
 
-    store.add = held  # type: ignore[method-assign]
+    store.add = held  # type: ignore[method-assign]  # for this test
     first = threading.Thread(target=lambda: counter.record("a"))
     first.start()
     counted.wait()

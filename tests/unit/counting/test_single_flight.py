@@ -52,7 +52,7 @@ def test_an_error_is_everybodys_and_the_next_one_calls_again() -> None:
 
 def test_nothing_is_remembered_once_a_call_is_over() -> None:
     flights: SingleFlight[int] = SingleFlight()
-    assert [flights.do("home", lambda n=n: n) for n in range(3)] == [0, 1, 2]  # type: ignore[misc]
+    assert [flights.do("home", lambda n=n: n) for n in range(3)] == [0, 1, 2]  # type: ignore[misc]  # mypy cannot infer it
     assert flights._under_way == {}
 
 

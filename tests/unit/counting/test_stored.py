@@ -251,7 +251,7 @@ def test_retained_segments_are_read_without_the_lock(host: Host, shard: Watched)
         assert not late.buffer.lock._is_owned()  # type: ignore[attr-defined]  # of RLock
         return read(segment)
 
-    late.buffer.journal.read = without_lock  # type: ignore[method-assign]
+    late.buffer.journal.read = without_lock  # type: ignore[method-assign]  # for this test
     assert late.count("a").visits == 3
     del late.buffer.journal.read
 

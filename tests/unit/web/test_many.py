@@ -34,7 +34,7 @@ def test_one_wrong_entry_and_nothing_is_counted(client: FlaskClient) -> None:
 def test_what_is_no_batch_is_told_what_a_batch_is(client: FlaskClient, body: bytes) -> None:
     answer = client.post("/visits", data=body)
     assert (answer.status_code, answer.mimetype) == (400, "application/problem+json")
-    assert "visits" in answer.json["detail"]  # type: ignore[index]
+    assert "visits" in answer.json["detail"]  # type: ignore[index]  # it is there
 
 
 def test_a_batch_holds_500_entries_and_a_query_100_pages(client: FlaskClient) -> None:
