@@ -152,7 +152,11 @@ class WriteBuffer(Follower):
             try:
                 segment = self.tables.current.last
                 written = os.write(self.descriptor, data)
-                self.catch_up()
+                is_next = os.lseek(self.descriptor, 0, os.SEEK_CUR) - written == self.offset
+                if is_next and written == len(data) and not mending:
+                    self._follow_own(reads, data)
+                else:
+                    self.catch_up()
             except OSError:
                 return False
             if written < len(data):
@@ -160,6 +164,14 @@ class WriteBuffer(Follower):
             if self.tables.current.last == segment and pages.keys() <= self.tables.current.reported.keys():
                 return True
         return False
+
+    def _follow_own(self, reads: Sequence[tuple[str, Known]], data: bytes) -> None:
+        """Follow lines that were written right behind the place that was read to, without reading them back."""
+        self.offset += len(data)
+        self.tail = data
+        for page, known in reads:
+            self.tables.current.reported[page] = None
+            self.on_read(page, known)
 
     def pending_totals(self) -> tuple[int, int]:
         """Return (visits, pages) in all tables; a page in several segments is counted in each."""

@@ -47,6 +47,7 @@ PROBE = b"probe"
 FENCE = b" fence"
 WHOLE = b"whole"
 _EVENTS = frozenset((SEAL, FLUSHED, MERGED, READ, RESTORED, REREAD, AGAIN, PROBE))
+_READ_FIELD = b"\t%b\t" % READ
 _SEAL_MARK = b"\tseal\t"
 # Lines of popular pages are made, and read, once. Each takes some 200 bytes, and pages that are visited once fill this.
 _KEPT_LINES = 1 << 14
@@ -138,7 +139,7 @@ def read_visits(data: bytes) -> list[Visit] | None:
 
     They are at most FEW_BYTES: what another worker has appended since this one looked, some thousand times a second.
     """
-    if not data.endswith(b"\n"):
+    if not data.endswith(b"\n") or _READ_FIELD in data:
         return None
     visits = list(map(_visit_of_line, data[:-1].split(b"\n")))
     return cast("list[Visit]", visits) if all(visits) else None

@@ -309,3 +309,19 @@ def test_a_segment_that_a_killed_process_made_has_its_name_synced_before_a_visit
     )
     host.process()
     assert synced == [host.journal.path]
+
+
+def test_what_a_process_tells_of_reads_is_followed_once_behind_all_that_others_have_written(host: Host) -> None:
+    first, second = (host.process().buffer for _ in range(2))
+    heard: list[tuple[str, int]] = []
+    first.on_read = lambda page, known: heard.append((page, known.stored))
+    assert first.report([("a", Known(0, 0, 7)), ("b", Known(0, 0, 8))])
+    append(second, "c")
+    second.report([("d", Known(0, 0, 9))])
+    assert first.report([("e", Known(0, 0, 10))])
+    assert sorted(heard) == [("a", 7), ("b", 8), ("d", 9), ("e", 10)]
+    assert pending(first, "c") == 1
+    for buffer in (first, second):
+        buffer.catch_up()
+        assert buffer.offset == os.fstat(buffer.descriptor).st_size
+        assert buffer.tables.current.reported.keys() == {"a", "b", "d", "e"}
