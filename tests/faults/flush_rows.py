@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 WORKERS = ("visit_counter.server.worker.VisitWorker", "gthread")
-_BULK_PAGES = 600  # more than the service flushes in one of its own threads
+_BULK_PAGES = 5100  # more than the service flushes in one of its own threads
 
 
 def _on_both_workers(

@@ -55,6 +55,7 @@ from visit_counter.journal import repair as mending_module
 from visit_counter.journal import segments as journal_module
 from visit_counter.journal.buffer import WriteBuffer
 from visit_counter.journal.checkpoint import Checkpoint
+from visit_counter.journal.records import Replay
 from visit_counter.journal.segments import Journal, Segment
 from visit_counter.journal.witnesses import Witnesses
 from visit_counter.model.answers import Accepted, Answer, Ask
@@ -143,6 +144,7 @@ class Host:
         self.cache_pages = random.choice((1, 2, 100))
         self.oracle = Oracle(self.fsync == "always")
         self.harmed = False  # somebody removed or cut files, or a sync failed
+        self.handed = 0  # how often a flush took a table from memory
         self.unmended = False  # and not every process has mended that yet
         self.processes: list[Process | None] = [None] * random.choice((1, 2, 3))
         self.locks: dict[int, int] = {}  # by process: how it holds the lock of those who know the journal
@@ -161,7 +163,7 @@ class Process:
         self.cache = LocalCache(threshold=host.cache_pages, ttl_seconds=5.0, clock=lambda: world.now)
         self.buffer = WriteBuffer(self.journal, fsync=host.fsync)
         self.witnesses = SimulatedWitnesses(host, self.pid)
-        self.flusher = Flusher(self.journal, self.store, retain_segments=host.retain)
+        self.flusher = Flusher(self.journal, self.store, retain_segments=host.retain, followed=self._followed)
         self.counter = BufferedCounter(
             self.buffer, self.store, self.cache, post_via=self.store.shard_name, stored_via=self.store.shard_name
         )
@@ -175,6 +177,20 @@ class Process:
             except JournalError:
                 raise Died from None  # as above: it would wait
             self.buffer.open(begin=begin)
+
+    def _followed(self, segment: Segment) -> Replay | None:
+        """Return what the process knows of a sealed segment; it must be what the file says."""
+        if self.pid % 2:
+            return None  # the flushes of half of the processes read the files, as a flush in a process of its own does
+        known = self.buffer.followed(segment)
+        if known is not None:
+            self.host.handed += 1
+            file = self.journal.read(segment)
+            if (known.visits, known.known, known.sealed_as) != (file.visits, file.known, file.sealed_as):
+                raise BrokenError(f"{segment}: {known} was handed to the flush, the file says {file}")
+            if file.fenced or file.unreadable or not self.journal.is_whole(file):
+                raise BrokenError(f"{segment} was handed to the flush, and its file needs a closer look: {file}")
+        return known
 
 
 class Unshared:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from visit_counter.config.settings import Settings
 
-PAGES = 600  # more than the service flushes in one of its own threads
+PAGES = 5100  # more than the service flushes in one of its own threads
 SECRET = "canary-5d1c"
 WORKERS = ("visit_counter.server.worker.VisitWorker", "gthread")
 

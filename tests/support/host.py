@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from visit_counter.counting.cache import LocalCache
 from visit_counter.counting.counter import BufferedCounter
@@ -35,7 +35,7 @@ class Clock:
 class Host:
     """One data directory and what works on it."""
 
-    def __init__(self, path: Path, stores: list[Store] | None = None, **flusher: int) -> None:
+    def __init__(self, path: Path, stores: list[Store] | None = None, **flusher: Any) -> None:
         self.journal = Journal(path / "journal")
         self.store = ShardedStore(stores or [MemoryStore(name) for name in NAMES])
         self.flusher = Flusher(self.journal, self.store, **flusher)

@@ -85,4 +85,4 @@ def test_the_architecture_page_stays_short() -> None:
     """But for its picture, which has a line for each module: `test_house` compares it with the tree."""
     text = (REPOSITORY / "docs" / "architecture.md").read_text(encoding="utf-8")
     before, _, rest = text.partition("```house\n")
-    assert len((before + rest.partition("```")[2]).splitlines()) < 190
+    assert len((before + rest.partition("```")[2]).splitlines()) < 200

@@ -2,8 +2,9 @@
 
     seal -> add up per partition -> compare watermarks -> apply -> wait for the shards' disks -> confirm -> forget
 
-One process of a host flushes at a time (`flush.lock`). It reads the journal's files, not any process's memory, so
-whoever comes next carries on where a killed one stopped. Every decision starts from the watermarks that the partitions
+One process of a host flushes at a time (`flush.lock`). The journal's files decide what is flushed, not any process's
+memory, so whoever comes next carries on where a killed one stopped. A table in memory is used only where it surely says
+what the file says. Every decision starts from the watermarks that the partitions
 have now; what this host remembers of them (`state.confirmed`) only tells whether a shard lost something.
 """
 
@@ -24,6 +25,7 @@ from visit_counter.journal.records import FLUSHED
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from visit_counter.flush.sealed import Followed
     from visit_counter.journal.segments import Journal, Segment
     from visit_counter.shards.router import ShardedStore
 
@@ -42,12 +44,20 @@ class Flusher:
 
     Retained segments make a shard whole that comes back with older data; they are kept beyond that number until the
     shards have said that everything is on their disks. `max_bytes` bounds the journal: near it, fewer are retained.
+    `followed(segment)` returns what a sealed segment holds if a process knows that without reading the file, else None.
     """
 
     def __init__(
-        self, journal: Journal, store: ShardedStore, *, retain_segments: int = 20, max_bytes: int = 1 << 30
+        self,
+        journal: Journal,
+        store: ShardedStore,
+        *,
+        retain_segments: int = 20,
+        max_bytes: int = 1 << 30,
+        followed: Followed = lambda _: None,
     ) -> None:
         self.journal, self.store = journal, store
+        self._followed = followed
         self._retain = retain_segments
         self._max_bytes = max_bytes
 
@@ -63,7 +73,7 @@ class Flusher:
             self.journal.remove_leftovers()
             state = Checkpoint.load(self.journal.state_path)
             self.journal.remove_covered()
-            round_ = Round(self.journal, self.store, state)
+            round_ = Round(self.journal, self.store, state, self._followed)
             error = round_.run()
             result = LastFlush(time.time(), round(time.monotonic() - started, 3), round_.visits, round_.pages, error)
             state.last_flush = result

@@ -19,6 +19,7 @@ from visit_counter.shards.contract import NO_WATERMARK, Batch, is_base, segment_
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from visit_counter.flush.sealed import Followed
     from visit_counter.journal.checkpoint import Checkpoint
     from visit_counter.journal.segments import Journal, Segment
     from visit_counter.shards.contract import Applied
@@ -30,11 +31,11 @@ _PERSIST_SECONDS = 2.0
 class Round:
     """One flush, and what it has brought: `visits` of `pages`."""
 
-    def __init__(self, journal: Journal, store: ShardedStore, state: Checkpoint) -> None:
+    def __init__(self, journal: Journal, store: ShardedStore, state: Checkpoint, followed: Followed) -> None:
         self.journal, self.store, self.state = journal, store, state
         self.visits = self.pages = 0
         self.findings = Findings(state)
-        self.sealed = SealedSegments(journal, state, self.findings)
+        self.sealed = SealedSegments(journal, state, self.findings, followed)
         self.comparison = Comparison(journal, store, state, self.sealed, self.findings)
 
     def run(self) -> str:

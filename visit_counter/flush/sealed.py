@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from visit_counter import steps
@@ -25,13 +26,15 @@ log = logging.getLogger(__name__)
 _MOST_MISSING = 1000
 
 ByPartition = dict[int, "Tally"]
+Followed = Callable[["Segment"], Replay | None]
 
 
 class SealedSegments:
-    """The sealed segments there are. Nothing is read before `seal`."""
+    """The sealed segments there are. Nothing is read before `seal`. `followed`: see `Flusher`."""
 
-    def __init__(self, journal: Journal, state: Checkpoint, findings: Findings) -> None:
+    def __init__(self, journal: Journal, state: Checkpoint, findings: Findings, followed: Followed) -> None:
         self.journal, self.state, self.findings = journal, state, findings
+        self._followed = followed
         self.tokens: dict[Segment, str] = {}  # of each sealed segment, oldest first
         self.known: dict[Segment, KnownCounts] = {}  # what was read of pages, of the segments after the floor
         self.current = 0  # the segment that visits are appended to now
@@ -53,14 +56,14 @@ class SealedSegments:
                 continue
             # The last one has no seal, since the next is made before it. It is read once, when it is sealed.
             is_last = segment == segments[-1]
-            replay = Replay() if is_last else self.journal.read(segment)
+            replay = Replay() if is_last else self._followed(segment) or self.journal.read(segment)
             if not replay.sealed_as:
                 number = segment.last
                 holds = self.journal.holds_visits(segment) if is_last else bool(replay.visits)
                 if not holds and not self.journal.is_followed(segment):
                     break
                 try:
-                    replay = self.journal.seal(segment)
+                    replay = self.journal.seal(segment, self._followed)
                 except OSError as error:
                     # A full disk, mostly: what is sealed already is flushed all the same, and forgetting it gives room.
                     self.findings.failures.add(f"segment {segment.last} cannot be sealed: {error.strerror or error}")

@@ -22,7 +22,7 @@ from visit_counter import steps
 from visit_counter.errors import JournalError, JournalFullError
 from visit_counter.journal.directory import Segment
 from visit_counter.journal.following import Follower
-from visit_counter.journal.records import read_line, visit_line
+from visit_counter.journal.records import Replay, read_line, visit_line
 from visit_counter.journal.repair import Mending
 
 if TYPE_CHECKING:
@@ -40,6 +40,8 @@ _LINE_BYTES = 300
 # What was read may take one part in so many of the bytes that the journal may have. The rest is for visits.
 _READS_SHARE = 2
 _REPORT_TRIES = 5
+# How long a flush waits for the lock.
+_PATIENCE_SECONDS = 0.5
 
 
 class WriteBuffer(Follower):
@@ -169,6 +171,7 @@ class WriteBuffer(Follower):
         """Follow lines that were written right behind the place that was read to, without reading them back."""
         self.offset += len(data)
         self.tail = data
+        self.tables.current.keep(((page, known.losses, known.segment), known.stored) for page, known in reads)
         for page, known in reads:
             self.tables.current.reported[page] = None
             self.on_read(page, known)
@@ -193,6 +196,29 @@ class WriteBuffer(Follower):
             retained = {segment: self.journal.read(segment).visits for segment in segments}
             self._retained = included_to, retained
         return retained
+
+    def followed(self, segment: Segment) -> Replay | None:
+        """Return what a sealed segment holds if this process surely knows it, so that nobody has to read the file.
+
+        That is so if it has followed the file from its first line to its seal, met nothing that needs a closer look,
+        and finds that seal at that place of that file now. For the flush, which holds its lock; takes the lock itself.
+        """
+        # Whoever holds the lock may be waiting for that of the flush; then the file is read.
+        if not self.lock.acquire(timeout=_PATIENCE_SECONDS):
+            return None
+        try:
+            with self.mending.no_lock_needed(), suppress(JournalError):
+                self.catch_up()
+            table = self.tables.of(segment)
+            if self.halted or self.mending.doubtful or table is None or table.known is None:
+                return None
+        finally:
+            self.lock.release()
+        if table.seal_at is None or not self.journal.is_sealed_at(segment, table.token, table.seal_at):
+            return None
+        # From here on it is never changed.
+        lines = table.visits.total + len(table.known)
+        return Replay(table.visits, table.known, table.token, lines=lines, consumed=table.seal_at.end)
 
     def is_sealed(self, segment: Segment) -> bool:
         """Tell whether a segment is sealed, as far as this process has followed the journal."""
@@ -277,6 +303,7 @@ class WriteBuffer(Follower):
     def _whole_part(self, run: Sequence[Visit], written: int) -> Sequence[Visit]:
         """Return the visits whose lines are whole in the first `written` bytes; raise JournalError for none."""
         kept = []
+        self.tables.current.known = None  # a piece of a line is in the file
         for visit in run:
             written -= len(visit_line(*visit))
             if written < 0:

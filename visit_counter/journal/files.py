@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-_READ_BYTES = 4 << 20
+_READ_BYTES = 1 << 20
 
 
 def whole_lines(

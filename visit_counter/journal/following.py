@@ -18,6 +18,7 @@ from visit_counter.journal.files import whole_lines
 from visit_counter.journal.pending import Table, Tables
 from visit_counter.journal.recall import recalled
 from visit_counter.journal.records import FEW_BYTES, Known, Replay, read_visits
+from visit_counter.journal.segments import SealPlace
 from visit_counter.journal.upkeep import Upkeep
 
 if TYPE_CHECKING:
@@ -213,12 +214,13 @@ class Follower:
             return True
         self.offset += replay.consumed
         self.tail = tail
-        self.tables.current.visits.merge(replay.visits)
+        self.tables.current.note(replay)
         for (replayed, losses, segment), stored in replay.known.items():
             page = self.pages_at_hand.get(replayed, replayed)
             self.tables.current.reported[page] = None
             self.on_read(page, Known(losses, segment, stored))
         if following:
+            self.tables.current.seal_at = SealPlace.of(self.descriptor, self.offset)
             self.tables.seal(replay.sealed_as)
             self._go_on(*following)
         self._note(replay, number)

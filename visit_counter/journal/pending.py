@@ -4,12 +4,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from visit_counter.journal.records import Known
+from visit_counter.journal.records import FLUSHED, PROBE, Known
 from visit_counter.model.visits import Tally
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
+    from visit_counter.journal.records import KnownCounts, Replay
+    from visit_counter.journal.segments import SealPlace, Segment
+
+# A table keeps what its segment says of stored counts up to this number: many such lines take more memory than visits.
+_KNOWN_PAGES = 5000
+# Events that say nothing of the segment that they are in.
+_HARMLESS = frozenset((FLUSHED, PROBE))
 # How many calls of `Tables.drop` keep a table that was dropped.
 _KEPT_CALLS = 3
 
@@ -17,14 +24,33 @@ _KEPT_CALLS = 3
 class Table:
     """The visits of one segment (or of several merged ones); `token` is that of its seal.
 
-    `reported`: the pages of which the segment says what was stored, as far as this process has followed it.
+    `reported`: the pages of which the segment says what was stored, as far as this process has followed it. `known`:
+    what it says of them, or None if that is too much to keep, or if anything was in the file but whole lines of visits
+    and reads. `seal_at`: where the seal was met by following the file; None if the table was made in another way.
     """
 
-    __slots__ = ("first", "last", "reported", "token", "visits")
+    __slots__ = ("first", "known", "last", "reported", "seal_at", "token", "visits")
 
     def __init__(self, first: int, last: int, visits: Tally, token: str = "") -> None:
         self.first, self.last, self.visits, self.token = first, last, visits, token
         self.reported: dict[str, None] = {}  # not a set, whose members every full garbage collection visits
+        self.known: KnownCounts | None = {}
+        self.seal_at: SealPlace | None = None
+
+    def note(self, replay: Replay) -> None:
+        """Take in what a piece of the segment's file adds up to."""
+        self.visits.merge(replay.visits)
+        if replay.unreadable or replay.fenced or any(event.kind not in _HARMLESS for event in replay.events):
+            self.known = None
+        self.keep(replay.known.items())
+
+    def keep(self, reads: Iterable[tuple[tuple[str, int, int], int]]) -> None:
+        """Take in what lines of the segment say of stored counts, in their order."""
+        if self.known is not None:
+            for at, stored in reads:
+                self.known[at] = max(stored, self.known.get(at, 0))
+            if len(self.known) > _KNOWN_PAGES:
+                self.known = None
 
 
 class Tables:
@@ -44,6 +70,12 @@ class Tables:
     def pages(self) -> int:
         """How many pages all tables hold; a page in several is counted in each."""
         return len(self.current.visits) + self._sealed_pages
+
+    @property
+    def are_whole(self) -> bool:
+        """Whether the flush may take what waits from these tables, as far as they can tell: see `Table.known`."""
+        sealed = all(table.known is not None and table.seal_at is not None for table in self.sealed)
+        return sealed and self.current.known is not None
 
     def pending(self, page: str, after: int) -> int:
         """Return the visits of a page in the segments after number `after`."""
@@ -100,6 +132,10 @@ class Tables:
             if table.first <= segment <= table.last:
                 return table.token if segment == table.last else ""
         return None
+
+    def of(self, segment: Segment) -> Table | None:
+        """Return the table of a sealed segment, if there is one."""
+        return next((table for table in self.sealed if (table.first, table.last) == segment.range), None)
 
     def seal(self, token: str = "") -> None:
         """Go on with an empty table: the current segment is sealed."""

@@ -19,7 +19,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from copy import deepcopy
 from typing import TYPE_CHECKING
 
@@ -32,6 +32,8 @@ from visit_counter.model.visits import together
 from visit_counter.shards.contract import segment_of
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from visit_counter.journal.buffer import WriteBuffer
     from visit_counter.model.visits import Tally
 
@@ -57,7 +59,7 @@ class Mending:
         self._reported_again: set[Segment] = set()  # those of them whose lines `read` were told again
         self._reason = ""  # for which visits are refused
         self._notes: list[str] = []  # of damage, that are not on the disk yet
-        self.locked = False  # this process holds the flush lock for mending
+        self.locked = False  # this process holds the flush lock, and whoever needs it here must not wait for it
 
     def doubt(self, segment: Segment, reason: str, *, unsynced: bool = False) -> None:
         """Refuse visits until a segment is surely on the disk as this process knows it. The lock is held."""
@@ -73,6 +75,15 @@ class Mending:
             self.cut_at = end
         current = self._buffer.tables.current.last
         self.doubt(Segment(current, current), f"journal segment {current} was cut")
+
+    @contextmanager
+    def no_lock_needed(self) -> Iterator[None]:
+        """Let nothing that is done here wait for the flush lock: this process holds it. The buffer's lock is held."""
+        before, self.locked = self.locked, True
+        try:
+            yield
+        finally:
+            self.locked = before
 
     # -- once a second ---------------------------------------------------------------------------------------------
 

@@ -12,7 +12,7 @@ import secrets
 import time
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from visit_counter.journal.directory import JournalDirectory, Segment
 from visit_counter.journal.files import whole_lines, write_durably
@@ -25,12 +25,25 @@ if TYPE_CHECKING:
 
     from visit_counter.journal.records import KnownCounts
 
-__all__ = ["Content", "Journal", "Segment", "new_token"]
+__all__ = ["Content", "Journal", "SealPlace", "Segment", "new_token"]
 
 _GLANCE_BYTES = 1 << 14
 _BEYOND_BYTES = 4096
 # Every process looks at the journal once a second, and then adds what it knows. The flush waits so long for that.
 _SETTLE_SECONDS = 3.0
+
+
+class SealPlace(NamedTuple):
+    """Where a seal is: in which file, and the byte behind it."""
+
+    file: tuple[int, int]
+    end: int
+
+    @classmethod
+    def of(cls, descriptor: int, end: int) -> SealPlace:
+        """Return the place of a seal in an open file."""
+        status = os.fstat(descriptor)
+        return cls((status.st_dev, status.st_ino), end)
 
 
 def new_token(segment: int) -> str:
@@ -123,8 +136,11 @@ class Journal(JournalDirectory):
         """Tell whether every process has had the time to say what it knows of what was found at `at`, see `now`."""
         return not 0 <= self._clock() - at < _SETTLE_SECONDS
 
-    def seal(self, segment: Segment) -> Replay:
-        """Seal the current segment, put it on the disk, and return all that is in it. Raises OSError."""
+    def seal(self, segment: Segment, followed: Callable[[Segment], Replay | None] = lambda _: None) -> Replay:
+        """Seal the current segment, put it on the disk, and return all that is in it. Raises OSError.
+
+        `followed` may know what is in a sealed segment; otherwise its file is read.
+        """
         # The next segment is made before the seal is written. Whoever meets the seal finds it, and nobody gives its
         # number to another one.
         self.make(segment.last + 1)
@@ -134,10 +150,23 @@ class Journal(JournalDirectory):
             self._sync(descriptor, segment)
         finally:
             os.close(descriptor)
-        replay = self.read(segment)
+        replay = followed(segment) or self.read(segment)
         if not replay.sealed_as:
             raise OSError(f"segment {segment.last} could not be sealed")
         return replay
+
+    def is_sealed_at(self, segment: Segment, token: str, place: SealPlace) -> bool:
+        """Tell whether a segment's file is that one, and has this seal at that place. Raises OSError.
+
+        A file only ever grows. So if the seal is where it was written, everything before it is as it was then.
+        """
+        line = encode(SEAL, token.encode("ascii"))
+        descriptor = os.open(self.path / segment.name, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            is_there = os.pread(descriptor, len(line), place.end - len(line)) == line
+            return is_there and SealPlace.of(descriptor, place.end) == place
+        finally:
+            os.close(descriptor)
 
     def fence(self, number: int, descriptors: Sequence[int], offset: int) -> None:
         """Seal segment `number`, that is in doubt, in each of these files. Raises OSError.

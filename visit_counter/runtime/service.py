@@ -38,9 +38,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# With more pages than this a flush would hold the interpreter long enough to be felt by visitors (about a
-# millisecond for 200 pages), so it is given a process of its own.
-_FLUSH_HERE_PAGES = 500
+# A flush of more pages than this is given a process of its own, and so is one that has to read more visits from files:
+# it would slow down this process's visitors for longer than a tenth of a second.
+_FLUSH_HERE_PAGES = 5000
+_READ_HERE_VISITS = 50_000
 # A flush process is killed after so many intervals between flushes, within these bounds in seconds.
 _FLUSH_PROCESS_INTERVALS = 20
 _FLUSH_PROCESS_SECONDS = (60.0, 600.0)
@@ -82,7 +83,11 @@ class Service:
             max_pages=settings.pending_max_pages,
         )
         self.flusher = Flusher(
-            journal, store, retain_segments=settings.retain_segments, max_bytes=settings.journal_max_bytes
+            journal,
+            store,
+            retain_segments=settings.retain_segments,
+            max_bytes=settings.journal_max_bytes,
+            followed=self.buffer.followed,
         )
         self._leader = Leader(journal.path / "leader.lock")
         least, most = _FLUSH_PROCESS_SECONDS
@@ -211,9 +216,10 @@ class Service:
         if self.buffer.halted:
             return
         with self.buffer.lock:
-            _, pages = self.buffer.pending_totals()
+            visits, pages = self.buffer.pending_totals()
+            reads = visits > _READ_HERE_VISITS and not self.buffer.tables.are_whole
         try:
-            if pages > _FLUSH_HERE_PAGES:
+            if reads or pages > _FLUSH_HERE_PAGES:
                 self._flush_process.run()
             else:
                 self.flush(wait=False)
