@@ -243,6 +243,7 @@ class World:
         }  # fmt: skip
         self.seed = seed
         self.starts_while_gone = False
+        self.only_gone = False  # what is unmended: nobody may see less meanwhile
         if seed in HARMFUL_SEEDS:
             # Only there, for the same reason.
             weights |= {"sicken": random.choice((0, 0.7)), "harm": random.choice((0, 1))}
@@ -443,7 +444,7 @@ class World:
 
     def _see(self, process: Process, page: str, answer: Answer, lowest: int) -> None:
         # While files are unmended, others' latest visits may be nowhere but in their memory.
-        if process.host.unmended or _shard_of(page) in self.may_lose:
+        if (process.host.unmended and not self.only_gone) or _shard_of(page) in self.may_lose:
             lowest = 0
         process.host.oracle.saw(page, answer.visits, lowest, strict=len(self.hosts) == 1)
         total = sum(one.oracle.highest(page) for one in self.hosts)
@@ -515,6 +516,7 @@ class World:
         host.harmed = host.unmended = True
         # Who starts after a cut takes what follows it for what was there, as who had read less does: see `_do_harm`.
         self.starts_while_gone = self.seed in STARTING_SEEDS and kind != "cut"
+        self.only_gone = self.starts_while_gone and kind == "current"
         anyone = range(len(host.processes)) if self.starts_while_gone else living
         for _ in range(self.random.choice((0, 0, 1, 3, 5))):
             index = self.random.choice(anyone)
@@ -533,6 +535,9 @@ class World:
         for index in living:
             self.note(f"   .{index} mends")
             self.do("tick", host, index)
+        for index in living:
+            if self.starts_while_gone:
+                self.do("tick", host, index)  # what was written anew since it looked
             process = host.processes[index]
             if process and process.buffer.halted:
                 raise BrokenError(f"visits stay refused: {process.buffer.halted}")

@@ -121,12 +121,7 @@ class BufferedCounter(VisitCounter):
             # Before the entries are looked at: what others sealed and flushed is in a table or in an entry.
             buffer.catch_up()
             loads, post_via = buffer.loads, self._post_via
-            if loaded is _NOTHING:
-                fresh, known = self._fresh, self._known
-                # Each begins with what `Known` says: the plain tuple that the cache holds, or a Known.
-                entries: list[tuple[int, ...] | None] = [fresh(ask.page) or known(ask.page) for ask in asks]
-            else:
-                entries = [self.stored.loaded(ask.page, loaded) for ask in asks]
+            entries = self._look_up(asks, loaded)
             unknown = loaded.errors
             run = [
                 ask.visit
@@ -138,6 +133,8 @@ class BufferedCounter(VisitCounter):
                 currents = iter(buffer.append(run) if run else ())
             except (JournalError, UncertainError) as error:
                 refusal, currents = error, iter(())
+            if buffer.absent:
+                return [self._refuse(ask) for ask in asks]
             # The journal was read anew during the append, so the cached counts no longer apply.
             cache_cleared = loads != buffer.loads
             tables = buffer.tables
@@ -165,6 +162,17 @@ class BufferedCounter(VisitCounter):
                 else:
                     outcomes.append(self._without_stored(ask, pending, unknown))
             return outcomes
+
+    def _look_up(self, asks: Sequence[Ask], loaded: Loaded) -> list[tuple[int, ...] | None]:
+        """Return for each page what begins with what `Known` says: the plain tuple in the cache, or a Known."""
+        if loaded is _NOTHING:
+            fresh, known = self._fresh, self._known
+            return [fresh(ask.page) or known(ask.page) for ask in asks]
+        return [self.stored.loaded(ask.page, loaded) for ask in asks]
+
+    def _refuse(self, ask: Ask) -> Outcome:
+        """Return what comes of an ask while this process lacks a segment that others may know."""
+        return JournalError(self.buffer.halted) if ask.is_visit else CountUnknownError(self.buffer.halted)
 
     def _without_stored(self, ask: Ask, pending: int, errors: Mapping[str, StoreError]) -> Outcome:
         """Return what comes of an ask for a page whose stored count is not known."""

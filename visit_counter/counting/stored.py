@@ -16,6 +16,7 @@ taken over only if nothing that it depends on has moved meanwhile; else it is ma
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from typing import TYPE_CHECKING, NamedTuple
 
 from visit_counter.counting.freshness import NO_NUMBER
@@ -45,13 +46,15 @@ _SOON = 0.5
 # How many partitions one call looks at: the interpreter is held for some hundred microseconds.
 _LOOK_PARTITIONS = 128
 
-Version = tuple[int, int]
+_UNTOLD = "what was read cannot be told to the other workers: the journal takes no more now"
+
+Version = tuple[int, int, int]
 # Of the pages of a read: what others have told while it was under way, if anything.
 Heard = dict[str, Known | None]
 
 
 class Read(NamedTuple):
-    """What is known of a page that was read; true as long as the version of the tables is this one."""
+    """What is known of a page that was read; true as long as the page's version is this one."""
 
     known: Known
     version: Version
@@ -76,6 +79,7 @@ class StoredCounts:
         self._losses = 0  # of the state when they were last noticed
         # For each read that is under way: what others have told of its pages meanwhile. A small cache may let go of it.
         self._listening: list[Heard] = []
+        self._told: Counter[int] = Counter()  # by partition: how often others have told of one of its pages
         self._judge = Judge(buffer, store)
         self.kept = KeptCounts(cache, store)
         self._telling = Telling(buffer, self._known_of)
@@ -87,9 +91,9 @@ class StoredCounts:
         """Return what is known of a page that was just loaded, or could not be."""
         known = self.kept.peek(page)
         if known is None and page in loaded.read:
-            # The cache is too small for it, or it could not be told. Nobody has raised what was read since.
+            # The cache is too small for it. It is true unless it was raised since, or others have told of it.
             read = loaded.read[page]
-            known = read.known if read.version == self._version() else None
+            known = read.known if read.version == self._version(page) else None
         return known
 
     def load(self, pages: Iterable[str], loaded: Loaded) -> None:
@@ -179,6 +183,7 @@ class StoredCounts:
     def _hear(self, page: str, known: Known) -> None:
         """Take over what a line of the journal says that some process has read."""
         buffer = self.buffer
+        self._told[partition_of(page)] += 1
         mine = self.kept.peek(page)
         included = segment_of(buffer.state.confirmed.get(partition_of(page), NO_WATERMARK))
         raised = buffer.tables.raised(page, known, max(included, buffer.included_to), included)
@@ -194,9 +199,9 @@ class StoredCounts:
         else:
             self.kept.amend(page, self._judge.later(page, mine, raised))
 
-    def _version(self) -> Version:
-        """Return what changes whenever visits leave the tables."""
-        return self.buffer.loads, self.buffer.tables.version
+    def _version(self, page: str) -> Version:
+        """Return what changes whenever visits leave the tables, and whenever others tell of a page."""
+        return self.buffer.loads, self.buffer.tables.version, self._told[partition_of(page)]
 
     # -- reading the shards ----------------------------------------------------------------------------------------
 
@@ -221,7 +226,7 @@ class StoredCounts:
                 state, loads = self.buffer.state, self.buffer.loads
                 pages = [page for page in pages if page not in found]
                 fresh = {page: known for page in pages if (known := self.kept.known(page))}
-                found |= {page: Read(known, self._version()) for page, known in fresh.items()}
+                found |= {page: Read(known, self._version(page)) for page, known in fresh.items()}
                 pages = [page for page in pages if page not in fresh]
             if not pages:
                 return found
@@ -279,22 +284,28 @@ class StoredCounts:
         known = self.kept.peek(page)
         return heard[page] if known is None else known
 
-    def _take_over(self, reads: Mapping[str, Known], numbers: Mapping[str, int], heard: Heard) -> dict[str, Read]:
-        """Keep what was read, and tell it if it is news; return what is now known."""
+    def _take_over(
+        self, reads: Mapping[str, Known], numbers: Mapping[str, int], heard: Heard
+    ) -> dict[str, Read | StoreError]:
+        """Keep what was read, and tell it if it is news; return what is now known, or why that cannot be answered."""
         before = {page: self._mine(page, heard) for page in reads}
         changed = [(page, known) for page, known in reads.items() if known != before[page]]
         loads = self.buffer.loads
         reported = not changed or self.buffer.report(changed)
         if loads != self.buffer.loads:
             return {}  # to be read again
-        found: dict[str, Read] = {}
+        found: dict[str, Read | StoreError] = {}
         for page, known in reads.items():
-            # Others have perhaps told more meanwhile. What cannot be told is not believed, since it would be less in
-            # the next process; and not kept, so that the next one who asks reads it anew.
-            now: Known = (self._mine(page, heard) or known) if reported else (before[page] or known)
+            mine = before[page]
             if reported:
+                # Others have perhaps told more meanwhile.
+                now = self._mine(page, heard) or known
                 self.kept.keep(page, now, numbers[page])
-            elif before[page]:
-                self.kept.keep(page, now, NO_NUMBER, LAST_KNOWN_SECONDS)
-            found[page] = Read(now, self._version())
+                found[page] = Read(now, self._version(page))
+            # What cannot be told is not answered: another process may know less, and a reader would see that next.
+            elif mine:
+                self.kept.keep(page, mine, NO_NUMBER, LAST_KNOWN_SECONDS)
+                found[page] = Read(mine, self._version(page))
+            else:
+                found[page] = StoreError(self.store.owner(page), _UNTOLD)
         return found

@@ -54,9 +54,15 @@ class SealedSegments:
             if segment.last <= self.state.floor:
                 self.tokens[segment] = self.journal.token_of(segment)
                 continue
-            # The last one has no seal, since the next is made before it. It is read once, when it is sealed.
+            # The last one mostly has no seal, since the next is made before it. It is read once, when it is sealed.
             is_last = segment == segments[-1]
-            replay = Replay() if is_last else self._followed(segment) or self.journal.read(segment)
+            # If it has one, the next was removed. It must not be made again: others may have the removed one open, and
+            # write it anew with what they know.
+            next_is_gone = is_last and bool(self.journal.token_at_end(segment))
+            if next_is_gone:
+                self.findings.failures.add(f"journal segment {segment.last + 1} is missing")
+            is_open = is_last and not next_is_gone
+            replay = Replay() if is_open else self._followed(segment) or self.journal.read(segment)
             if not replay.sealed_as:
                 number = segment.last
                 holds = self.journal.holds_visits(segment) if is_last else bool(replay.visits)

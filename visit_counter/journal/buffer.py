@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 from visit_counter import steps
 from visit_counter.errors import JournalError, JournalFullError
+from visit_counter.journal.absent import Absent
 from visit_counter.journal.directory import Segment
 from visit_counter.journal.following import Follower
 from visit_counter.journal.records import Replay, read_line, visit_line
@@ -67,6 +68,7 @@ class WriteBuffer(Follower):
     ) -> None:
         super().__init__(journal, every_second=fsync == "everysec")
         self._ticking = threading.RLock()  # taken before `lock`
+        self.absent = Absent(self)
         self.mending = Mending(self)
         # Gives what is known of these pages now, to be told again where the lines that told of them may be gone.
         self.known_of: Callable[[Iterable[str]], list[tuple[str, Known]]] = lambda _pages: []
@@ -106,8 +108,7 @@ class WriteBuffer(Follower):
         bytes may be in the journal: then nobody may try again.
         """
         data = b"".join(starmap(visit_line, run))
-        if limit := self._limit_reached(len(data)):
-            raise JournalError(limit) if self.halted else JournalFullError(limit)
+        self._check_limits(len(data))
         while True:
             try:
                 written = os.write(self.descriptor, data)
@@ -122,6 +123,8 @@ class WriteBuffer(Follower):
                     break
             except OSError as error:
                 raise self._uncertain(f"the journal cannot be read: {error.strerror}") from None
+            if self.absent:
+                raise JournalError(self.halted)  # what was written is behind a seal
         if written < len(data):
             run = self._whole_part(run, written)
             data = data[:written]
@@ -241,7 +244,10 @@ class WriteBuffer(Follower):
         self.halted, self._bound = reason, -1
 
     def resume(self) -> None:
-        """Accept visits again. The lock is held."""
+        """Accept visits again, unless this process lacks what others may know. The lock is held."""
+        self.absent.look_again()
+        if self.absent:
+            return
         if self.halted:
             log.warning("the journal is mended; visits are accepted again")
         self.halted, self._bound = "", self._max_bytes
@@ -289,6 +295,10 @@ class WriteBuffer(Follower):
                 os.close(descriptor)
 
     # -- limits and failures -------------------------------------------------------------------------------------
+
+    def _check_limits(self, size: int) -> None:
+        if limit := self._limit_reached(size):
+            raise JournalError(limit) if self.halted else JournalFullError(limit)
 
     def _limit_reached(self, size: int) -> str | None:
         """Tell which limit `size` more bytes would break, or None."""

@@ -24,6 +24,7 @@ from visit_counter.journal.upkeep import Upkeep
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from visit_counter.journal.absent import Absent
     from visit_counter.journal.recall import Found
     from visit_counter.journal.repair import Mending
     from visit_counter.journal.segments import Journal
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _OPEN_TRIES = 100
+# A journal that begins with this segment has lost its first one: that is made before anything else.
+_SECOND = 2
 
 
 class Follower:
@@ -44,6 +47,7 @@ class Follower:
         "_left",
         "_number",
         "_state_version",
+        "absent",
         "descriptor",
         "failed",
         "halted",
@@ -65,7 +69,9 @@ class Follower:
         "writer_file",
     )
 
-    mending: Mending  # made by the buffer that this is the base of
+    # Made by the buffer that this is the base of.
+    absent: Absent
+    mending: Mending
 
     def __init__(self, journal: Journal, *, every_second: bool) -> None:
         self.journal = journal
@@ -103,6 +109,7 @@ class Follower:
         for _ in range(_OPEN_TRIES):
             try:
                 self.upkeep.merged.clear()
+                self.absent.clear()
                 self.reload_state()
                 number, found = self._replay_sealed()
                 if self.journal.begin(number + 1, after=number, locked=self.mending.locked):
@@ -133,6 +140,8 @@ class Follower:
                 continue
             if segment.first > number > 1:
                 log.error("journal segments %d to %d are missing", number, segment.first - 1)
+            if segment.first > number and (number > 1 or segment.first == _SECOND):
+                self.absent.note(number, segment.first - 1)
             number = segment.first
             if segment == segments[-1] and segment.first == segment.last:
                 break  # Mostly the current segment. It is read once, when it is followed.
@@ -248,7 +257,9 @@ class Follower:
             # Somebody has removed the next segment. Its number stays free for the processes that know what was in it,
             # and this one goes on in the segment behind it.
             self.journal.begin(number + 2, after=number + 1, locked=self.mending.locked)
-            return number + 2, self.journal.open(number + 2)
+            descriptor = self.journal.open(number + 2)
+            self.absent.note(number + 1, number + 1)
+            return number + 2, descriptor
         except OSError as error:
             self.failed = f"the next journal segment cannot be opened: {error.strerror}"
             raise JournalError(self.failed) from None

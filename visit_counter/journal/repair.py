@@ -95,11 +95,14 @@ class Mending:
                 wrong = self._wrong_with_current()
                 waiting = [table for table in buffer.tables.sealed if table.last > buffer.included_to]
             missed = [Segment(t.first, t.last) for t in waiting if not self._is_as_known(t.first, t.last, t.token)]
-            if wrong or missed or self.doubtful or self._journal.find_doubtful() or self._home_is_wrong():
+            in_doubt = self.doubtful or self._journal.find_doubtful() or buffer.absent
+            if wrong or missed or in_doubt or self._home_is_wrong():
                 self._mend(missed)
             else:
                 self._try_again()
         except BlockingIOError:
+            with buffer.lock:
+                buffer.absent.wait_longer()
             return False  # a flush is under way: in a second
         except (OSError, JournalError) as error:
             with buffer.lock:

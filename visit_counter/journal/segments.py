@@ -113,11 +113,15 @@ class Journal(JournalDirectory):
 
     def token_of(self, segment: Segment) -> str:
         """Return the token a sealed segment ends with, without reading the whole of a large one."""
+        return self.token_at_end(segment) or self.read(segment).sealed_as
+
+    def token_at_end(self, segment: Segment) -> str:
+        """Return the token of the seal in the last lines of a segment; "" if there is none."""
         with (self.path / segment.name).open("rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - 4096))
             replay = Replay()
             replay.add(file.read())
-        return replay.sealed_as or self.read(segment).sealed_as
+        return replay.sealed_as
 
     def is_followed(self, segment: Segment) -> bool:
         """Tell whether a later segment holds anything. If this one has no seal, a power loss took it."""

@@ -12,9 +12,10 @@ import pytest
 
 from tests.support.host import Host
 from tests.unit.journal.test_buffer import append, file_size_limit, pending
-from visit_counter.errors import JournalError, UncertainError
+from visit_counter.errors import CountUnknownError, JournalError, UncertainError
 from visit_counter.journal.checkpoint import Checkpoint
 from visit_counter.journal.segments import Journal
+from visit_counter.model.answers import Answer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -47,6 +48,19 @@ def counted(host: Host, *counters: BufferedCounter) -> list[int]:
 
 def damage(host: Host) -> str:
     return "\n".join(host.flusher_damage())
+
+
+def visited(counter: BufferedCounter) -> int:
+    """Count a visit of the page `a`; return its count."""
+    answer = counter.record("a")
+    assert isinstance(answer, Answer)
+    return answer.visits
+
+
+def assert_answers_nothing(counter: BufferedCounter) -> None:
+    for ask in (counter.record, counter.count):
+        with pytest.raises((JournalError, CountUnknownError), match="missing"):
+            ask("a")
 
 
 def settle(host: Host) -> None:
@@ -146,6 +160,7 @@ def test_a_removed_directory_comes_back_with_everything_that_a_process_knows(hos
     shutil.rmtree(host.journal.path)
     append(second.buffer, "a")
     host.tick()
+    host.tick()  # the first one did not know the last segment, which the second one has written anew
     append(first.buffer, "a")
     assert host.journal.writer == writer
     assert counted(host, first, second) == [4, 4, 4]
@@ -265,10 +280,74 @@ def test_a_process_that_starts_without_the_current_segment_leaves_its_number_to_
     append(first.buffer, "a")
     current(host).unlink()
     second = host.process()
-    append(second.buffer, "a")
     host.tick()
+    second.tick()
     append(first.buffer, "a")
+    append(second.buffer, "a")
     assert counted(host, first, second) == [3, 3, 3]
+    settle(host)
+    assert host.flusher.flush().error == ""
+    assert host.stored("a") == 3
+
+
+def test_a_process_that_starts_without_a_removed_segment_answers_nothing_until_it_was_written_anew(host: Host) -> None:
+    first = host.process()
+    assert [visited(first) for _ in range(3)] == [1, 2, 3]
+    current(host).unlink()
+    second = host.process()
+    assert_answers_nothing(second)
+    assert visited(first) == 4
+    first.tick()
+    second.tick()
+    assert second.count("a").visits == 4
+    assert visited(second) == 5
+    assert first.count("a").visits == 5
+
+
+def test_a_process_that_rested_when_the_next_segment_was_removed_answers_nothing_until_it_is_back(host: Host) -> None:
+    first, second = host.process(), host.process()
+    first.record("a")
+    host.journal.seal(host.journal.segments()[-1])
+    first.record("a")
+    current(host).unlink()
+    assert_answers_nothing(second)
+    assert visited(first) == 3
+    first.tick()
+    second.tick()
+    assert visited(second) == 4
+    assert first.count("a").visits == 4
+
+
+def test_a_segment_that_nobody_writes_anew_is_waited_for_only_so_long(host: Host) -> None:
+    host.process().buffer.close()
+    host.counters.clear()
+    current(host).unlink()
+    counter = host.process()
+    assert_answers_nothing(counter)
+    with host.journal.flush_lock(wait=True):
+        settle(host)
+        counter.tick()
+    counter.tick()
+    assert_answers_nothing(counter)  # a flush was under way: who knows the segment could not write it
+    settle(host)
+    counter.tick()
+    assert visited(counter) == 1
+
+
+def test_a_flush_does_not_make_a_removed_segment_again(host: Host) -> None:
+    first = host.process()
+    first.record("a")
+    host.journal.seal(host.journal.segments()[-1])
+    first.record("a")
+    removed = current(host)
+    removed.unlink()
+    assert "segment 2 is missing" in host.flusher.flush().error
+    assert not removed.exists()
+    second = host.process()
+    assert_answers_nothing(second)
+    first.tick()
+    second.tick()
+    second.record("a")
     settle(host)
     assert host.flusher.flush().error == ""
     assert host.stored("a") == 3
@@ -279,9 +358,10 @@ def test_a_segment_that_comes_back_after_the_flush_has_given_it_up_counts_once(h
     append(first.buffer, "a")
     current(host).unlink()
     other = host.process()
-    append(other.buffer, "a")
     assert "missing" in host.flusher.flush().error
     settle(host)
+    other.tick()
+    append(other.buffer, "a")
     assert host.flusher.flush().error == ""
     host.tick()
     host.tick()
