@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
 import threading
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -18,6 +19,8 @@ import pytest
 from tests.support.servers import GunicornServer, wait_until
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from playwright.sync_api import Browser, BrowserContext, Page
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -28,10 +31,12 @@ class Site:
 
     def __init__(self) -> None:
         self.pages: dict[str, tuple[str, dict[str, str]]] = {}
+        self.asked: list[str] = []
         site = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
+                site.asked.append(self.path)
                 html, fields = site.pages.get(self.path.partition("?")[0], site.pages["*"])
                 body = html.encode()
                 self.send_response(200)
@@ -83,6 +88,32 @@ class Web(NamedTuple):
         self.page.wait_for_function("([s, t]) => document.querySelector(s)?.textContent === t", arg=[selector, text])
 
 
+class Unsteered:
+    """A Chromium of its own that is not steered: it hides tabs and prepares pages, which a steered one never does."""
+
+    def __init__(self, profile: Path, url: str) -> None:
+        assert CHROMIUM is not None
+        self._port_file = profile / "DevToolsActivePort"
+        self.process = subprocess.Popen(
+            [
+                CHROMIUM,
+                *("--headless", "--no-sandbox", "--no-first-run", "--disable-gpu", "--disable-popup-blocking"),
+                *("--remote-debugging-port=0", f"--user-data-dir={profile}"),
+                # Else the port makes it a browser that a program runs.
+                "--disable-blink-features=AutomationControlled",
+                *("--host-resolver-rules=MAP *.test 127.0.0.1", url),
+            ],
+            stderr=subprocess.DEVNULL,
+        )
+
+    def show(self, url: str) -> None:
+        """Bring the tab of an address to the front."""
+        port = self._port_file.read_text(encoding="ascii").split()[0]
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/json/list") as answer:
+            [tab] = [each["id"] for each in json.load(answer) if each["url"] == url]
+        urllib.request.urlopen(f"http://127.0.0.1:{port}/json/activate/{tab}").close()
+
+
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Browser]:
     """One Chromium for all tests."""
@@ -101,6 +132,23 @@ def browser() -> Iterator[Browser]:
         )
         yield browser
         browser.close()
+
+
+@pytest.fixture
+def unsteered(tmp_path: Path) -> Iterator[Callable[[str], Unsteered]]:
+    """Start a Chromium that no test steers, at an address."""
+    if CHROMIUM is None:
+        pytest.skip("no Chromium is installed")
+    started: list[Unsteered] = []
+
+    def start(url: str) -> Unsteered:
+        started.append(Unsteered(tmp_path / "chromium", url))
+        return started[-1]
+
+    yield start
+    for each in started:
+        each.process.terminate()
+        each.process.wait()
 
 
 @pytest.fixture(scope="session")

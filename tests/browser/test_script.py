@@ -9,10 +9,14 @@ from urllib.parse import quote
 
 import pytest
 
+from tests.support.servers import wait_until
+
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from playwright.sync_api import Browser, Request, Route
 
-    from tests.browser.conftest import Web
+    from tests.browser.conftest import Unsteered, Web
 
 PRIVATE = "Object.defineProperty(navigator, {name!r}, {{value: {value}}})"
 HIDDEN = """
@@ -95,14 +99,56 @@ def test_a_page_behind_another_one_counts_once_it_is_seen(web: Web, name: str) -
     web.wait_for_visits(f"blog.test{name}", 1)
 
 
-def test_a_page_that_is_prepared_counts_once_it_is_seen(web: Web, name: str) -> None:
-    web.page.add_init_script(
-        HIDDEN + "window.before = true;Object.defineProperty(document, 'prerendering', {get: () => window.before})"
+def test_a_page_in_a_tab_behind_another_one_counts_once_the_tab_is_shown(
+    web: Web, name: str, unsteered: Callable[[str], Unsteered]
+) -> None:
+    click = """document.links[0].dispatchEvent(new MouseEvent("click", {ctrlKey: true, bubbles: true}))"""
+    web.site.put(
+        f"""<a href="{name}/front">front</a><script>
+            document.addEventListener("visibilitychange", () => {{ location.href = "{name}/behind" }});
+            {click}
+        </script>""",
+        name,
     )
-    web.page.goto(web.url(name), wait_until="networkidle")
-    assert web.visits(f"blog.test{name}") == 0
-    web.page.evaluate("before = hide = false; document.dispatchEvent(new Event('prerenderingchange'))")
-    web.wait_for_text("1")
+    web.site.put(web.snippet + _tell(web, name), f"{name}/behind")
+    chromium = unsteered(web.url(name))
+    wait_until(lambda: f"{name}/told?hidden" in web.site.asked, "the page is there, behind another one")
+    assert web.visits(f"blog.test{name}/behind") == 0
+    chromium.show(web.url(f"{name}/behind"))
+    web.wait_for_visits(f"blog.test{name}/behind", 1)
+
+
+def test_a_page_that_is_prepared_counts_once_it_is_seen(
+    web: Web, name: str, unsteered: Callable[[str], Unsteered]
+) -> None:
+    next_ = f"{name}/next"
+    rules = json.dumps({"prerender": [{"source": "list", "urls": [next_], "eagerness": "immediate"}]})
+    web.site.put(
+        f"""<script type="speculationrules">{rules}</script><script>
+            const go = async () => (await (await fetch("{name}/go")).text()) === "go" && (location.href = "{next_}");
+            setInterval(go, 50);
+        </script>""",
+        name,
+    )
+    web.site.put("wait", f"{name}/go")
+    web.site.put(web.snippet + _tell(web, name), next_)
+    unsteered(web.url(name))
+    wait_until(lambda: f"{name}/told?prerendering" in web.site.asked, "the page is prepared")
+    assert web.visits(f"blog.test{next_}") == 0
+    web.site.put("go", f"{name}/go")
+    web.wait_for_visits(f"blog.test{next_}", 1)
+    assert web.site.asked.count(next_) == 1, "the prepared page is the one that is shown"
+
+
+def _tell(web: Web, name: str) -> str:
+    """A script that tells the site how the page is, after what the script that counts would have sent before."""
+    return f"""<script>
+        addEventListener("load", async () => {{
+            const {{ hidden, prerendering }} = document;
+            await fetch("{web.counter}/visits?page=x");
+            fetch("{name}/told?" + (prerendering ? "prerendering" : hidden ? "hidden" : "seen"));
+        }});
+    </script>"""
 
 
 def test_a_page_in_a_frame_shows_its_count_and_adds_nothing(web: Web, name: str) -> None:
@@ -185,7 +231,7 @@ def test_who_asks_for_privacy_is_counted_without_details(web: Web, name: str, si
 def test_a_visitor_switches_counting_off_and_on_for_himself(web: Web, name: str) -> None:
     web.page.goto(web.url(name + "#visits-off"))
     web.wait_for_text("0")
-    web.page.goto(web.url(name + "/other"))
+    web.page.goto(web.url(name + "/other#visits-offered"))
     web.wait_for_text("0")
     web.page.goto(web.url(name + "#visits-on"))
     web.wait_for_text("1")
@@ -244,6 +290,36 @@ def test_many_elements_are_filled_with_one_call(web: Web, name: str) -> None:
     web.page.wait_for_function("[...document.querySelectorAll('.o')].every(o => o.textContent === '0')")
     assert web.page.locator("i").text_content() == "1"
     assert calls == ["POST", "GET"]
+
+
+@pytest.mark.parametrize("maker", ["busuanzi", "vercount"])
+@pytest.mark.parametrize("way", ["defer", "async", ""])
+def test_a_page_made_for_another_counter_shows_its_count_when_only_src_changes(
+    web: Web, name: str, maker: str, way: str
+) -> None:
+    hidden = "".join(
+        f'<span id="{maker}_container_{figure}" style="display:none">read <b id="{maker}_value_{figure}"></b></span>'
+        for figure in ("page_pv", "site_pv", "site_uv")
+    )
+    script = web.snippet.replace("defer", way)
+    web.site.put(f'<!doctype html>{script}<link rel="canonical" href="{name}/right">{10_000 * "<p></p>"}{hidden}')
+    web.page.goto(web.url(name))
+    web.wait_for_text("1", f"#{maker}_value_page_pv")
+    assert web.page.locator(f"#{maker}_container_page_pv").is_visible()
+    for figure in ("site_pv", "site_uv"):
+        assert not web.page.locator(f"#{maker}_container_{figure}").is_visible()
+        assert web.page.locator(f"#{maker}_value_{figure}").text_content() == ""
+    assert web.visits(f"blog.test{name}/right") == 1
+
+
+def test_what_another_counter_would_show_stays_hidden_while_no_count_is_known(web: Web, name: str) -> None:
+    web.site.put(
+        f'{web.snippet}<i id="busuanzi_container_page_pv" style="display:none"><b id="busuanzi_value_page_pv">-</b></i>'
+    )
+    web.page.route(f"{web.counter}/visits/**", lambda route: route.abort())
+    web.page.goto(web.url(name), wait_until="networkidle")
+    assert not web.page.locator("#busuanzi_container_page_pv").is_visible()
+    assert web.page.locator("#busuanzi_value_page_pv").text_content() == "-"
 
 
 def test_a_page_that_is_left_at_once_is_counted(web: Web, name: str) -> None:

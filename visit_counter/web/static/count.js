@@ -5,28 +5,25 @@
   const { src, dataset: options } = document.currentScript;
   const host = (url) => url.hostname.replace(/^www\./, "");
   const isSkipped =
-    options.everywhere == null &&
-    (self !== top || navigator.webdriver || /^(127\..*|\[::1\]|(.*\.)?localhost|)$/.test(location.hostname));
-  const canonical = () => document.querySelector("link[rel=canonical]")?.href;
-  let referrer = document.referrer;
+    !("everywhere" in options) &&
+    (self !== top || navigator.webdriver || /^127\.|^\[::1]|(^|\.)localhost$|^$/.test(location.hostname));
+  const canonical = () => document.querySelector("[rel=canonical]")?.href;
+  let { referrer } = document;
   let last; // the page of the last view
   let old; // its canonical link, which may still be there when the address has changed
-  let waits;
 
   // A visitor switches counting off and on for himself, with #visits-off and #visits-on behind an address.
   const isOff = () => {
     try {
-      const choice = location.hash.match(/^#visits-(off|on)$/);
-      if (choice) localStorage.visits = choice[1];
-      return localStorage.visits === "off";
+      if (/^#visits-o(n|ff)$/.test(location.hash)) localStorage.visits = location.hash;
+      return localStorage.visits === "#visits-off";
     } catch {} // the browser keeps nothing for this page
   };
 
   const current = () => {
     if (options.page) return options.page;
     const link = canonical();
-    let url = new URL(location);
-    if (link && link !== old && host(new URL(link)) === host(url)) url = new URL(link);
+    const url = link && link !== old && host(new URL(link)) === host(location) ? new URL(link) : location;
     let page = host(url) + url.pathname;
     try {
       page = decodeURIComponent(page);
@@ -48,42 +45,52 @@
   const count = async (page = current()) => {
     if (isSkipped || isOff()) return (await read([page]))?.[page];
     const isPrivate = navigator.globalPrivacyControl || navigator.doNotTrack > 0;
-    const details = JSON.stringify({ referrer, query: location.search, width: innerWidth });
-    return call(`/${encodeURIComponent(page).replaceAll("%2F", "/")}`, { method: "POST", keepalive: true, body: isPrivate ? "" : details });
+    const body = isPrivate ? "" : JSON.stringify({ referrer, query: location.search, width: innerWidth });
+    return call(`/${encodeURIComponent(page).replaceAll("%2F", "/")}`, { method: "POST", keepalive: true, body });
   };
 
   const view = async () => {
     const page = (last = current());
-    const counts = options.manual == null ? { [page]: await count() } : {};
+    const counts = "manual" in options ? {} : { [page]: await count() };
     referrer = "";
-    const elements = [...document.querySelectorAll("[data-visits]")];
+    // The ids are those of pages made for busuanzi and vercount.
+    const elements = [...document.querySelectorAll("[data-visits],[id$=_value_page_pv]")];
     const pageOf = (element) => element.dataset.visits || page;
-    const others = [...new Set(elements.map(pageOf))].filter((name) => !(name in counts));
-    while (others.length) Object.assign(counts, await read(others.splice(0, 100)));
-    for (const element of elements) element.textContent = counts[pageOf(element)] ?? element.textContent;
+    const pages = [...new Set(elements.map(pageOf))].filter((page) => !(page in counts));
+    while (pages.length) Object.assign(counts, await read(pages.splice(0, 100)));
+    for (const element of elements) {
+      const visits = counts[pageOf(element)];
+      if (visits == null) continue;
+      element.textContent = visits;
+      element.closest("[id$=_container_page_pv]")?.style.setProperty("display", "inline");
+    }
   };
 
-  // Not while the page is prepared, or behind another one, but once it is seen.
+  // Not while the page is read (without `defer`), prepared, or behind another one, but once it is seen.
   const whenSeen = () => {
-    if (waits) return;
-    waits = document.hidden && (document.prerendering ? "prerenderingchange" : "visibilitychange");
-    if (!waits) return view();
-    document.addEventListener(waits, () => whenSeen((waits = 0)), { once: true });
+    const event =
+      document.readyState === "loading"
+        ? "readystatechange"
+        : document.prerendering
+          ? "prerenderingchange"
+          : document.hidden && "visibilitychange";
+    // However often it is added, the browser calls a listener once.
+    if (event) document.addEventListener(event, whenSeen, { once: true });
+    else view();
   };
 
   const navigated = ({ navigationType }) => {
-    const before = last;
     old = canonical();
-    last = current();
-    if (last !== before && (navigationType !== "replace" || options.replace != null)) whenSeen();
+    const page = current();
+    if (page !== last && (navigationType !== "replace" || "replace" in options)) whenSeen();
+    last = page;
   };
 
   window.visits = { count };
   addEventListener("hashchange", isOff);
   addEventListener("pageshow", (event) => event.persisted && whenSeen());
-  if (window.navigation) {
-    navigation.addEventListener("currententrychange", navigated);
-  } else {
+  if (window.navigation) navigation.addEventListener("currententrychange", navigated);
+  else {
     addEventListener("popstate", navigated);
     const { pushState } = history;
     history.pushState = (...state) => {
