@@ -85,37 +85,59 @@ def test_all_workers_of_a_host_count_as_one(
     assert (statuses.count(200), statuses.count(429)) == (10, 10)
 
 
-@pytest.fixture
-def nginx(tmp_path: Path) -> Iterator[Callable[[int], int]]:
-    """Start an nginx before a port of a service, and return its own port; skipped where there is none."""
-    program = shutil.which("nginx") or shutil.which("/usr/sbin/nginx")
-    if program is None:
-        pytest.skip("no nginx is installed")
-    started: list[subprocess.Popen[bytes]] = []
+NGINX = """
+daemon off; pid {folder}/nginx.pid; error_log stderr; worker_processes 1;
+events {{ }}
+http {{
+  access_log off;
+  client_body_temp_path {folder}/b; proxy_temp_path {folder}/p; fastcgi_temp_path {folder}/f;
+  uwsgi_temp_path {folder}/u; scgi_temp_path {folder}/s;
+  server {{
+    listen 127.0.0.1:{mine};
+    location / {{
+      proxy_pass http://127.0.0.1:{port};
+      proxy_set_header X-Forwarded-For $proxy_add_x_forwarded_for;
+    }}
+  }}
+}}
+"""
+CADDY = """
+{{
+  admin off
+  auto_https off
+}}
+:{mine} {{
+  bind 127.0.0.1
+  reverse_proxy 127.0.0.1:{port}
+}}
+"""
 
-    def start(port: int) -> int:
-        mine = free_port()
-        (tmp_path / "nginx.conf").write_text(
-            f"""
-            daemon off; pid {tmp_path}/nginx.pid; error_log stderr; worker_processes 1;
-            events {{ }}
-            http {{
-              access_log off;
-              client_body_temp_path {tmp_path}/b; proxy_temp_path {tmp_path}/p; fastcgi_temp_path {tmp_path}/f;
-              uwsgi_temp_path {tmp_path}/u; scgi_temp_path {tmp_path}/s;
-              server {{
-                listen 127.0.0.1:{mine};
-                location / {{
-                  proxy_pass http://127.0.0.1:{port};
-                  proxy_set_header X-Forwarded-For $proxy_add_x_forwarded_for;
-                }}
-              }}
-            }}""",
-            encoding="ascii",
+
+@pytest.fixture
+def proxied(
+    tmp_path: Path, connect: Callable[[int], Client], monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[[str, int], Client]]:
+    """Start a proxy, by its name, before a port of a service, and connect to it; skipped where it is not installed."""
+    started: list[subprocess.Popen[bytes]] = []
+    for kind in ("DATA", "CONFIG"):
+        monkeypatch.setenv(f"XDG_{kind}_HOME", str(tmp_path))
+
+    def start(name: str, port: int) -> Client:
+        program = shutil.which(name) or shutil.which(f"/usr/sbin/{name}")
+        if program is None:
+            pytest.skip(f"no {name} is installed")
+        mine, config = free_port(), tmp_path / name
+        text = NGINX if name == "nginx" else CADDY
+        config.write_text(text.format(folder=tmp_path, mine=mine, port=port), encoding="ascii")
+        command = (
+            ["-p", str(tmp_path), "-c", str(config)]
+            if name == "nginx"
+            else ["run", "--config", str(config), "--adapter", "caddyfile"]
         )
-        started.append(subprocess.Popen([program, "-p", str(tmp_path), "-c", str(tmp_path / "nginx.conf")]))
-        wait_until(lambda: listening(mine), "nginx listens")
-        return mine
+        started.append(subprocess.Popen([program, *command]))
+        wait_until(lambda: listening(mine) or started[-1].poll() is not None, f"{name} listens")
+        assert started[-1].poll() is None, f"{name} has ended"
+        return connect(mine)
 
     yield start
     for process in started:
@@ -123,28 +145,33 @@ def nginx(tmp_path: Path) -> Iterator[Callable[[int], int]]:
         process.wait()
 
 
-def test_behind_a_proxy_a_forged_address_is_not_believed(
-    gunicorn: Callable[..., GunicornServer], connect: Callable[[int], Client], nginx: Callable[[int], int]
+@pytest.mark.parametrize("proxy", ["nginx", "caddy"])
+def test_behind_a_proxy_that_is_not_trusted_it_is_the_client_whatever_it_says(
+    gunicorn: Callable[..., GunicornServer], proxied: Callable[[str, int], Client], proxy: str
 ) -> None:
     environ = {"VISITS_PROFILE": "basic", "VISITS_RATE_LIMIT": "2/hour", "VISITS_TRUSTED_PROXIES": "127.0.0.2"}
-    server = gunicorn("-w", "1", **environ).start()
-    proxied = connect(nginx(server.port))
-    # nginx's own address is not in the list: it is the client, whatever it says.
-    statuses = [proxied.ask("POST", "/visits/a", f"X-Forwarded-For: 192.0.2.{n}").answer().status for n in range(4)]
+    client = proxied(proxy, gunicorn("-w", "1", **environ).start().port)
+    statuses = [client.ask("POST", "/visits/a", f"X-Forwarded-For: 192.0.2.{n}").answer().status for n in range(4)]
     assert statuses == [200, 200, 429, 429]
+    assert "VISITS_TRUSTED_PROXIES" in str(body(client.ask("GET", "/why?page=a").answer())["hint"])
 
 
+@pytest.mark.parametrize("proxy", ["nginx", "caddy"])
 def test_behind_a_trusted_proxy_who_has_connected_to_it_is_the_client(
-    gunicorn: Callable[..., GunicornServer], connect: Callable[[int], Client], nginx: Callable[[int], int]
+    gunicorn: Callable[..., GunicornServer], proxied: Callable[[str, int], Client], proxy: str
 ) -> None:
-    environ = {
-        "VISITS_PROFILE": "basic",
-        "VISITS_IGNORE_ADDRESSES": "127.0.0.1",
-        "VISITS_TRUSTED_PROXIES": "127.0.0.0/8",
-    }
-    server = gunicorn("-w", "1", **environ).start()
-    proxied = connect(nginx(server.port))
-    # We forge a visitor; nginx appends our own address, and everything from here on is trusted but the forged one.
-    forged = proxied.ask("POST", "/visits/a", "X-Forwarded-For: 192.0.2.1").answer()
-    assert "ignored" not in body(forged)
-    assert body(proxied.ask("POST", "/visits/a").answer())["ignored"] == "own"
+    environ = {"VISITS_PROFILE": "basic", "VISITS_IGNORE_ADDRESSES": "127.0.0.1", "VISITS_TRUSTED_PROXIES": "127.0.0.1"}
+    client = proxied(proxy, gunicorn("-w", "1", **environ).start().port)
+    assert body(client.ask("POST", "/visits/a").answer())["ignored"] == "own"
+    assert body(client.ask("GET", "/why?page=a").answer())["client"] == "127.0.0.1"
+
+
+def test_what_a_client_forges_stands_before_what_nginx_appends_and_caddy_drops_it(
+    gunicorn: Callable[..., GunicornServer], proxied: Callable[[str, int], Client]
+) -> None:
+    """We are a trusted proxy too, so nginx hands on what we say; Caddy believes nobody until it is told to."""
+    environ = {"VISITS_PROFILE": "basic", "VISITS_TRUSTED_PROXIES": "127.0.0.1"}
+    port = gunicorn("-w", "1", **environ).start().port
+    for proxy, client in (("nginx", "192.0.2.9"), ("caddy", "127.0.0.1")):
+        answer = proxied(proxy, port).ask("GET", "/why?page=a", "X-Forwarded-For: 198.51.100.1, 192.0.2.9").answer()
+        assert body(answer)["client"] == client, proxy
