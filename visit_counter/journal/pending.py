@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 _KNOWN_PAGES = 5000
 # Events that say nothing of the segment that they are in.
 _HARMLESS = frozenset((FLUSHED, PROBE))
-# How many calls of `Tables.drop` keep a table that was dropped.
+# How many calls of `Tables.drop` keep a table that was dropped, or merged into another one.
 _KEPT_CALLS = 3
 
 
@@ -62,6 +62,8 @@ class Tables:
         self.version = 0  # changes whenever visits may have left the tables
         self._dropped: list[Table] = []  # oldest first: see `drop`
         self._dropped_at: list[int] = []
+        self._parts: dict[Table, Sequence[Table]] = {}  # of merged tables: what they were put in the place of
+        self._parts_at: dict[Table, int] = {}
         self._calls = 0
         self._complete_from = 0  # every segment after this number is in a table here
         self._sealed_pages = 0
@@ -107,7 +109,8 @@ class Tables:
 
         `included` is the last segment that the page's partition includes. A merged table may lack visits up to it.
         """
-        if any(t.first <= known.segment < t.last and page in t.visits for t in self.sealed):
+        at = max(known.segment, to)
+        if any(t.first <= at < t.last and page in t.visits for t in self.sealed):
             return None  # The count includes a part of a merged table, and the other part cannot be told from it.
         if known.segment >= to:
             return known
@@ -115,14 +118,28 @@ class Tables:
             return None
         stored = known.stored
         for table in (*self._dropped, *self.sealed):
-            if table.last <= known.segment:
-                continue
-            # The merge may have left out visits that the partition includes and the count lacks.
-            if table.first < table.last and known.segment < included >= table.first:
+            visits = self._between(table, page, known.segment, to, included)
+            if visits is None:
                 return None
-            if table.last <= to:
-                stored += table.visits.get(page, 0)
+            stored += visits
         return Known(known.losses, to, stored)
+
+    def _between(self, table: Table, page: str, after: int, to: int, included: int) -> int | None:
+        """Return the visits of a page in those of a table's segments that are after `after` and not after `to`.
+
+        None if they cannot be told: a merge may have left out visits that the partition includes and a count of `after`
+        lacks. For a while after a merge its parts are kept, which have all visits.
+        """
+        if table.last <= after:
+            return 0
+        parts = self._parts.get(table)
+        if parts is not None:
+            visits = [self._between(part, page, after, to, included) for part in parts]
+            return None if None in visits else sum(number for number in visits if number)
+        is_merged = table.first < table.last
+        if is_merged and (after < included >= table.first or (after >= table.first and page in table.visits)):
+            return None
+        return table.visits.get(page, 0) if table.last <= to else 0
 
     def token_of(self, segment: int) -> str | None:
         """Return the token of a segment that some partition may not include yet; "" if it has none, None if unknown."""
@@ -152,6 +169,7 @@ class Tables:
         """Take these as the sealed ones; they are all segments after number `after`."""
         self.sealed = sealed
         self._dropped, self._dropped_at, self._complete_from = [], [], after
+        self._parts, self._parts_at = {}, {}
         self.version += 1
         self._count()
 
@@ -178,6 +196,8 @@ class Tables:
         while self._dropped_at and self._dropped_at[0] + _KEPT_CALLS <= self._calls:
             del self._dropped_at[0]
             self._complete_from = self._dropped.pop(0).last
+        for whole in [whole for whole, calls in self._parts_at.items() if calls + _KEPT_CALLS <= self._calls]:
+            del self._parts[whole], self._parts_at[whole]
         if done:
             self.sealed = [table for table in self.sealed if table not in done]
             self._dropped += done
@@ -186,11 +206,17 @@ class Tables:
             self._count()
 
     def replace(self, parts: Sequence[Table], whole: Table) -> None:
-        """Put one table in the place of the tables, next to each other, that it sums up, if they are still there."""
+        """Put one table in the place of the tables, next to each other, that it sums up, if they are still there.
+
+        A merge leaves out what its partition includes, and another process may still tell of a count that lacks it. So
+        the parts are kept for as long as dropped tables are.
+        """
         if parts and parts[0] in self.sealed:
             at = self.sealed.index(parts[0])
             whole.token = parts[-1].token
             self.sealed[at : at + len(parts)] = [whole]
+            if len(parts) > 1:
+                self._parts[whole], self._parts_at[whole] = parts, self._calls
             self.version += 1
             self._count()
 
