@@ -17,8 +17,9 @@ if TYPE_CHECKING:
 _KNOWN_PAGES = 5000
 # Events that say nothing of the segment that they are in.
 _HARMLESS = frozenset((FLUSHED, PROBE))
-# How many calls of `Tables.drop` keep a table that was dropped, or merged into another one.
-_KEPT_CALLS = 3
+# How long a table is kept that was dropped, or merged into another one. Other processes follow the state once a second,
+# and a stored count that they tell of may be as old as the state that they know; the rest is for a busy machine.
+_KEPT_SECONDS = 3.0
 
 
 class Table:
@@ -61,10 +62,10 @@ class Tables:
         self.sealed: list[Table] = []
         self.version = 0  # changes whenever visits may have left the tables
         self._dropped: list[Table] = []  # oldest first: see `drop`
-        self._dropped_at: list[int] = []
+        self._dropped_at: list[float] = []
         self._parts: dict[Table, Sequence[Table]] = {}  # of merged tables: what they were put in the place of
-        self._parts_at: dict[Table, int] = {}
-        self._calls = 0
+        self._parts_at: dict[Table, float] = {}
+        self._now = 0.0  # when `drop` was called last
         self._complete_from = 0  # every segment after this number is in a table here
         self._sealed_pages = 0
 
@@ -186,22 +187,22 @@ class Tables:
         self.version += 1
         self._count()
 
-    def drop(self, done: Sequence[Table]) -> None:
+    def drop(self, done: Sequence[Table], now: float) -> None:
         """Take these tables out of those that count: every partition includes their segments.
 
-        What another process has read of a page may not include them yet. So their visits are kept for a few calls more,
-        to be added to such a count. Called once a second, also without a table.
+        What another process has read of a page may not include them yet. So their visits are kept for a few seconds
+        more, to be added to such a count. Called once a second or more often, also without a table; `now` in seconds.
         """
-        self._calls += 1
-        while self._dropped_at and self._dropped_at[0] + _KEPT_CALLS <= self._calls:
+        self._now = now
+        while self._dropped_at and now - self._dropped_at[0] > _KEPT_SECONDS:
             del self._dropped_at[0]
             self._complete_from = self._dropped.pop(0).last
-        for whole in [whole for whole, calls in self._parts_at.items() if calls + _KEPT_CALLS <= self._calls]:
+        for whole in [whole for whole, at in self._parts_at.items() if now - at > _KEPT_SECONDS]:
             del self._parts[whole], self._parts_at[whole]
         if done:
             self.sealed = [table for table in self.sealed if table not in done]
             self._dropped += done
-            self._dropped_at += [self._calls] * len(done)
+            self._dropped_at += [now] * len(done)
             self.version += 1
             self._count()
 
@@ -216,7 +217,7 @@ class Tables:
             whole.token = parts[-1].token
             self.sealed[at : at + len(parts)] = [whole]
             if len(parts) > 1:
-                self._parts[whole], self._parts_at[whole] = parts, self._calls
+                self._parts[whole], self._parts_at[whole] = parts, self._now
             self.version += 1
             self._count()
 

@@ -91,7 +91,7 @@ class Upkeep:
         for table in done:
             self._rebase(table, rebase)
         with self._buffer.lock:
-            self._buffer.tables.drop(done)
+            self._buffer.tables.drop(done, self._buffer.journal.now())
         for segment in merged:
             self._replace_parts(segment, rebase)
 

@@ -281,12 +281,15 @@ def test_a_line_of_a_read_survives_a_piece_before_it_and_is_one_before_a_visit()
 
 
 def test_a_worker_that_hears_of_a_read_from_before_what_it_has_dropped_reads_the_page_anew(
-    host: Host, shard: Watched
+    host: Host, shard: Watched, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    now = [0.0]
+    monkeypatch.setattr(host.journal, "_clock", lambda: now[0])
     counter = host.process()
     for _ in range(3):
         visit(host, "a", 1)
     for _ in range(5):
+        now[0] += 1
         host.tick()
     before = shard.reads
     assert counter.buffer.report([("a", Known(0, 0, 1))])
