@@ -118,10 +118,15 @@ class Mending:
         if self.cut_at >= 0 or size < buffer.offset or not self.is_continued():
             wrong = "was cut"
             self.cut_at = min(self.cut_at, size) if self.cut_at >= 0 else size
-        elif not is_file_at(buffer.descriptor, self._journal.path / segment.name):
-            wrong = "is gone, or another file is in its place"
-        else:
+        elif is_file_at(buffer.descriptor, self._journal.path / segment.name):
             return ""
+        else:
+            # A flush writes a segment shorter, merges or forgets it, but only once it has sealed it.
+            with suppress(JournalError):
+                buffer.catch_up()
+            if buffer.tables.current.last != current:
+                return self._wrong_with_current()
+            wrong = "is gone, or another file is in its place"
         self.doubt(segment, f"journal segment {current} {wrong}")
         return wrong
 

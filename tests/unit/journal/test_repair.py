@@ -415,3 +415,15 @@ def test_after_a_failed_append_no_visit_is_needed_to_become_healthy_again(host: 
     counter.tick()
     assert counter.buffer.refusal() is None
     assert counted(host, counter) == [1, 1]
+
+
+def test_a_segment_that_a_flush_writes_shorter_is_not_taken_for_removed(host: Host) -> None:
+    rested = host.process()
+    for _ in range(30):
+        append(rested.buffer, "a")
+    host.flusher.flush()
+    with host.journal.flush_lock(wait=False):  # another flush is under way, so that nothing could be mended
+        assert rested.buffer.mending.inspect()
+        assert rested.buffer.halted == ""
+        assert visited(rested) == 31
+    assert damage(host) == ""
