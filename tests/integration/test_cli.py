@@ -255,6 +255,47 @@ def test_what_a_profile_does_not_have_is_told_with_status_1(app: Flask, argument
     assert (done.exit_code, done.stdout, done.stderr) == (1, "", f"Error: {said}\n")
 
 
+def test_why_a_visit_is_not_counted_is_asked_of_the_running_service(
+    app: Flask, gunicorn: Callable[..., GunicornServer]
+) -> None:
+    environ = {"VISITS_PROFILE": "basic", "VISITS_REPEAT_SECONDS": "3600", "VISITS_IGNORE_ADDRESSES": "192.0.2.9"}
+    url = f"http://127.0.0.1:{gunicorn('-w', '1', VISITS_ORIGINS='https://a.test', **environ).start().port}"
+    forwarded = {"X-Forwarded-For": "192.0.2.1", "User-Agent": "mine"}
+    urllib.request.urlopen(urllib.request.Request(f"{url}/visits/caf%C3%A9", headers=forwarded, method="POST")).close()
+
+    def reason(*more: str) -> object:
+        done = app.test_cli_runner().invoke(args=["visits", "why", "café", "--url", url, "--json", *more])
+        assert done.exit_code == 0, done.output
+        return json.loads(done.stdout).get("reason")
+
+    assert reason() is None
+    assert reason("--address", "192.0.2.1") is None
+    assert reason("--address", "192.0.2.1", "--user-agent", "mine") == "repeat"
+    assert reason("--address", "192.0.2.9") == "own"
+    assert reason("--origin", "https://b.test") == "origin"
+    shown = app.test_cli_runner().invoke(args=["visits", "why", "a", "--url", url, "--address", "192.0.2.9"]).stdout
+    assert "VISITS_IGNORE_ADDRESSES" in shown
+
+
+def test_why_is_one_clear_line_where_the_service_cannot_tell(
+    app: Flask, gunicorn: Callable[..., GunicornServer]
+) -> None:
+    environ = {"VISITS_PROFILE": "basic", "VISITS_TRUSTED_PROXIES": "192.0.2.7"}
+    url = f"http://127.0.0.1:{gunicorn('-w', '1', **environ).start().port}"
+    for arguments, said in (
+        (["--url", url, "--address", "192.0.2.1"], "VISITS_TRUSTED_PROXIES"),
+        (["--url", f"{url}/other"], "404"),
+        (["--url", f"{url}/visits/a?x="], "no answer of this service"),
+        (["--url", f"http://127.0.0.1:{free_port()}"], "--url"),
+        (["--url", "nowhere"], "--url"),
+        (["--url", url, "--user-agent", "a\nb"], "--url"),
+    ):
+        done = app.test_cli_runner().invoke(args=["visits", "why", "a", *arguments])
+        assert (done.exit_code, done.stdout, len(done.stderr.splitlines())) == (1, "", 1), arguments
+        assert said in done.stderr
+    assert app.test_cli_runner().invoke(args=["visits", "why", "a", "--address", "here"]).exit_code == 2
+
+
 def test_wrong_settings_are_told_whole_with_status_1(flask: Run) -> None:
     done = flask("visits", "get", "a", status=1, VISITS_PROFILE="big", VISITS_CACHE_SECONDS="5s")
     assert done.stderr.splitlines() == [
@@ -274,11 +315,12 @@ def test_a_data_directory_that_cannot_be_used_is_one_line(flask: Run, tmp_path: 
 @pytest.mark.parametrize(
     ("command", "words"),
     [
-        (["visits"], ["hit", "get", "flush", "journal"]),
+        (["visits"], ["hit", "get", "flush", "why", "journal"]),
         (["shards"], ["status", "locate"]),
         (["visits", "hit"], ["PAGE", "--count", "--json", "Count visits"]),
         (["visits", "get"], ["PAGE...", "--json", "Print the count"]),
         (["visits", "flush"], ["--json", "pending"]),
+        (["visits", "why"], ["PAGE", "--address", "--origin", "--user-agent", "--url", "--json", "running service"]),
         (["visits", "journal"], ["--json", "segments"]),
         (["shards", "status"], ["--json", "exit status 1"]),
         (["shards", "locate"], ["PAGE...", "--json", "partition"]),

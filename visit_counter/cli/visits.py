@@ -1,15 +1,16 @@
-"""The commands of `visits`: count, read and flush visits, inspect the journal."""
+"""The commands of `visits`: count, read and flush visits, inspect the journal, ask why a visit is not counted."""
 
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 from flask.cli import AppGroup
 
 from visit_counter.cli import reports
 from visit_counter.cli.shared import Page, as_json, opened_service, print_fields, print_rows, set_up_log
+from visit_counter.cli.why import Address, ask_why
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -60,6 +61,25 @@ def flush(as_json: bool) -> None:
     print_rows([row], as_json)
     if result.error:
         raise SystemExit(1)
+
+
+@visits.command("why")
+@click.argument("page", type=Page())
+@click.option("--address", type=Address(), help="The visitor's address; this machine's without it.")
+@click.option("--origin", default="", help="The site whose page sends the visit, like https://example.org.")
+@click.option("--user-agent", default="", help="What the visitor's browser calls itself; it matters for repeats.")
+@click.option("--url", default="http://127.0.0.1:8000", show_default=True, help="Where the service answers.")
+@as_json
+def why(page: str, url: str, as_json: bool, **visitor: Any) -> None:
+    """Tell whether a visit of PAGE would be counted, and if not by which rule.
+
+    It asks the running service, which alone knows what each client has sent.
+    """
+    found = ask_why(url, page, **visitor)
+    if as_json:
+        click.echo(json.dumps(found, indent=2))
+    else:
+        print_fields(found)
 
 
 @visits.command("journal")
