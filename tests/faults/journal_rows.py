@@ -115,8 +115,8 @@ def _fail(kind: str, codes: tuple[int, ...]) -> Callable[[FaultyService, int], N
 
 def _remove_segment(service: FaultyService, trial: int) -> None:
     del trial
-    # A flush may have just gone on to the next one.
-    path = _current(service)
+    # One that holds a visit: who has appended that knows the segment, and nobody else can write it anew.
+    path = _wait_for_content(service, 200)
     inode = path.stat().st_ino
     path.unlink()
     _wait_until_written(path, inode)
@@ -125,7 +125,7 @@ def _remove_segment(service: FaultyService, trial: int) -> None:
 def _remove_directory(service: FaultyService, trial: int) -> None:
     data = service.dir / "data"
     gone = service.dir / f"gone{trial}"
-    path = _current(service)
+    path = _wait_for_content(service, 200)
     inode = path.stat().st_ino
     # In one step: a file that a worker makes meanwhile would keep the directory.
     data.rename(gone)
