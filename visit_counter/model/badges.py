@@ -1,7 +1,8 @@
 """Badges: a small picture of a count, as text in SVG. Pure.
 
 The styles `flat`, `flat-square` and `for-the-badge` have the measures of the badges that READMEs show beside them;
-`digits` is a row of figures, as the counters of the first web pages had. A badge says its text to a screen reader.
+`digits` is a row of figures, as the counters of the first web pages had. A badge says its text to a screen reader
+once: what is drawn is hidden from it.
 """
 
 from __future__ import annotations
@@ -129,14 +130,12 @@ def _draw_flat(look: Look, message: str) -> bytes:
     parts.append(f'<rect x="{left}" width="{right}" height="{height}" fill="{look.color}"/>')
     if is_round:
         parts.append(f'<rect width="{width}" height="{height}" fill="url(#s)"/>')
-    parts.append(f'</g><g text-anchor="middle" font-family="{_FONT}" font-size="11">')
+    parts.append(f'</g><g aria-hidden="true" text-anchor="middle" font-family="{_FONT}" font-size="11">')
     for text, at, size, color in ((look.label, 0, left, "#fff"), (message, left, right, _text_on(look.color))):
         if text:
             place = f'x="{at + size / 2:g}" textLength="{size - 10}"'
             if is_round and color == "#fff":
-                parts.append(
-                    f'<text {place} y="15" fill="#010101" fill-opacity=".3" aria-hidden="true">{escape(text)}</text>'
-                )
+                parts.append(f'<text {place} y="15" fill="#010101" fill-opacity=".3">{escape(text)}</text>')
             parts.append(f'<text {place} y="14" fill="{color}">{escape(text)}</text>')
     return "".join((*parts, "</g></svg>")).encode()
 
@@ -150,7 +149,7 @@ def _draw_loud(look: Look, message: str) -> bytes:
         _start(left + right, height, look, message),
         f'<rect width="{left}" height="{height}" fill="#555"/>',
         f'<rect x="{left}" width="{right}" height="{height}" fill="{look.color}"/>',
-        f'<g text-anchor="middle" font-family="{_FONT}" font-size="10">',
+        f'<g aria-hidden="true" text-anchor="middle" font-family="{_FONT}" font-size="10">',
     ]
     if label:
         parts.append(f'<text x="{left / 2:g}" y="18" textLength="{left - 24}" fill="#fff">{escape(label)}</text>')
@@ -167,7 +166,7 @@ def _draw_digits(look: Look, message: str) -> bytes:
     parts = [
         _start(box * len(shown) + 2, height, look, message),
         f'<rect width="{box * len(shown) + 2}" height="{height}" rx="3" fill="#111"/>',
-        f'<g text-anchor="middle" font-family="{_FIGURES_FONT}" font-size="16" font-weight="bold">',
+        f'<g aria-hidden="true" text-anchor="middle" font-family="{_FIGURES_FONT}" font-size="16" font-weight="bold">',
     ]
     color = "#fff" if look.color == Look().color else look.color
     for at, character in enumerate(shown):
