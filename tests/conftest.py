@@ -57,7 +57,8 @@ def let_children_be_interrupted() -> None:
 
 
 def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginManager) -> None:
-    """Add what `tests.support.progress` can be told."""
+    """Add what `tests.support.progress` and `test_fuzz` can be told."""
+    parser.addoption("--fuzz", type=int, metavar="N", help="of test_fuzz: N requests to each worker, instead of a few")
     parser.addoption("--keep-durations", action="store_true", help="write what the tests took to tests/durations.json")
     if not pluginmanager.has_plugin("xdist"):
         # An environment older than this requirement, or `-p no:xdist`: the tests run one after the other.
