@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -122,7 +123,11 @@ def uncovered() -> Iterator[None]:
     coverage = Coverage.current()
     if coverage is not None:
         coverage.stop()
+    # In a process of pytest-xdist it is measured twice: once because the process was started by one that is measured.
+    trace = sys.gettrace()
+    sys.settrace(None)
     yield
+    sys.settrace(trace)
     if coverage is not None:
         coverage.start()
 

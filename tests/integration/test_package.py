@@ -120,7 +120,7 @@ class Service:
 def test_the_wheel_has_the_service_and_its_files_and_nothing_of_the_tests(wheel: Path) -> None:
     names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     ours = REPOSITORY / "visit_counter"
-    there = [path for path in ours.rglob("*") if path.suffix in (".py", ".lua", ".typed")]
+    there = [path for path in ours.rglob("*") if path.suffix in (".py", ".lua", ".js", ".typed")]
     wanted = {path.relative_to(REPOSITORY).as_posix() for path in there}
     wanted |= {f"visit_counter/config/defaults/{path.name}" for path in (REPOSITORY / "config").glob("*.toml")}
     assert names == wanted

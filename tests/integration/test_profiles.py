@@ -297,10 +297,10 @@ def test_a_profile_without_a_journal_refuses_visits_while_its_shard_is_down(
 def test_a_bug_is_500_without_its_traceback(
     client: FlaskClient, service: Service, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def broken(_: str) -> None:
+    def broken(*_: object, **__: object) -> None:
         raise RuntimeError("secret detail")
 
-    monkeypatch.setattr(service.counter, "record", broken)
+    monkeypatch.setattr(service.counter, "answer", broken)
     reply = client.post("/visits/a")
     assert reply.status_code == 500
     assert reply.content_type == "application/problem+json"

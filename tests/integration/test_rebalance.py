@@ -444,6 +444,7 @@ def test_the_command_plans_then_moves_and_says_so(tmp_path: Path, shards: list[S
 def test_the_command_tells_in_one_line_what_is_in_its_way(tmp_path: Path, shards: list[Shard], opened: Opened) -> None:
     fill(opened(shards[:2]))
     gone = Shard("c", "redis://127.0.0.1:1")
+    flask(tmp_path, shards[:2], "status")  # makes the journal, which the first command of all waits for
     said = flask(tmp_path, [*shards[:2], gone], "rebalance", status=1)
     assert said.startswith("Error: c: ")
     assert "a rebalance needs all shards" in said

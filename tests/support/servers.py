@@ -139,6 +139,14 @@ class ValkeyServer:
             self._process.wait(DEADLINE_SECONDS)
 
 
+def _session_of(pid: int) -> int:
+    """Return the session of a process; 0 if it has just ended."""
+    try:
+        return os.getsid(pid)
+    except ProcessLookupError:
+        return 0
+
+
 class GunicornServer:
     """The service as its users start it: gunicorn with the project's configuration, from the root of a checkout."""
 
@@ -173,7 +181,7 @@ class GunicornServer:
     def worker_pids(self) -> list[int]:
         """The process ids of the workers, oldest first; the master has other children, known by their session."""
         children = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text(encoding="ascii").split()
-        return [int(child) for child in children if os.getsid(int(child)) == os.getsid(self.pid)]
+        return [int(child) for child in children if _session_of(int(child)) == os.getsid(self.pid)]
 
     def start(self, path: str = "/health") -> Self:
         """Start and return when the service answers on `path`."""

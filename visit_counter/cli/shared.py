@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from visit_counter.runtime.service import Service
+
+_POLL_SECONDS = 0.1
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
 
@@ -60,6 +63,7 @@ def opened_service() -> Iterator[Service]:
         begin = _may_begin(service)
         with running(service.settings):
             service.open(begin=begin)
+            _wait_for_absent(service)
             yield service
     except VisitCounterError as error:
         raise click.ClickException(str(error)) from None
@@ -67,6 +71,14 @@ def opened_service() -> Iterator[Service]:
         raise click.ClickException(f"{error.strerror}: {error.filename or service.settings.data_dir}") from None
     finally:
         service.close()
+
+
+def _wait_for_absent(service: Service) -> None:
+    """Wait while a running service writes segments anew that were removed: until then nothing here can be known."""
+    deadline = time.monotonic() + WAIT_SECONDS
+    while service.buffer is not None and service.buffer.absent and time.monotonic() < deadline:
+        time.sleep(_POLL_SECONDS)
+        service.follow()
 
 
 def _may_begin(service: Service) -> bool:
