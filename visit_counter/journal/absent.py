@@ -1,4 +1,4 @@
-"""Segments that one process does not know and others may: their files were gone when it came to them."""
+"""Segments whose files were gone when this process came to read them; other processes may know their visits."""
 
 from __future__ import annotations
 
@@ -11,28 +11,29 @@ if TYPE_CHECKING:
 
 
 class Absent:
-    """The segments that a process would have to follow and cannot, since somebody has removed them.
+    """The segments that this process must follow but cannot open, since somebody has removed their files.
 
-    Other processes may have them open, acknowledge visits into them, and write them anew when they look. Until then
-    this process would answer less than was acknowledged, and what it accepted would not be seen by the others. So
-    it refuses visits and reads until the segments are there again, or until every process has had the time to look.
+    Other processes may still have these files open and append visits to them, until their next inspection (one each
+    second) finds the files gone and writes them anew. Before that, this process would answer with too few visits, and
+    the others would not see the visits that it accepts. So it refuses visits and reads until the segments exist again,
+    or until every process has had the time to write them anew.
 
-    It is true while there are any. The buffer's lock is held.
+    An instance is true while it holds any segment. The methods expect the buffer's lock to be held.
     """
 
     def __init__(self, buffer: WriteBuffer) -> None:
         self._buffer = buffer
-        self._since: dict[int, float] = {}  # since when each segment number is absent, by the journal's clock
+        self._since: dict[int, float] = {}  # when each segment number was found absent, by the journal's clock
 
     def __bool__(self) -> bool:
         return bool(self._since)
 
     def clear(self) -> None:
-        """Forget all: the journal is read anew."""
+        """Forget all segments: this process reads the whole journal anew."""
         self._since.clear()
 
     def note(self, first: int, last: int) -> None:
-        """Note that the segments from the first to the last number are not there, and refuse visits."""
+        """Note that the segments `first` to `last` have no files, and refuse visits."""
         buffer = self._buffer
         missing = buffer.state.missing
         since = buffer.journal.now()
@@ -41,11 +42,11 @@ class Absent:
             buffer.halt(f"journal segment {last} is missing, and other processes may know it")
 
     def wait_longer(self) -> None:
-        """Begin the time anew that every process has: one that knows a segment cannot write it during a flush."""
+        """Start the waiting time anew: a process that knows a segment cannot write it while a flush is running."""
         self._since = dict.fromkeys(self._since, self._buffer.journal.now())
 
     def look_again(self) -> None:
-        """Forget the segments that are known by now, or that nobody has written anew in time."""
+        """Forget the segments that this process has read by now, and those that no process has written anew in time."""
         if not self._since:
             return
         buffer = self._buffer

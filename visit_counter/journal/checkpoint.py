@@ -1,7 +1,7 @@
-"""What the flush has confirmed, kept beside the journal: `journal/state.json`, replaced atomically and durably.
+"""The flush's record of what it has sent and confirmed: `journal/state.json`, replaced atomically and durably.
 
-Everything in it is a lower bound that the shards' own watermarks confirm or correct, so an older state, or none, costs
-work and knowledge of damage but no visit.
+Each number in it is a lower bound, which the watermarks in the shards confirm or correct. So a state that is old or
+gone makes the next flush work more, and loses the notes of damage, but it loses no visit.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ FORMAT = 1
 MAX_DAMAGE_NOTES = 50
 # In the place of a time in `Checkpoint.missing`: flushes go on without this segment.
 GIVEN_UP = -1.0
-# Beside the state and not in it: a person need not wait for a flush that hangs, and a lost state loses no signature.
+# A file beside the state: a person can acknowledge while a flush hangs, and a lost state loses no acknowledgement.
 _ACKNOWLEDGED = "acknowledged.json"
 
 
 @dataclass(slots=True)
 class LastFlush:
-    """How the last flush went. `at` is seconds since the epoch, for people; nothing is decided by it."""
+    """The outcome of the last flush. `at` is in seconds since the epoch, for people; no decision depends on it."""
 
     at: float
     seconds: float
@@ -41,53 +41,54 @@ class LastFlush:
 
 @dataclass(slots=True)
 class Checkpoint:
-    """What one journal's flushes have confirmed, sent and found.
+    """What the flushes of one journal have confirmed, sent and found.
 
-    Segments are told by their numbers, partitions by theirs, shards by their names. Where nothing else is said, times
-    are seconds since the epoch; they are for people, and nothing is decided by them.
+    Segments and partitions are given by number, shards by name. Times are in seconds since the epoch unless a comment
+    says otherwise; they are for people, and no decision depends on them.
     """
 
-    # The journal's id. The watermarks below are under it.
+    # The journal's id. The shards keep the watermarks below under it.
     writer: str = ""
     # Every partition includes the segments up to this one.
     floor: int = 0
-    # For each partition, the watermark that it was last known to have.
+    # For each partition, the last watermark that its shard confirmed.
     confirmed: dict[int, str] = field(default_factory=dict)
-    # For each shard (see `Round._apply`), the segments that may or may not have become a watermark there.
+    # For each shard (see `Round._apply`), the segments that were sent and may or may not be a watermark there now.
     attempted: dict[str, list[int]] = field(default_factory=dict)
-    # What was found that only a person can explain, oldest first.
+    # Notes of damage that only a person can explain, oldest first.
     damage: list[str] = field(default_factory=list)
-    # How often a shard was found to have lost visits for good.
+    # How often a flush found that a shard has lost visits for good.
     losses: int = 0
-    # How the last flush went, whether it reached all shards or not; None before the first flush.
+    # The outcome of the last flush, whether it reached all shards or not; None before the first flush.
     last_flush: LastFlush | None = None
-    # For each partition that may not be on its shard's disk, the segment it may fall back to and the last it includes.
+    # For each partition whose last changes may not be on its shard's disk: the segment that it may fall back to, and
+    # the last segment that it includes.
     unpersisted: dict[int, tuple[int, int]] = field(default_factory=dict)
-    # For each partition, the last segment that held visits of it and that is no longer retained.
+    # For each partition, the last segment with visits of it that was deleted.
     forgotten: dict[int, int] = field(default_factory=dict)
-    # For each shard that the last flush could not bring everything, the time since when.
+    # For each shard that did not receive everything in the last flush, the time of the first such flush.
     down: dict[str, float] = field(default_factory=dict)
-    # For each shard that the last flush could not bring everything, the reason.
+    # For each shard that did not receive everything in the last flush, the reason.
     trouble: dict[str, str] = field(default_factory=dict)
-    # For each partition with a watermark that no flush wrote, that text and the segment that it is taken for.
+    # For each partition with a watermark that no flush wrote: that text, and the segment that it is taken to mean.
     strange: dict[int, tuple[str, int]] = field(default_factory=dict)
-    # The partitions in whose place the last flush found something else.
+    # The partitions whose Redis key held something other than a partition in the last flush.
     blocked: list[int] = field(default_factory=list)
-    # The pages whose last visits were set aside, since what is stored for them is no count.
+    # The pages whose last visits were set aside, since the text stored for them is not a count.
     uncounted: list[str] = field(default_factory=list)
-    # For each shard, its replicas by address, as they were last seen.
+    # For each shard, its replicas by address, as the last flush found them.
     replicas: dict[str, dict[str, Replica]] = field(default_factory=dict)
     # When a flush last brought everything to every shard; 0 for never.
     complete_at: float = 0.0
-    # For each partition, how often this writer found that visits of it are lost for good.
+    # For each partition, how often a flush of this writer found that visits of it are lost for good.
     lost: dict[int, int] = field(default_factory=dict)
-    # The partitions whose readers, on all hosts, have still to be told so.
+    # The partitions with such a loss whose field `losses` must still be raised, which reports it to all hosts.
     untold: list[int] = field(default_factory=list)
-    # For each segment that has no file, when that was found (by `Journal.now`), or GIVEN_UP.
+    # For each segment without a file, the time at which a flush noticed it (by `Journal.now`), or GIVEN_UP.
     missing: dict[int, float] = field(default_factory=dict)
 
     def replicas_away(self) -> list[tuple[str, str, float]]:
-        """Return the shard, the address and since when of each replica that flushed visits are kept for."""
+        """Return (shard, address, time since when) of each replica that is down and that visits are retained for."""
         return [
             (shard, name, replica.away_since)
             for shard, known in self.replicas.items()
@@ -96,7 +97,10 @@ class Checkpoint:
         ]
 
     def confirm(self, partition: int, watermark: str) -> None:
-        """Record what a partition includes; it may fall back to what it had until its shard has it on disk."""
+        """Record the watermark that a partition has now.
+
+        Until its shard has this on disk, the partition may fall back to the watermark before it.
+        """
         before = self.confirmed.get(partition, NO_WATERMARK)
         if watermark != before:
             self.confirmed[partition] = watermark
@@ -104,13 +108,13 @@ class Checkpoint:
             self.unpersisted.setdefault(partition, (number, max(number, self.floor)))
 
     def forget_attempts(self, segments: Iterable[int]) -> None:
-        """Take any of these segments for one that was sent: this state is older than what was there, or empty."""
+        """Note all these segments as perhaps sent: this state is empty, or older than the one that was lost."""
         self.attempted["unknown"] = sorted(segments)
 
     def note_damage(self, text: str, *, again: bool = False) -> bool:
-        """Remember one finding, with the time it was found at; return False if it is known already.
+        """Add a note of damage, with the time of now; return False if there is one with this text already.
 
-        With `again` it is another one, though it has the same text.
+        With `again` it is added even then: the same thing has happened once more.
         """
         if not again and any(note.endswith(f" {text}") for note in self.damage):
             return False
@@ -119,11 +123,12 @@ class Checkpoint:
         return True
 
     def save(self, path: Path) -> None:
-        """Write the state durably. Raises OSError; the state before it then stays."""
+        """Write the state durably. Raises OSError; the file then still holds the previous state."""
         temporary = path.with_suffix(".tmp")
         write_durably(temporary, self._to_json().encode())
         temporary.replace(path)
-        # Without this a power loss brings the old state back, and with it merges across a number that was sent.
+        # Without this, a power loss could bring the old state back, which lacks numbers that were sent since; a later
+        # flush would then merge segments across such a number.
         sync_directory(path.parent)
 
     def _to_json(self) -> str:
@@ -134,7 +139,7 @@ class Checkpoint:
 
     @classmethod
     def load(cls, path: Path) -> Checkpoint:
-        """Read the state; an empty one where there is none or it cannot be read (`damage` then says so)."""
+        """Read the state. Without a file, return an empty state; if it cannot be read, an empty one with a note."""
         try:
             raw: dict[str, Any] = json.loads(path.read_bytes())
             if raw.pop("format") != FORMAT:
@@ -150,8 +155,8 @@ class Checkpoint:
                 for shard, known in raw.pop("replicas", {}).items()
             }
             if "away" in raw:
-                raw["down"] = raw.pop("away")  # its name in the versions before
-            # A state of the version before tells only of the last flush.
+                raw["down"] = raw.pop("away")  # its name in earlier versions
+            # An earlier version wrote only the time of the last flush.
             raw.setdefault("complete_at", last["at"] if last and not last["error"] else 0.0)
             lost = {int(partition): int(times) for partition, times in raw.pop("lost", {}).items()}
             return cls(
@@ -174,7 +179,7 @@ class Checkpoint:
 
 
 def acknowledged(journal_path: Path) -> dict[str, str]:
-    """Return the damage notes that a person has acknowledged, and who did when; none where there is no such file."""
+    """Return the damage notes that people have acknowledged, each with the time and the person's name."""
     try:
         notes: dict[str, str] = json.loads((journal_path / _ACKNOWLEDGED).read_bytes())
         return {str(note): str(by) for note, by in notes.items()}
@@ -183,7 +188,7 @@ def acknowledged(journal_path: Path) -> dict[str, str]:
 
 
 def acknowledge(journal_path: Path, damage: list[str], by: str) -> list[str]:
-    """Remember durably that a person has seen these notes; return those that nobody had. Raises OSError."""
+    """Write durably that a person has seen these notes; return those that nobody had acknowledged. Raises OSError."""
     before = acknowledged(journal_path)
     new = [note for note in damage if note not in before]
     stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())

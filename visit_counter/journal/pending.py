@@ -13,40 +13,41 @@ if TYPE_CHECKING:
     from visit_counter.journal.records import KnownCounts, Replay
     from visit_counter.journal.segments import SealPlace, Segment
 
-# A table keeps what its segment says of stored counts up to this number: many such lines take more memory than visits.
+# How many lines `read` of its segment a table keeps at most: many of them take more memory than the visits.
 _KNOWN_PAGES = 5000
-# Events that say nothing of the segment that they are in.
+# Events that do not change the content of the segment in which they stand.
 _HARMLESS = frozenset((FLUSHED, PROBE))
-# How long a table is kept that was dropped, or merged into another one. Other processes follow the state once a second,
-# and a stored count that they tell of may be as old as the state that they know; the rest is for a busy machine.
+# How long a table is kept after it was dropped, or merged into another one. Other processes read the state once a
+# second, and a stored count that they report may be as old as the state they know. The other two seconds are for a busy
+# machine.
 _KEPT_SECONDS = 3.0
 
 
 class Table:
-    """The visits of one segment (or of several merged ones); `token` is that of its seal.
+    """The visits of one segment, or of several merged ones; `token` is the token of its seal.
 
-    `reported`: the pages of which the segment says what was stored, as far as this process has followed it. `known`:
-    what it says of them, or None if that is too much to keep, or if anything was in the file but whole lines of visits
-    and reads. `seal_at`: where the seal was met by following the file; None if the table was made in another way.
+    `reported`: the pages with a line `read` in the segment, as far as this process has read it. `known`: the counts in
+    these lines; None if they are too many, or if the file holds anything but whole lines of visits and reads.
+    `seal_at`: the place in the file where this process read the seal; None if the table was made in another way.
     """
 
     __slots__ = ("first", "known", "last", "reported", "seal_at", "token", "visits")
 
     def __init__(self, first: int, last: int, visits: Tally, token: str = "") -> None:
         self.first, self.last, self.visits, self.token = first, last, visits, token
-        self.reported: dict[str, None] = {}  # not a set, whose members every full garbage collection visits
+        self.reported: dict[str, None] = {}  # not a set: every full garbage collection visits a set's members
         self.known: KnownCounts | None = {}
         self.seal_at: SealPlace | None = None
 
     def note(self, replay: Replay) -> None:
-        """Take in what a piece of the segment's file adds up to."""
+        """Add the sum of a piece of the segment's file."""
         self.visits.merge(replay.visits)
         if replay.unreadable or replay.fenced or any(event.kind not in _HARMLESS for event in replay.events):
             self.known = None
         self.keep(replay.known.items())
 
     def keep(self, reads: Iterable[tuple[tuple[str, int, int], int]]) -> None:
-        """Take in what lines of the segment say of stored counts, in their order."""
+        """Add the counts in lines `read` of the segment, in the order of the file."""
         if self.known is not None:
             for at, stored in reads:
                 self.known[at] = max(stored, self.known.get(at, 0))
@@ -55,7 +56,7 @@ class Table:
 
 
 class Tables:
-    """The table of the current segment, and those of sealed ones, oldest first."""
+    """The table of the current segment, and the tables of sealed segments, oldest first."""
 
     def __init__(self) -> None:
         self.current = Table(0, 0, Tally())
@@ -63,7 +64,7 @@ class Tables:
         self.version = 0  # changes whenever visits may have left the tables
         self._dropped: list[Table] = []  # oldest first: see `drop`
         self._dropped_at: list[float] = []
-        self._parts: dict[Table, Sequence[Table]] = {}  # of merged tables: what they were put in the place of
+        self._parts: dict[Table, Sequence[Table]] = {}  # for each merged table, the tables that it replaced
         self._parts_at: dict[Table, float] = {}
         self._now = 0.0  # when `drop` was called last
         self._complete_from = 0  # every segment after this number is in a table here
@@ -71,12 +72,12 @@ class Tables:
 
     @property
     def pages(self) -> int:
-        """How many pages all tables hold; a page in several is counted in each."""
+        """How many pages all tables hold; a page in several tables is counted once for each."""
         return len(self.current.visits) + self._sealed_pages
 
     @property
     def are_whole(self) -> bool:
-        """Whether the flush may take what waits from these tables, as far as they can tell: see `Table.known`."""
+        """Whether these tables say all that their files say, so that the flush need not read the files."""
         sealed = all(table.known is not None and table.seal_at is not None for table in self.sealed)
         return sealed and self.current.known is not None
 
@@ -86,7 +87,7 @@ class Tables:
         return count + self.pending_sealed(page, after) if self.sealed else count
 
     def pending_sealed(self, page: str, after: int) -> int:
-        """Return the same, but for the current segment."""
+        """Return the same without the current segment."""
         count = 0
         for table in self.sealed:
             if table.last > after:
@@ -106,13 +107,14 @@ class Tables:
                     yield page, visits, table.last
 
     def raised(self, page: str, known: Known, to: int, included: int) -> Known | None:
-        """Return what is known with this host's visits up to segment `to` added; None if they are no longer here.
+        """Return `known` with this host's visits up to segment `to` added; None if the tables no longer have these.
 
-        `included` is the last segment that the page's partition includes. A merged table may lack visits up to it.
+        `included` is the last segment that the page's partition includes. A merged table may lack visits of segments up
+        to that one.
         """
         at = max(known.segment, to)
         if any(t.first <= at < t.last and page in t.visits for t in self.sealed):
-            return None  # The count includes a part of a merged table, and the other part cannot be told from it.
+            return None  # The count includes a part of a merged table, which does not say what the other part holds.
         if known.segment >= to:
             return known
         if known.segment < self._complete_from:
@@ -126,10 +128,11 @@ class Tables:
         return Known(known.losses, to, stored)
 
     def _between(self, table: Table, page: str, after: int, to: int, included: int) -> int | None:
-        """Return the visits of a page in those of a table's segments that are after `after` and not after `to`.
+        """Return the visits of a page in a table, counting only the segments from `after + 1` to `to`.
 
-        None if they cannot be told: a merge may have left out visits that the partition includes and a count of `after`
-        lacks. For a while after a merge its parts are kept, which have all visits.
+        Return None if the table does not say that: a merge leaves out visits that the partition includes, and a count
+        that includes the segments up to `after` may lack some of these. The parts of a merged table have all visits;
+        they are kept for a while.
         """
         if table.last <= after:
             return 0
@@ -143,7 +146,7 @@ class Tables:
         return table.visits.get(page, 0) if table.last <= to else 0
 
     def token_of(self, segment: int) -> str | None:
-        """Return the token of a segment that some partition may not include yet; "" if it has none, None if unknown."""
+        """Return the token of a segment that has a table here, "" if it has no token, None if it has no table."""
         if segment >= self.current.last:
             return ""
         for table in self.sealed:
@@ -152,11 +155,11 @@ class Tables:
         return None
 
     def of(self, segment: Segment) -> Table | None:
-        """Return the table of a sealed segment, if there is one."""
+        """Return the table of a sealed segment, or None."""
         return next((table for table in self.sealed if (table.first, table.last) == segment.range), None)
 
     def seal(self, token: str = "") -> None:
-        """Go on with an empty table: the current segment is sealed."""
+        """Move the current table to the sealed ones, and begin the table of the next segment."""
         self.current.token = token
         self.sealed.append(self.current)
         self.start(self.current.last + 1)
@@ -167,7 +170,7 @@ class Tables:
         self.current = Table(number, number, Tally())
 
     def reset(self, sealed: list[Table], after: int) -> None:
-        """Take these as the sealed ones; they are all segments after number `after`."""
+        """Replace all sealed tables with these, which are the tables of all segments after number `after`."""
         self.sealed = sealed
         self._dropped, self._dropped_at, self._complete_from = [], [], after
         self._parts, self._parts_at = {}, {}
@@ -175,23 +178,24 @@ class Tables:
         self._count()
 
     def insert(self, table: Table) -> None:
-        """Take up a sealed segment that was not known, unless a table has a part of it."""
+        """Add the table of a sealed segment, unless another table has a part of its segments."""
         if all(other.last < table.first or table.last < other.first for other in (*self.sealed, self.current)):
             self.sealed = sorted([*self.sealed, table], key=lambda one: one.last)
             self.version += 1
             self._count()
 
     def remove(self, numbers: tuple[int, int]) -> None:
-        """Forget the table of the segments from the first to the last number: its visits are in another one."""
+        """Forget the table of the segments from the first to the last number: another table has its visits."""
         self.sealed = [table for table in self.sealed if (table.first, table.last) != numbers]
         self.version += 1
         self._count()
 
     def drop(self, done: Sequence[Table], now: float) -> None:
-        """Take these tables out of those that count: every partition includes their segments.
+        """Stop counting these tables as pending: every partition includes their segments.
 
-        What another process has read of a page may not include them yet. So their visits are kept for a few seconds
-        more, to be added to such a count. Called once a second or more often, also without a table; `now` in seconds.
+        Another process may still report a count that it read before a partition included them. `raised` adds their
+        visits to such a count, so they are kept for a few seconds more. This is called at least once a second, also
+        without a table; `now` is in seconds.
         """
         self._now = now
         while self._dropped_at and now - self._dropped_at[0] > _KEPT_SECONDS:
@@ -207,10 +211,10 @@ class Tables:
             self._count()
 
     def replace(self, parts: Sequence[Table], whole: Table) -> None:
-        """Put one table in the place of the tables, next to each other, that it sums up, if they are still there.
+        """Replace adjacent tables with the one table that sums them up, if they are still here.
 
-        A merge leaves out what its partition includes, and another process may still tell of a count that lacks it. So
-        the parts are kept for as long as dropped tables are.
+        A merge leaves out visits that their partition includes, but another process may still report a count that
+        lacks them. So the parts are kept for as long as dropped tables are.
         """
         if parts and parts[0] in self.sealed:
             at = self.sealed.index(parts[0])

@@ -1,4 +1,4 @@
-"""What sealed segments say of stored counts: a process that starts while a shard is down knows them from there."""
+"""The stored counts that sealed segments report: a process that starts while a shard is down takes them from there."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ Found = tuple["Segment", "Replay"]
 
 
 def recalled(found: Sequence[Found], to: int) -> Iterator[tuple[str, Known]]:
-    """Give each page and what its lines say, oldest first, with this host's visits up to segment `to` added.
+    """Give (page, count) for each line `read`, oldest first, with this host's visits up to segment `to` added.
 
-    `found`: the segments there are, oldest first. A line is left out where some of these visits are not there any more.
+    `found`: the segments that still have a file, oldest first. A line is left out if some of the visits to add are in
+    no file any more.
     """
     retained = [(segment, replay.visits) for segment, replay in found if segment.last <= to]
     first = _first_of_unbroken([segment for segment, _ in found if segment.first <= to], to)
@@ -28,13 +29,13 @@ def recalled(found: Sequence[Found], to: int) -> Iterator[tuple[str, Known]]:
                 yield page, Known(losses, number, stored)
             elif number >= first - 1:
                 later = [(segment, visits) for segment, visits in retained if segment.last > number]
-                # A merged file lacks visits that their partition included when it was written.
+                # A merged file lacks the visits that their partition included when the file was written.
                 if all(segment.first == segment.last for segment, _ in later):
                     yield page, Known(losses, to, stored + sum(visits.get(page, 0) for _, visits in later))
 
 
 def _first_of_unbroken(segments: Sequence[Segment], to: int) -> int:
-    """Return the number from which on every segment up to `to` is there; the one after `to` for none."""
+    """Return the lowest number from which every segment up to `to` has a file; `to + 1` if segment `to` has none."""
     first = to + 1
     for segment in reversed(segments):
         if min(segment.last, to) != first - 1:

@@ -9,18 +9,18 @@ A segment is text, three fields to a line, with tabs between::
     58ff32bc<TAB>seal<TAB>8:6f1d2c3b9a04
 
 1. the CRC-32 of the rest of the line, eight hexadecimal digits;
-2. a number of visits, or what happened: `seal` (nothing behind this line counts; the segment's token follows, and
-   ` fence` if the file is in doubt and is to be written anew), `flushed` (every partition includes the segments up to
-   this number), `merged` (`first-last` are one file now), `read` (what a process has read of a page's stored count: see
-   `Known`), `restored` (this file was written anew; `Restored`), `reread` (this older segment was written anew),
-   `again` (the lines behind it are visits that this older segment, already sent, lacked; or all of its visits, with
-   ` whole`), `probe` (nothing);
+2. a number of visits, or the name of an event: `seal` (nothing behind this line counts; the argument is the segment's
+   token, with ` fence` behind it if the file is in doubt and must be written anew), `flushed` (every partition includes
+   the segments up to this number), `merged` (the segments `first-last` are one file now), `read` (the stored count of a
+   page that a process has read: see `Known`), `restored` (this file was written anew: see `Restored`), `reread` (this
+   older segment was written anew), `again` (the lines behind this one are visits that this older segment lacked when it
+   was sent; with ` whole`, they are all of its visits), `probe` (only tests whether the disk takes a line);
 3. the page, or the argument. No page holds a control character, so tabs and newlines delimit without escapes.
 
 Every append is one `write()` to a file opened with O_APPEND, so the appends of several processes stay whole and
-the order of the file is the order of events. An append that was cut (full disk, power, kill) leaves a piece with no
-newline; the next append continues on the same line. The last three fields of such a line are the later record,
-entire, and the piece before them was never acknowledged: `parse` takes the one and drops the other.
+the order of the file is the order of events. An append that was cut (full disk, power loss, kill) leaves a piece
+without a newline, and the next append continues on the same line. The last three fields of such a line are the later
+record, which is whole. The piece before them was never acknowledged. `parse` returns the record and drops the piece.
 """
 
 from __future__ import annotations
@@ -49,9 +49,10 @@ WHOLE = b"whole"
 _EVENTS = frozenset((SEAL, FLUSHED, MERGED, READ, RESTORED, REREAD, AGAIN, PROBE))
 _READ_FIELD = b"\t%b\t" % READ
 _SEAL_MARK = b"\tseal\t"
-# Lines of popular pages are made, and read, once. Each takes some 200 bytes, and pages that are visited once fill this.
+# How many lines are cached, so that a line of a popular page is encoded, and parsed, only once. An entry takes some 200
+# bytes, and pages that are visited only once fill the cache, too.
 _KEPT_LINES = 1 << 14
-# What `read_visits` is good for: some hundred lines.
+# The most that `read_visits` takes: some hundred lines.
 FEW_BYTES = 1 << 14
 
 
@@ -63,7 +64,7 @@ def encode(kind: bytes, argument: bytes) -> bytes:
 
 @lru_cache(maxsize=_KEPT_LINES)
 def visit_line(page: str, visits: int = 1) -> bytes:
-    """Return the line that counts visits of a page. Popular pages pay for it once."""
+    """Return the line that counts visits of a page; the lines of popular pages come from a cache."""
     return encode(b"%d" % visits, page.encode())
 
 
@@ -73,10 +74,10 @@ def tally_lines(visits: Tally) -> Iterator[bytes]:
 
 
 class Known(NamedTuple):
-    """What is known of a page: its stored count, which includes this host's segments up to number `segment`.
+    """A page's stored count as this host knows it; it includes this host's segments up to number `segment`.
 
-    `losses` is how often its partition was told to have lost visits for good: with a higher number, lower counts are
-    true.
+    `losses` says how often the page's partition has lost visits for good, as the partition itself reports it. A lower
+    count is believed if it comes with a higher `losses`.
     """
 
     losses: int
@@ -84,24 +85,24 @@ class Known(NamedTuple):
     stored: int
 
 
-# The stored count by (page, losses, segment); for one segment the highest count is the latest.
+# The stored count by (page, losses, segment). Of several counts under one key, the highest is the latest.
 KnownCounts = dict[tuple[str, int, int], int]
 
 
 def read_line(page: str, known: Known) -> bytes:
-    """Return the line that tells all processes of the host, and those that start later, what was read of a page."""
+    """Return the line that reports a page's stored count to all processes of the host, also to later ones."""
     return encode(READ, b"%d %d %d %b" % (*known, page.encode()))
 
 
 class Record(NamedTuple):
-    """One record: `kind` is a number of visits in decimal digits, or one of the events."""
+    """One record: `kind` is a number of visits in decimal digits, or the name of an event."""
 
     kind: bytes
     argument: bytes
 
 
 def parse(line: bytes) -> Record | None:
-    """Return the record of a line (without its newline), or None where there is none.
+    """Return the record of a line (given without its newline), or None if the line holds no whole record.
 
     A cut record before a whole one on the same line is dropped: see the top of this file.
     """
@@ -119,7 +120,7 @@ def parse(line: bytes) -> Record | None:
 
 
 def _read_visit(line: bytes) -> Visit | None:
-    """Return the visits that a line counts, or None if it is anything else."""
+    """Return the visits that a line counts, or None for any other line."""
     body = line[9:]
     if line[:9] == b"%08x\t" % crc32(body):
         kind, _, page = body.partition(b"\t")
@@ -135,9 +136,10 @@ _visit_of_line = lru_cache(maxsize=_KEPT_LINES)(_read_visit)
 
 
 def read_visits(data: bytes) -> list[Visit] | None:
-    """Return the visits of a few whole lines in their order, or None where `Replay` must take a closer look.
+    """Return the visits of a few whole lines in their order, or None if there are other lines, which `Replay` reads.
 
-    They are at most FEW_BYTES: what another worker has appended since this one looked, some thousand times a second.
+    `data` has at most FEW_BYTES: the lines that another worker has appended since this one last read the file. A busy
+    worker calls this some thousand times a second.
     """
     if not data.endswith(b"\n") or _READ_FIELD in data:
         return None
@@ -146,10 +148,11 @@ def read_visits(data: bytes) -> list[Visit] | None:
 
 
 class Restored(NamedTuple):
-    """What the line `restored` of a file that was written anew says.
+    """The argument of the line `restored`, in a file that was written anew.
 
-    The lines before it are what a process knew that had followed the segment; those behind it are what was appended
-    after the file had been cut at byte `cut_at`. `at` is when, by the clock of this boot, in seconds.
+    The lines before it hold all that the writing process had read of the segment. The lines behind it were appended to
+    the file after somebody had cut it at byte `cut_at`. `at` is when it was written, in seconds of the clock of this
+    boot.
     """
 
     cut_at: int
@@ -161,19 +164,19 @@ class Restored(NamedTuple):
 
     @classmethod
     def of(cls, record: Record) -> Restored:
-        """Return what a record of this kind says."""
+        """Return the values in a record of this kind."""
         cut_at, at = record.argument.split(b" ")
         return cls(int(cut_at), float(at))
 
 
 @dataclass(slots=True)
 class Replay:
-    """What a piece of a segment adds up to."""
+    """The sum of the lines of a piece of a segment."""
 
     visits: Tally = field(default_factory=Tally)
     known: KnownCounts = field(default_factory=dict)
-    sealed_as: str = ""  # the token, once a seal was met: nothing behind it is replayed
-    fenced: bool = False  # that seal says that the file is in doubt
+    sealed_as: str = ""  # the token of the seal, once a seal was read: nothing behind it is replayed
+    fenced: bool = False  # whether that seal says that the file is in doubt
     events: list[Record] = field(default_factory=list)
     lines: int = 0
     unreadable: int = 0
@@ -195,7 +198,7 @@ class Replay:
     def _add_until_seal(self, data: bytes, mark: int) -> None:
         end = data.find(b"\n", mark)
         if end < 0:
-            return  # the seal itself is not whole yet
+            return  # the end of the seal's line has not been read yet
         start = data.rfind(b"\n", 0, mark) + 1
         record = parse(data[start:end])
         if record is not None and record.kind == SEAL:
@@ -210,11 +213,12 @@ class Replay:
         lines.pop()
         self.lines += len(lines)
         visits: list[Visit] = []
-        # The same page makes the same line, so equal lines are counted in C and each is read once.
+        # Visits of one page are equal lines: `Counter` counts them in C, and each distinct line is parsed once.
         for line, times in Counter(lines).items():
             body = line[9:]
             kind, _, argument = body.partition(b"\t")
-            # The two ordinary lines are read here: a start, or a flush of many pages, spends most of its time on them.
+            # The two usual kinds of line are parsed here, without a call: a start, or a flush of many pages, spends
+            # most of its time on them.
             is_whole = line[:9] == b"%08x\t" % crc32(body) and b"\t" not in argument
             if is_whole and kind == b"1":
                 visits.append((argument.decode("utf-8", "replace"), times))

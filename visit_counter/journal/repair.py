@@ -1,17 +1,18 @@
-"""Mending the journal's files from what the processes know, after a sync failed or somebody removed or cut a file.
+"""Mending the journal's files from the tables of the processes, after a sync failed or somebody removed or cut a file.
 
-A table of a process adds up all lines of its segment that it has followed, in their order. So whoever has followed
-further knows all that another one knows, and what is known of a segment can be written into a new file at any time:
+A process adds up the lines of a segment in a table, in the order of the file. So of two processes, the one that has
+read further in the file knows everything that the other one knows. A process can write a segment anew from its table:
 
-1. With the current segment in doubt, the next one is made and a *fence* is appended, a seal that says so. Nothing
-   behind it counts; everybody who follows the file meets it and goes on in the next segment.
-2. From the fence (or the finding) on a process refuses visits, until it has compared its table with the segment's
-   file, under the flush lock. If the file lacks anything, or is fenced, it is written anew as another file, synced and
-   renamed; a later sync of the file in doubt would prove nothing.
-3. The flush does not send such a segment before every process has had the time to look. If one comes too late, what the
-   file lacked is appended to the current segment, behind a line `again`.
+1. If the current segment is in doubt, a process makes the next segment and then appends a *fence* to the current one.
+   A fence is a seal that says that the file is in doubt. No line behind it counts: a process that meets the fence goes
+   on in the next segment.
+2. From the fence on (or from the moment at which it finds damage), each process refuses visits until it has compared
+   its table with the segment's file, under the flush lock. If the file lacks visits or ends with a fence, the process
+   writes a new file, syncs it and renames it over the old one. A later sync of the old file would prove nothing.
+3. The flush does not send such a segment before every process has had the time to compare. A process that comes later
+   than that appends the visits that the file lacked to the current segment, behind a line `again`.
 
-Where this fails visits stay refused, and it is tried again each second.
+If a step fails, the process goes on refusing visits, and tries again each second.
 """
 
 from __future__ import annotations
@@ -39,27 +40,29 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# How many bytes before the place that was read to are compared.
+# How many of the bytes that this process read last are compared with the file.
 _TAIL_BYTES = 256
-# Larger than a block: a smaller line might fit into the last one of a disk that is full.
+# Larger than a block: a smaller line might still fit into the last block of a disk that is full.
 _PROBE_BYTES = 4096
 
 
 class Mending:
-    """What one process knows to be wrong with the journal's files, and how it mends them."""
+    """The damage to the journal's files that one process has found, and how this process mends it."""
 
     def __init__(self, buffer: WriteBuffer) -> None:
         self._buffer = buffer
         self._journal = buffer.journal
-        self.cut_at = -1  # the current segment's size when it was found to be less than what we have read
-        # Segments to compare or to write anew, with what we know where that is not simply their table.
+        # The size of the current segment's file when it was found shorter than what this process had read; else -1.
+        self.cut_at = -1
+        # Segments to compare or to write anew. The value is the content to write, or None if that is the table's.
         self.doubtful: dict[Segment, Content | None] = {}
-        self._unsynced: set[Segment] = set()  # those of them whose bytes may not be on the disk
-        self._inspected: dict[Segment, tuple[int, int, int]] = {}  # waiting files that were as they must be
-        self._reported_again: set[Segment] = set()  # those of them whose lines `read` were told again
-        self._reason = ""  # for which visits are refused
-        self._notes: list[str] = []  # of damage, that are not on the disk yet
-        self.locked = False  # this process holds the flush lock, and whoever needs it here must not wait for it
+        self._unsynced: set[Segment] = set()  # the doubtful segments whose bytes may not be on the disk
+        # Waiting segments whose files were found to be right, with the files' inode, size and time of change.
+        self._inspected: dict[Segment, tuple[int, int, int]] = {}
+        self._reported_again: set[Segment] = set()  # the doubtful segments whose lines `read` were reported again
+        self._reason = ""  # why visits are refused
+        self._notes: list[str] = []  # notes of damage that are not on the disk yet
+        self.locked = False  # this process holds the flush lock, so no function called now may wait for it
 
     def doubt(self, segment: Segment, reason: str, *, unsynced: bool = False) -> None:
         """Refuse visits until a segment is surely on the disk as this process knows it. The lock is held."""
@@ -70,7 +73,10 @@ class Mending:
         self._buffer.halt(reason)
 
     def note_cut(self, end: int) -> None:
-        """Note that the current segment ends before what was read of it. The lock is held."""
+        """Note that the current segment's file ends, at byte `end`, before the place this process has read to.
+
+        The lock is held.
+        """
         if self.cut_at < 0:
             self.cut_at = end
         current = self._buffer.tables.current.last
@@ -78,7 +84,10 @@ class Mending:
 
     @contextmanager
     def no_lock_needed(self) -> Iterator[None]:
-        """Let nothing that is done here wait for the flush lock: this process holds it. The buffer's lock is held."""
+        """Keep the calls in this block from waiting for the flush lock, which this process holds.
+
+        The buffer's lock is held.
+        """
         before, self.locked = self.locked, True
         try:
             yield
@@ -88,7 +97,7 @@ class Mending:
     # -- once a second ---------------------------------------------------------------------------------------------
 
     def inspect(self) -> bool:
-        """Find what is wrong with the files, and mend it; tell whether all is well. Takes the buffer's lock itself."""
+        """Find damage to the files and mend it; return whether all is well now. Takes the buffer's lock itself."""
         buffer = self._buffer
         try:
             with buffer.lock:
@@ -103,7 +112,7 @@ class Mending:
         except BlockingIOError:
             with buffer.lock:
                 buffer.absent.wait_longer()
-            return False  # a flush is under way: in a second
+            return False  # a flush is under way: the next call, in a second, tries again
         except (OSError, JournalError) as error:
             with buffer.lock:
                 buffer.halt(f"the journal cannot be mended: {getattr(error, 'strerror', None) or error}")
@@ -111,7 +120,7 @@ class Mending:
         return True
 
     def _wrong_with_current(self) -> str:
-        """Tell what is wrong with the file of the current segment, or "". The lock is held."""
+        """Return what is wrong with the file of the current segment, or "". The lock is held."""
         buffer, current = self._buffer, self._buffer.tables.current.last
         segment = Segment(current, current)
         size = os.fstat(buffer.descriptor).st_size
@@ -121,7 +130,7 @@ class Mending:
         elif is_file_at(buffer.descriptor, self._journal.path / segment.name):
             return ""
         else:
-            # A flush writes a segment shorter, merges or forgets it, but only once it has sealed it.
+            # A flush may have sealed the segment; only after that does it shorten, merge or delete the file.
             with suppress(JournalError):
                 buffer.catch_up()
             if buffer.tables.current.last != current:
@@ -131,12 +140,12 @@ class Mending:
         return wrong
 
     def is_continued(self) -> bool:
-        """Tell whether the bytes before the place that was read to are those that were read. The lock is held."""
+        """Return whether the file still holds the bytes that this process read last. The lock is held."""
         tail = self._buffer.tail[-_TAIL_BYTES:]
         return os.pread(self._buffer.descriptor, len(tail), self._buffer.offset - len(tail)) == tail
 
     def _is_as_known(self, first: int, last: int, token: str) -> bool:
-        """Tell whether a waiting segment's file is there, sealed as we know it."""
+        """Return whether a waiting segment's file exists and has the seal that this process knows."""
         segment = Segment(first, last)
         path = self._journal.path / segment.name
         try:
@@ -156,7 +165,10 @@ class Mending:
         return no_state or buffer.state_is_older or not os.path.exists(journal.path / "writer")  # noqa: PTH110 - as above
 
     def _try_again(self) -> None:
-        """Find out whether appending works again: after a failure nobody may come to try."""
+        """Append a test line after a failure, and accept visits again if that succeeds.
+
+        Without it the service would stay unhealthy for as long as no visitor comes.
+        """
         buffer = self._buffer
         with buffer.lock:
             if buffer.failed:
@@ -207,9 +219,9 @@ class Mending:
                 buffer.resume()
 
     def _report_again(self) -> None:
-        """Tell in the current segment what the doubtful ones say of stored counts: others may not have followed so far.
+        """Copy the lines `read` of doubtful segments into the current one: other processes may not have read them.
 
-        Once for each, and before they are written anew without such lines. The locks are held.
+        This is done once for each segment, before its file is written anew without such lines. The locks are held.
         """
         new = self.doubtful.keys() - self._reported_again
         tables = [table for table in self._buffer.tables.sealed if Segment(table.first, table.last) in new]
@@ -233,7 +245,7 @@ class Mending:
             state.damage = [*state.damage, *(note for note in damage if note not in state.damage)]
         if not journal.is_there():
             if state.writer:
-                # First of all: whoever finds the id begins behind the segments that the state says are included.
+                # The state comes first: a process that finds the id begins behind the segments that the state includes.
                 state.save(journal.state_path)
             journal.rename_writer(buffer.writer_file, replace=False)
             self._notes.append("the writer's id was gone: it was written anew")
@@ -276,7 +288,7 @@ class Mending:
         return replay
 
     def _fence(self, segment: Segment) -> None:
-        """Fence our file of a segment, and the one that is in its place if it is another."""
+        """Fence the file that this process has open, and also the file at the segment's path if that is another one."""
         journal, descriptor = self._journal, self._buffer.descriptor
         beyond = self._buffer.offset if self.cut_at >= 0 else 0
         with ExitStack() as stack:
@@ -290,13 +302,16 @@ class Mending:
         for table in self._buffer.tables.sealed:
             if (table.first, table.last) == segment.range:
                 return Content(table.visits, table.token)
-        # It is included in every partition, and of use only to a shard that comes back with less.
+        # Every partition includes this segment; only a shard that comes back with older data can still need it.
         with suppress(FileNotFoundError):
             return self._journal.content_of(segment)
         return None
 
     def _restore(self, segment: Segment, mine: Content, state: Checkpoint) -> bool:
-        """Have a segment on the disk as it is known; tell whether anything was written. The flush lock is held."""
+        """Write what this process knows of a segment and its file lacks; return whether anything was written.
+
+        The flush lock is held.
+        """
         journal = self._journal
         there = [s for s in journal.segments() if s.first <= segment.first and segment.last <= s.last]
         if there != [segment]:
@@ -316,9 +331,9 @@ class Mending:
         return True
 
     def _restore_missing(self, segment: Segment, mine: Content, state: Checkpoint, *, merged: bool) -> bool:
-        """Do the same for a segment that has no file of its own."""
+        """Do as `_restore`, for a segment that has no file of its own."""
         if merged or (segment.last <= state.floor and state.missing.get(segment.last) != GIVEN_UP):
-            # A flush has read it, and merged or forgotten it.
+            # A flush has read the file, and then merged or deleted it.
             lacks = _sum(mine).minus(mine.held) if mine.held is not None else None
             if lacks:
                 self._append_again(segment, lacks)
@@ -330,16 +345,16 @@ class Mending:
         return True
 
     def _write(self, segment: Segment, content: Content) -> None:
-        """Write a segment anew and tell the others. The flush lock is held."""
+        """Write a segment anew and report that to the other processes. The flush lock is held."""
         self._journal.restore(segment, content)
         self._append(encode(REREAD, _range(segment)))
 
     def _append_again(self, segment: Segment, visits: Tally, what: bytes = b"") -> None:
-        """Append what a segment lacked that was sent already to the current one. The flush lock is held."""
+        """Append visits to the current segment that an older one lacked when it was sent. The flush lock is held."""
         self._append(b"".join([encode(AGAIN, _range(segment) + what), *tally_lines(visits)]))
 
     def _append(self, data: bytes) -> None:
-        """Append to the current segment, durably. The flush lock is held, so that nobody seals it."""
+        """Append to the current segment, durably. The flush lock is held, so no flush can seal the segment."""
         with self._buffer.lock:
             self._buffer.catch_up()
             if os.write(self._buffer.descriptor, data) < len(data):
@@ -353,7 +368,7 @@ def _range(segment: Segment) -> bytes:
 
 
 def _may_be_sent(state: Checkpoint, segment: Segment) -> bool:
-    """Tell whether some partition may have got a segment's visits, or been told that it includes them."""
+    """Return whether some partition may have received a segment's visits, or a watermark that includes them."""
     attempted = [number for numbers in state.attempted.values() for number in numbers]
     confirmed = [segment_of(token) for token in state.confirmed.values()]
     return segment.last <= max([state.floor, *attempted, *confirmed])
@@ -364,13 +379,13 @@ def _sum(content: Content) -> Tally:
 
 
 def _together(found: Content, mine: Content, token: str) -> Content:
-    """Return what a file and a process know together."""
+    """Return the union of what the file holds (`found`) and what this process knows (`mine`)."""
     if found.cut_at is not None and mine.cut_at is not None:
-        # Both saw that it was cut; what is behind the cut is whole with who saw it first.
+        # Both noticed the cut. The one that noticed it earlier knows all that was appended behind it.
         first = found if found.cut_at <= mine.cut_at else mine
         return Content(found.known.or_more(mine.known), token, rest=first.rest, cut_at=first.cut_at)
     if found.cut_at is None and mine.cut_at is None:
         return Content(found.known.or_more(mine.known), token)
-    # Who did not see it had not followed up to there, and took what is behind the cut for what follows.
+    # The one that did not notice the cut had not read as far. It took the lines behind the cut for the next ones.
     knowing = found if found.cut_at is not None else mine
     return Content(knowing.known, token, rest=knowing.rest, cut_at=knowing.cut_at)

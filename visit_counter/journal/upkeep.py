@@ -1,7 +1,7 @@
-"""What becomes of a process's tables: they are dropped, merged, and put in the place of others.
+"""Keeps a process's tables in step with the files: it drops tables, merges them, and replaces them.
 
 A table is dropped once every partition includes its segment. When the flush has merged segments into one file, one
-table takes the place of theirs. What a mended file holds takes the place of what this process had read before.
+table replaces theirs. When a file was mended, the table is made again from the new file.
 """
 
 from __future__ import annotations
@@ -25,22 +25,22 @@ _TIDY_PAGES = 256
 
 
 class Upkeep:
-    """Keeps the tables of one process as the journal's lines and the flush's state say."""
+    """Keeps the tables of one process as the events in the journal and the flush's state demand."""
 
     def __init__(self, buffer: Follower) -> None:
         self._buffer = buffer
-        self._changed = False  # a line said that there is a new state; `tidy` reads it
-        self.merged: list[Segment] = []  # files that hold several segments now; `tidy` acts on them
+        self._changed = False  # an event reported a new state, which `tidy` is to read
+        self.merged: list[Segment] = []  # files that hold several segments now, for `tidy`
 
     def note(self, event: Record) -> None:
-        """Do what a line says of a segment, or have it done at the next `tidy`. The lock is held."""
+        """Act on an event of the journal now, or leave it to the next `tidy`. The lock is held."""
         if event.kind in (FLUSHED, MERGED):
             self._changed = True
         if event.kind in (MERGED, REREAD, AGAIN):
             self._note_segment(event)
 
     def _note_segment(self, event: Record) -> None:
-        """Note that a file was merged or written anew, or that what it lacked was appended again."""
+        """Act on the event that a segment was merged or written anew, or that visits it lacked were appended again."""
         numbers, _, what = event.argument.partition(b" ")
         first, _, last = numbers.partition(b"-")
         segment = Segment(int(first), int(last))
@@ -50,8 +50,8 @@ class Upkeep:
             if segment not in self._buffer.mending.doubtful:
                 self.reread(segment)
         else:
-            # A process has appended what the file lacked to the current segment, where it counts now. So what this
-            # process knew beyond the file no longer counts in the table of this segment.
+            # A process has appended the visits that the file lacked to the current segment, where they count now. So
+            # they no longer count in the table of the older segment, where this process may still have them.
             mine = self._buffer.mending.doubtful.pop(segment, None)
             if what == WHOLE:
                 self._buffer.tables.remove(segment.range)
@@ -61,14 +61,14 @@ class Upkeep:
                 self.reread(segment)
 
     def reread(self, segment: Segment) -> None:
-        """Put what a segment's file holds in the place of its table, if it is there. Takes the lock itself."""
+        """Replace a segment's table with the content of its file, if the file exists. Takes the lock itself."""
         with suppress(FileNotFoundError):
             replay = self._buffer.journal.read(segment)
             with self._buffer.lock:
                 self._put(segment, replay.visits, replay.sealed_as)
 
     def _put(self, segment: Segment, visits: Tally, token: str) -> None:
-        """Let the table of a segment hold these visits. The lock is held."""
+        """Replace or add the table of a segment. The lock is held."""
         whole = Table(*segment.range, visits, token)
         for table in self._buffer.tables.sealed:
             if (table.first, table.last) == segment.range:
@@ -79,10 +79,10 @@ class Upkeep:
             self._buffer.tables.insert(whole)  # it was missing when this process began
 
     def tidy(self, rebase: Rebase) -> None:
-        """Read a new state, and drop or replace tables as it says. Takes the lock itself; see `WriteBuffer.tick`."""
+        """Read a new state, and drop or replace tables as it demands. Takes the lock itself; see `WriteBuffer.tick`."""
         with self._buffer.lock:
-            # The file is looked at even if no line told of a new state. That line is missing where a flush died before
-            # it could write it, or where the disk was full.
+            # The state's file is checked even if no event reported a new state: a flush that died, or that met a full
+            # disk, has written a state but no event.
             if self._changed or self._buffer.has_new_state():
                 self._changed = False
                 self._buffer.reload_state()
@@ -96,7 +96,7 @@ class Upkeep:
             self._replace_parts(segment, rebase)
 
     def _rebase(self, table: Table, rebase: Rebase) -> None:
-        """Call `rebase` for all pages of a table, with the lock held for a few of them at a time."""
+        """Call `rebase` for all pages of a table; the lock is held for a few pages at a time."""
         pages = list(table.visits.items())
         for start in range(0, len(pages), _TIDY_PAGES):
             with self._buffer.lock:
@@ -108,15 +108,16 @@ class Upkeep:
         try:
             merged = self._buffer.journal.read(whole)
         except FileNotFoundError:
-            # It was merged again or forgotten meanwhile, and another line says so. The parts' tables are right, too.
+            # The flush has merged it once more, or deleted it, and another event reports that. Until then the tables of
+            # the parts are right, too.
             return
         kept = merged.visits
         with self._buffer.lock:
             sealed = self._buffer.tables.sealed
             parts = [table for table in sealed if whole.first <= table.first and table.last <= whole.last]
-        # A merge leaves out the visits that their partition included when the file was written. Their number is what
-        # the parts have and the merged file lacks, and they are the oldest visits of their page. It cannot be told from
-        # what the partition includes now: that may be more.
+        # A merge leaves out the visits that their partition included when the merged file was written. These are the
+        # visits that the parts have and the merged file lacks, and they are the oldest ones of their page. The
+        # partition's present watermark does not give their number: it may include more by now.
         left_out = dict(together(table.visits for table in parts).minus(kept))
 
         def rebase_left_out(page: str, visits: int, last: int) -> None:
@@ -130,7 +131,7 @@ class Upkeep:
             self._buffer.tables.replace(parts, Table(whole.first, whole.last, kept, merged.sealed_as))
 
     def _rebase_to(self, page: str, last: int, rebase: Rebase) -> None:
-        """Rebase one page from all tables up to segment `last`: its partition includes them, though others may not."""
+        """Rebase one page from all tables up to segment `last`, which its partition includes; others may not yet."""
         for table in self._buffer.tables.sealed:
             if table.last <= last and page in table.visits:
                 rebase(page, table.visits[page], table.last)

@@ -1,8 +1,8 @@
-"""Who knows the journal, so that nobody makes a new one while others can put it back.
+"""Witnesses: the processes that know the journal. While there are any, no process makes a new journal.
 
-A process that has opened the journal knows what is in it, and writes it anew within a second or two if somebody removes
+A process that has opened the journal knows its content, and writes it anew within a second or two if somebody removes
 it (`visit_counter.journal.repair`). A process that starts in that time finds no journal. If it made a new one, with
-another writer's id, the others could not put theirs back. So it makes one only where no living process knows it.
+another writer's id, the others could not restore theirs. So it makes one only if no living process knows the journal.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from visit_counter.journal.segments import Journal
 
-# Whoever knows the journal looks at it once a second.
+# Longer than a witness needs: each inspects the journal's files once a second.
 WAIT_SECONDS = 5.0
 _POLL_SECONDS = 0.05
 
@@ -28,21 +28,21 @@ _POLL_SECONDS = 0.05
 class Witnesses:
     """The processes of one service that know the journal. The master makes this before it forks the first worker.
 
-    Each of them holds a lock, and the kernel releases it when the process ends, however it ends. The lock is on a file
+    Each witness holds a lock, and the kernel releases it when the process ends, however it ends. The lock is on a file
     without a name: a file in the data directory could be removed together with the journal.
     """
 
     def __init__(self) -> None:
-        self._file = tempfile.TemporaryFile()  # noqa: SIM115 - it stays open as long as the process lives
+        self._file = tempfile.TemporaryFile()  # noqa: SIM115 - it stays open for as long as the process lives
 
     @contextmanager
     def joining(self, journal: Journal) -> Iterator[bool]:
-        """Become a witness while the journal is opened; give whether this process may make one if there is none.
+        """Become a witness; the caller opens the journal within the block. Give whether it may make a new journal.
 
-        Raises JournalError while there is none and another process knows it: try again in a second.
+        Raises JournalError if the journal is gone and another process knows it: try again in a second.
         """
         begin = False
-        # First the lock, then the look: from then on nobody else makes another journal.
+        # Take the lock before checking for the journal: with the lock held, no other process makes a new one.
         if not self._lock(fcntl.LOCK_SH) or not journal.is_there():
             self.leave()
             begin = self._lock(fcntl.LOCK_EX)
@@ -56,29 +56,29 @@ class Witnesses:
         self._lock(fcntl.LOCK_SH)
 
     def leave(self) -> None:
-        """No longer be a witness: this process does not follow the journal any more."""
+        """Stop being a witness: this process no longer follows the journal."""
         fcntl.lockf(self._file, fcntl.LOCK_UN)
 
     def others(self) -> bool:
-        """Tell whether another process is a witness. Only for a process that is none itself."""
+        """Return whether another process is a witness. Only for a process that is not a witness itself."""
         if not self._lock(fcntl.LOCK_EX):
             return True
         self.leave()
         return False
 
     def _lock(self, kind: int) -> bool:
-        """Take the lock, shared or for this process alone, unless others hold it; tell whether it was taken."""
+        """Take the lock, shared or for this process alone, unless others hold it; return whether it was taken."""
         try:
             fcntl.lockf(self._file, kind | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError):  # the one or the other, as systems differ
+        except (BlockingIOError, PermissionError):  # which of the two depends on the system
             return False
         return True
 
 
 def wait_until_there(journal: Journal, seconds: float = WAIT_SECONDS) -> bool:
-    """Wait for a journal that a running service may be about to put back; tell whether it is there.
+    """Wait for a journal that a running service may be about to restore; return whether it exists.
 
-    For a process that the service's master did not fork, and that cannot ask its witnesses.
+    This is for a process that the service's master did not fork: it has no access to the witnesses' lock.
     """
     deadline = time.monotonic() + seconds
     while not journal.is_there():
