@@ -48,20 +48,23 @@ class Guards:
         self.are_active = bool(self._has_own or self._rate.visits or self._repeat_seconds)
         self._limits, self._last, self._figures = shared("limits"), shared("last"), shared("figures")
 
-    def judge(self, page: str, sent: Sent) -> Ignored | None:
-        """Tell why a visit is not counted; None if it is. Raises RateError if its client has sent too many."""
+    def judge(self, page: str | None, sent: Sent, visits: int = 1) -> Ignored | None:
+        """Tell why a visit is not counted; None if it is. Raises RateError if its client has sent too many.
+
+        So for a batch, all of it or none; it has no page, and in it no repeats are looked for.
+        """
         try:
-            reason = self._judge(page, sent)
+            reason = self._judge(page, sent, visits)
         except RateError:
-            self._note("rate")
+            self._note("rate", visits)
             raise
         if reason:
-            self._note(reason.value)
+            self._note(reason.value, visits)
         return reason
 
     def why(self, page: str, sent: Sent) -> Ignored | None:
         """Tell what `judge` would, and remember nothing of it. Raises RateError."""
-        return self._judge(page, sent, remember=False)
+        return self._judge(page, sent, 1, remember=False)
 
     def client(self, sent: Sent) -> str:
         """Return the address of who has sent a request."""
@@ -76,33 +79,37 @@ class Guards:
         found = {reason: int(self._figures.get(reason)) for reason in (*(each.value for each in Ignored), "rate")}
         return {reason: number for reason, number in found.items() if number}
 
-    def _note(self, reason: str) -> None:
-        self._figures.set(self._figures.get(reason) + 1, reason)
+    def _note(self, reason: str, visits: int) -> None:
+        self._figures.set(self._figures.get(reason) + visits, reason)
 
-    def _judge(self, page: str, sent: Sent, *, remember: bool = True) -> Ignored | None:
+    def _judge(self, page: str | None, sent: Sent, visits: int, *, remember: bool = True) -> Ignored | None:
         client = self.client(sent)
         if self._has_own and self._own.has(client):
             return Ignored.OWN
         if self._rate.visits:
-            self._limit(household(client), remember=remember)
-        if self._repeat_seconds and self._is_repeat(page, client, sent.user_agent, remember=remember):
+            self._limit(household(client), visits, remember=remember)
+        if (
+            self._repeat_seconds
+            and page is not None
+            and self._is_repeat(page, client, sent.user_agent, remember=remember)
+        ):
             return Ignored.REPEAT
         return None
 
-    def _limit(self, client: str, *, remember: bool) -> None:
-        """Count a visit of a client against the rate.
+    def _limit(self, client: str, visits: int, *, remember: bool) -> None:
+        """Count visits of a client against the rate.
 
         The generic cell rate algorithm (ITU-T I.371): one number for a client, the time at which all its visits so far
         would have come had they come evenly. It may be ahead of now by the time that the limit is for.
         """
-        now, interval = self._clock(), self._rate.seconds / self._rate.visits
+        now, cost = self._clock(), visits * self._rate.seconds / self._rate.visits
         due = self._limits.get(client)
         due = now if not now <= due <= now + self._rate.seconds else due
-        wait = due + interval - now - self._rate.seconds
+        wait = due + cost - now - self._rate.seconds
         if wait > 1e-6:
             raise RateError(f"{self._rate.visits} visits in {self._rate.seconds} s", wait)
         if remember:
-            self._limits.set(due + interval, client)
+            self._limits.set(due + cost, client)
 
     def _is_repeat(self, page: str, client: str, user_agent: str, *, remember: bool) -> bool:
         """Tell whether a visit of this visitor to this page was counted a moment ago."""

@@ -12,7 +12,7 @@ from visit_counter.errors import BatchError, PageError, RequestError
 from visit_counter.model.answers import HOT_FIELDS, Answer, Ask
 from visit_counter.model.calls import Asked, Reply
 from visit_counter.model.pages import check_page, decode_page
-from visit_counter.web.calls import query_fields, respond, response
+from visit_counter.web.calls import query_fields, respond, response, sent
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -37,7 +37,12 @@ def counts() -> Response:
 def count_all() -> Response:
     """Count many visits, all of them or none."""
     visits = visits_of(request.get_data())
-    counted = current_app.extensions["visit_counter"].counter.record_all(visits)
+    service = current_app.extensions["visit_counter"]
+    if service.guards.are_active and (
+        reason := service.guards.judge(None, sent(), sum(number for _, number in visits))
+    ):
+        return response(Reply(200, HOT_FIELDS, b'{"counted": 0, "ignored": "%b"}' % reason.value.encode()))
+    counted = service.counter.record_all(visits)
     return response(Reply(200, HOT_FIELDS, b'{"counted": %d}' % counted))
 
 

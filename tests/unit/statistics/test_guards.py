@@ -72,6 +72,21 @@ def test_a_client_may_send_its_visits_at_once_and_then_one_whenever_one_is_due(
     assert guards.figures() == {"rate": 4}
 
 
+def test_a_batch_uses_the_limit_up_as_so_many_visits_do(make: Callable[..., tuple[Guards, Clock]]) -> None:
+    guards, clock = make(VISITS_RATE_LIMIT="10/minute", VISITS_REPEAT_SECONDS="60")
+    assert guards.judge(None, A, 8) is None
+    with pytest.raises(RateError) as caught:
+        guards.judge(None, A, 4)
+    assert caught.value.wait_seconds == pytest.approx(12)
+    assert guards.judge(None, A, 2) is None
+    refused(guards, A)
+    clock.now += 3600
+    with pytest.raises(RateError):
+        guards.judge(None, A, 11)
+    assert guards.judge(None, A, 10) is None
+    assert guards.figures() == {"rate": 16}
+
+
 def test_all_addresses_of_an_ipv6_line_share_a_limit(make: Callable[..., tuple[Guards, Clock]]) -> None:
     guards, _ = make(VISITS_RATE_LIMIT="1/hour")
     assert guards.judge("a", Sent("2001:db8:1:2::1")) is None

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from visit_counter import create_app
+from visit_counter.statistics import shared_table
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -14,6 +15,12 @@ if TYPE_CHECKING:
     from flask.testing import FlaskClient
 
     from visit_counter.config.settings import Settings
+
+
+@pytest.fixture(autouse=True)
+def _own_tables(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the guards of this test remember nothing of another one's visits."""
+    monkeypatch.setattr(shared_table, "_shared", {})
 
 
 @pytest.fixture

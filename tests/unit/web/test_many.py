@@ -45,6 +45,17 @@ def test_a_batch_holds_500_entries_and_a_query_100_pages(client: FlaskClient) ->
     assert client.get("/visits?" + "&".join(["page=a"] * 101)).status_code == 400
 
 
+@pytest.mark.visits(RATE_LIMIT="3/hour", IGNORE_ADDRESSES="192.0.2.9")
+def test_a_batch_is_guarded_as_single_visits_are(client: FlaskClient) -> None:
+    assert post(client, [{"page": "a", "visits": 2}]).json == {"counted": 2}
+    refused = post(client, [{"page": "a"}, {"page": "b"}])
+    assert (refused.status_code, refused.headers["Retry-After"]) == (429, "1200")
+    own = client.post("/visits", json={"visits": [{"page": "a"}]}, headers={"X-Forwarded-For": "192.0.2.9"})
+    assert (own.status_code, own.json) == (200, {"counted": 0, "ignored": "own"})
+    assert client.get("/visits?page=a&page=b").json == {"visits": {"a": 2, "b": 0}}
+    assert client.get("/health").json["ignored"] == {"own": 1, "rate": 2}  # type: ignore[index]  # it is there
+
+
 @pytest.mark.parametrize("query", ["", "pages=a", "page=", "page=%FF", "page=a%00", "&".join(["x"] * 1001)])
 def test_a_query_that_names_no_pages_is_refused(client: FlaskClient, query: str) -> None:
     assert client.get(f"/visits?{query}").status_code == 400

@@ -6,16 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from visit_counter.statistics import shared_table
-
 if TYPE_CHECKING:
     from flask.testing import FlaskClient
-
-
-@pytest.fixture(autouse=True)
-def _own_tables(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the guards of this test remember nothing of another one's visits."""
-    monkeypatch.setattr(shared_table, "_shared", {})
 
 
 def why(client: FlaskClient, **fields: str) -> dict[str, Any]:
