@@ -16,9 +16,10 @@ import redis
 
 from tests.faults import rows
 from tests.faults.service import FaultyService
+from tests.support import processes
 from tests.support.oracle import BrokenError
 from tests.support.ports import free_ports, listening
-from tests.support.servers import REPOSITORY, GunicornServer, process_runs, wait_until
+from tests.support.servers import REPOSITORY, GunicornServer, wait_until
 from visit_counter.config import embedded_files as files
 from visit_counter.errors import EmbeddedError
 from visit_counter.shards.redis.resp import identify
@@ -140,7 +141,7 @@ def change_ports(directory: Path, trials: int, seed: int, progress: Callable[[in
                 workers = service.worker_pids()
                 os.kill(service.supervisor_pid, signal.SIGKILL)
                 service.server.stop(signal.SIGKILL)
-                wait_until(lambda: not any(map(process_runs, workers)), "the workers have ended", _WAIT_SECONDS)
+                wait_until(lambda: not any(map(processes.runs, workers)), "the workers have ended", _WAIT_SECONDS)
             before = service.ports
             service.restart()
             if any(map(listening, before)):

@@ -18,8 +18,9 @@ from contextlib import contextmanager, suppress
 from random import Random
 from typing import TYPE_CHECKING, Any, Self
 
+from tests.support import processes
 from tests.support.oracle import BrokenError
-from tests.support.servers import GunicornServer, ValkeyServer, process_runs, wait_until
+from tests.support.servers import GunicornServer, ValkeyServer, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -217,7 +218,7 @@ def _kill_all(server: GunicornServer) -> None:
     for pid in pids:
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
-    wait_until(lambda: not any(process_runs(pid) for pid in pids), "the workers are gone")
+    wait_until(lambda: not any(processes.runs(pid) for pid in pids), "the workers are gone")
 
 
 def copy_data(directory: Path, trials: int, seed: int, progress: Callable[[int], None]) -> str:

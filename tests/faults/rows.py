@@ -11,8 +11,9 @@ import time
 from typing import TYPE_CHECKING
 
 from tests.faults.service import FaultyService
+from tests.support import processes
 from tests.support.oracle import BrokenError
-from tests.support.servers import process_runs, wait_until
+from tests.support.servers import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -57,7 +58,7 @@ def kill_at_step(step: str) -> Callable[..., str]:
             def fault(_: int) -> None:
                 service.arm("kill", step)
                 pid = service.reached("kill", step)
-                wait_until(lambda: not process_runs(pid), "the process is gone")
+                wait_until(lambda: not processes.runs(pid), "the process is gone")
                 service.wait_for_workers()
 
             repeat(service, trials, progress, fault)
@@ -77,7 +78,7 @@ def kill_master(directory: Path, trials: int, seed: int, progress: Callable[[int
             service.server.stop(signal.SIGKILL)
             service.server.wait()
             # The port is theirs until they have noticed.
-            wait_until(lambda: not any(process_runs(pid) for pid in orphans), "the orphans end", 60)
+            wait_until(lambda: not any(processes.runs(pid) for pid in orphans), "the orphans end", 60)
             service.server.start()
 
         repeat(service, trials, progress, fault)

@@ -14,8 +14,9 @@ from random import Random
 from typing import TYPE_CHECKING, Self
 from urllib.parse import quote
 
+from tests.support import processes
 from tests.support.oracle import BrokenError, Oracle
-from tests.support.servers import REPOSITORY, GunicornServer, ValkeyServer, process_runs, wait_until
+from tests.support.servers import REPOSITORY, GunicornServer, ValkeyServer, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -166,7 +167,7 @@ class FaultyService:
     def worker_pids(self) -> list[int]:
         """The workers there are now."""
         try:
-            return [pid for pid in self.server.worker_pids if process_runs(pid)]
+            return [pid for pid in self.server.worker_pids if processes.runs(pid)]
         except (OSError, ProcessLookupError):
             return []
 

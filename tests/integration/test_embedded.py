@@ -17,8 +17,9 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from tests.support import processes
 from tests.support.ports import free_ports, listening
-from tests.support.servers import REPOSITORY, ValkeyServer, process_runs, wait_until
+from tests.support.servers import REPOSITORY, ValkeyServer, wait_until
 from visit_counter.config import embedded_files as files
 from visit_counter.config.embedded_files import server_pid, shard_dir
 from visit_counter.embedded.program import server_binary
@@ -376,7 +377,7 @@ def test_a_server_that_was_left_on_the_port_of_before_is_ended_first(
     left = pids(embedded)
     with running(moved):
         assert [add(moved, port, 1) for port in moved.embedded_ports] == [4, 4]
-        assert not any(map(process_runs, left))
+        assert not any(map(processes.runs, left))
 
 
 def test_other_ports_than_those_of_a_running_service_are_one_clear_error(
@@ -515,7 +516,7 @@ def test_a_command_starts_the_shards_and_ends_them(embedded: Settings) -> None:
         started = pids(embedded)
         assert all_answer(embedded)
     assert nothing_listens(embedded)
-    assert not any(map(process_runs, started))
+    assert not any(map(processes.runs, started))
 
 
 def test_a_command_beside_a_service_uses_its_shards(embedded: Settings, shards: EmbeddedShards) -> None:

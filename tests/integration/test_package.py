@@ -17,8 +17,9 @@ from typing import Any
 
 import pytest
 
+from tests.support import processes
 from tests.support.ports import free_port, free_ports
-from tests.support.servers import REPOSITORY, process_runs, wait_until
+from tests.support.servers import REPOSITORY, wait_until
 
 PROGRAM = [sys.executable, "-m", "visit_counter"]
 NO_INDEX = re.compile(r"NewConnectionError|ConnectTimeout|NameResolutionError|ProxyError")
@@ -195,5 +196,5 @@ def test_a_reload_and_a_second_master_keep_the_command(tmp_path: Path) -> None:
         service.end()
         if second:
             os.kill(second, signal.SIGTERM)
-            wait_until(lambda: not process_runs(second), "the second master ends")
+            wait_until(lambda: not processes.runs(second), "the second master ends")
     assert "Traceback" not in service.log.read_text()

@@ -7,11 +7,11 @@ import signal
 import socket
 import threading
 from os import kill
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.support import processes
 from tests.support.gunicorn_server import Client
 from tests.support.servers import GunicornServer, ValkeyServer, wait_until
 
@@ -69,8 +69,7 @@ def test_a_herd_on_one_unknown_page_reads_it_once_and_is_told_from_where(
     before = reads(two_valkeys)
     kill(pid, signal.SIGSTOP)
     try:
-        stat = Path(f"/proc/{pid}/stat")
-        wait_until(lambda: stat.read_text().rpartition(")")[2].split()[0] == "T", "the worker is stopped")
+        wait_until(lambda: processes.state(pid) == "T", "the worker is stopped")
         for client in herd:
             client.ask(method, "/visits/herd")
     finally:

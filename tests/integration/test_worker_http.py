@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.support import processes
 from tests.support.gunicorn_server import Client, Server
 from tests.support.servers import wait_until
 
@@ -239,9 +240,8 @@ def test_requests_of_one_turn_are_counted_with_one_call(server: Server) -> None:
     other = server.client()
     before = int(other.ask("GET", "/calls").answer().body)
     kill(pid, signal.SIGSTOP)
-    stat = Path(f"/proc/{pid}/stat")
     try:
-        wait_until(lambda: stat.read_text().rpartition(")")[2].split()[0] == "T", "the worker is stopped")
+        wait_until(lambda: processes.state(pid) == "T", "the worker is stopped")
         for client in clients:
             client.ask("POST", "/visits/turn")
     finally:

@@ -18,9 +18,10 @@ from typing import Self
 
 import pytest
 
+from tests.support import processes
 from tests.support.gunicorn_server import STUB, Server
 from tests.support.ports import listening
-from tests.support.servers import REPOSITORY, process_state, wait_until
+from tests.support.servers import REPOSITORY, wait_until
 
 
 def written(file: Path) -> bool:
@@ -105,7 +106,7 @@ def test_kept_connections_are_shared_among_idle_workers(tmp_path: Path, at_first
         def visit() -> list[str]:
             # A worker that the machine has not let run yet is not idle, and the kernel gives it nothing.
             known = set(log.read_text().split()) if log.exists() else set()
-            wait_until(lambda: all(process_state(int(pid[1:-1])) == "S" for pid in known), "the workers rest")
+            wait_until(lambda: all(processes.state(int(pid[1:-1])) == "S" for pid in known), "the workers rest")
             server.client().ask("GET", "/visits/a").answer()
             return log.read_text().split()
 

@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tests.performance import wrk
-from tests.performance.worker import LOAD_CORE, SERVER_CORE, cpu_seconds, two_shards
+from tests.performance.worker import LOAD_CORE, SERVER_CORE, two_shards
 from tests.performance.wrk import pinned
+from tests.support.processes import own_cpu_seconds
 from tests.support.servers import REPOSITORY, GunicornServer
 
 KINDS = (
@@ -44,9 +45,9 @@ class Figure(NamedTuple):
 def measure(server: GunicornServer, kind: tuple[str, str, str], seconds: int, folder: Path) -> Figure:
     """Run wrk once against a service."""
     method, fields, pages = kind
-    before = cpu_seconds(server.worker_pids)
+    before = own_cpu_seconds(server.worker_pids)
     result = wrk.run(server.url, wrk.Requests(method, fields, pages), seconds, folder, core=LOAD_CORE)
-    used = cpu_seconds(server.worker_pids) - before
+    used = own_cpu_seconds(server.worker_pids) - before
     return Figure(used / result.requests * 1e6, result.per_second, result.p99_us)
 
 

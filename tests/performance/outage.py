@@ -22,6 +22,7 @@ from typing import Any
 
 from tests.support.load import Load, percentile
 from tests.support.own_shards import Service
+from tests.support.processes import resident_mib
 from visit_counter.journal.checkpoint import Checkpoint
 from visit_counter.journal.segments import Journal
 from visit_counter.shards.contract import segment_of
@@ -55,7 +56,7 @@ class Watch:
         segments = self.journal.segments()
         merged = sum(segment.first != segment.last for segment in segments)
         health = self.health()
-        memory = " ".join(f"{_resident_mib(pid):6.1f}" for pid in self.service.gunicorn.worker_pids)
+        memory = " ".join(f"{resident_mib(pid):6.1f}" for pid in self.service.gunicorn.worker_pids)
         print(
             f"{(time.monotonic() - self.started) / 60:7.1f} {sum(self.load.tally.acknowledged.values()):9} "
             f"{self.journal.size_bytes() / 1024:11.0f} {len(segments):6} {merged:6} {health['pending_visits']:9} "
@@ -99,11 +100,6 @@ class Drain:
                 self.flushes.append(text)
                 if not last.error and not self.drained and len(self.flushes) > 1:
                     self.drained = now
-
-
-def _resident_mib(pid: int) -> float:
-    pages = int(Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()[1])
-    return pages * 4096 / (1 << 20)
 
 
 def run(service: Service, load: Load, seconds: float, around_seconds: float) -> bool:

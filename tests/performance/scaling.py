@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 from tests.support.load import Load, percentile
 from tests.support.own_shards import Service
+from tests.support.processes import cpu_seconds, own_cpu_seconds, resident_mib
 from tests.support.servers import ValkeyServer
 from visit_counter.config.settings import Shard
 from visit_counter.counting.cache import LocalCache
@@ -128,27 +129,22 @@ def measure_shard(folder: Path, millions: list[int]) -> None:
 # -- a worker --------------------------------------------------------------------------------------------------------
 
 
-def resident() -> int:
-    """Return the bytes of this process in memory."""
-    return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE")
-
-
 def grow_cache(pages: int) -> None:
     """Print the memory of cached pages."""
-    before = resident()
+    before = resident_mib(os.getpid())
     cache = LocalCache(threshold=pages, ttl_seconds=5.0)
     for number in range(pages):
         cache.set(page(number), Known(0, 1000, 1_000_000 + number))
-    print(f"{pages:23,} cached  {(resident() - before) / pages:7.1f} bytes each", flush=True)
+    print(f"{pages:23,} cached  {(resident_mib(os.getpid()) - before) * (1 << 20) / pages:7.1f} bytes each", flush=True)
 
 
 def grow_table(pages: int) -> None:
     """Print the memory of pending pages."""
-    before = resident()
+    before = resident_mib(os.getpid())
     table = Table(1, 1, Tally())
     for number in range(pages):
         table.visits.add([(page(number), 300 + number)])
-    print(f"{pages:23,} pending {(resident() - before) / pages:7.1f} bytes each", flush=True)
+    print(f"{pages:23,} pending {(resident_mib(os.getpid()) - before) * (1 << 20) / pages:7.1f} bytes each", flush=True)
 
 
 def measure_following(folder: Path, visits: int = 200_000, together: int = 16) -> None:
@@ -179,13 +175,6 @@ def measure_worker(folder: Path, millions: list[int]) -> None:
             process.join()
 
 
-def cpu_seconds(pid: int) -> tuple[float, float]:
-    """Return the CPU time of a process, and of its children that have ended."""
-    fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
-    own, children = (int(fields[at]) + int(fields[at + 1]) for at in (11, 13))
-    return own / os.sysconf("SC_CLK_TCK"), children / os.sysconf("SC_CLK_TCK")
-
-
 # -- a flush ---------------------------------------------------------------------------------------------------------
 
 
@@ -208,9 +197,9 @@ def measure_flush(folder: Path, sizes: tuple[int, ...] = (1000, 10_000, 100_000,
             buffer.close()
             store = ShardedStore([store_of(server) for server in servers])
             gc.collect()
-            before = time.process_time(), sum(cpu_seconds(server.pid)[0] for server in servers)
+            before = time.process_time(), own_cpu_seconds(server.pid for server in servers)
             result = Flusher(journal, store).flush()
-            after = time.process_time(), sum(cpu_seconds(server.pid)[0] for server in servers)
+            after = time.process_time(), own_cpu_seconds(server.pid for server in servers)
             own, shards = ((now - then) / size * 1e6 for now, then in zip(after, before, strict=True))
             store.close()
             assert result.visits == 2 * size, result
@@ -227,8 +216,10 @@ def measure_flush(folder: Path, sizes: tuple[int, ...] = (1000, 10_000, 100_000,
 def cost(service: Service) -> Iterator[float]:
     """Give the CPU seconds so far: of the worker, of its flushes, of the shards."""
     (worker,) = service.gunicorn.worker_pids
-    yield from cpu_seconds(worker)
-    yield sum(cpu_seconds(shard.pid)[0] for shard in service.shards)
+    own = own_cpu_seconds([worker])
+    yield own
+    yield cpu_seconds([worker]) - own
+    yield own_cpu_seconds(shard.pid for shard in service.shards)
 
 
 def measure_visits(folder: Path, rate: float = 2000, pages: int = 2000, seconds: float = 20) -> None:

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.conftest import is_whole_suite
-from tests.performance import processes
 from tests.performance.life.__main__ import ROWS, Row, measure
 from tests.performance.life.bench import SHORT
+from tests.support import processes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pytest
 
 from tests.conftest import is_whole_suite
-from tests.performance import processes
+from tests.support import processes
 from tests.support.servers import REPOSITORY, GunicornServer, ValkeyServer
 from visit_counter.config.profiles import PROFILES
 

@@ -10,7 +10,6 @@ Prints a table and the ratios to reach, and exits with status 1 if one is not re
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import signal
@@ -24,6 +23,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from tests.performance.wrk import CONNECTIONS, pinned
 from tests.support.ports import free_port, listening
+from tests.support.processes import own_cpu_seconds
 from tests.support.servers import GunicornServer, ValkeyServer, wait_until
 
 if TYPE_CHECKING:
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
 SERVER_CORE, LOAD_CORE = 0, 1
 WORKER = "visit_counter.server.worker.VisitWorker"
-_TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 
 SCRIPT = """
 local number = 0
@@ -68,7 +67,7 @@ def measure(load: Load, seconds: int, folder: Path, connections: int = CONNECTIO
     """Run wrk once."""
     script = folder / "load.lua"
     script.write_text(SCRIPT.format(method=load.method, prefix=load.prefix))
-    before = cpu_seconds(load.pids())
+    before = own_cpu_seconds(load.pids())
     with pinned(LOAD_CORE):
         done = subprocess.run(
             [
@@ -84,21 +83,12 @@ def measure(load: Load, seconds: int, folder: Path, connections: int = CONNECTIO
             capture_output=True,
             text=True,
         )
-    used = cpu_seconds(load.pids()) - before
+    used = own_cpu_seconds(load.pids()) - before
     found = re.search(r"RESULT (\d+) (\d+) (\d+) (\d+)", done.stdout)
     assert found, done.stdout
     requests, duration_us, p99_us, wrong = (int(text) for text in found.groups())
     assert not wrong, f"{load.name}: {wrong} requests failed\n{done.stdout}"
     return Figure(requests / (duration_us / 1e6), p99_us, used / requests * 1e6)
-
-
-def cpu_seconds(pids: list[int]) -> float:
-    """Return the CPU time these processes have used."""
-    ticks = 0
-    for pid in pids:
-        fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
-        ticks += int(fields[11]) + int(fields[12])
-    return ticks / _TICKS_PER_SECOND
 
 
 def two_shards(stack: ExitStack, folder: Path, name: str = "valkey") -> str:

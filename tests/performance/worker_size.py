@@ -14,8 +14,8 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from tests.performance.life.bench import visit_each
-from tests.performance.processes import pss_mb
-from tests.performance.worker import WORKER, Load, cpu_seconds, measure, two_shards
+from tests.performance.worker import WORKER, Load, measure, two_shards
+from tests.support.processes import own_cpu_seconds, pss_mb
 from tests.support.servers import GunicornServer
 
 IDLE = 5000
@@ -46,10 +46,10 @@ def main(millions: float = 1) -> None:
         one.stop()
         many = GunicornServer(folder / "many", "-k", WORKER, "-w", "1", port=0, VISITS_SHARDS=urls).start()
         (pid,) = many.worker_pids
-        before = cpu_seconds([pid])
+        before = own_cpu_seconds([pid])
         visit_each(many.port, range(int(millions * 1_000_000)))
         print(f"memory, after {millions} million distinct pages: {pss_mb(pid):.1f} MB")
-        print(f"CPU of a visit to a page never seen: {(cpu_seconds([pid]) - before) / millions:.0f} us")
+        print(f"CPU of a visit to a page never seen: {(own_cpu_seconds([pid]) - before) / millions:.0f} us")
         many.stop()
 
 

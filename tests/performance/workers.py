@@ -17,7 +17,8 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from tests.performance.worker import WORKER, Load, cpu_seconds, measure, two_shards
+from tests.performance.worker import WORKER, Load, measure, two_shards
+from tests.support.processes import own_cpu_seconds
 from tests.support.servers import GunicornServer
 
 AT_MOST = 1.15
@@ -38,14 +39,14 @@ def turn(case: Case, seconds: int, folder: Path) -> float:
     """Return the CPU of a visit in microseconds, from a turn in which every worker had its share."""
     pids = [pid for service in case.services for pid in service.worker_pids]
     for _ in range(_TRIES):
-        before = [cpu_seconds([pid]) for pid in pids]
+        before = [own_cpu_seconds([pid]) for pid in pids]
         loads = [
             Load(case.name, "POST", "/visits/", one.port, partial(lambda one: one.worker_pids, one))
             for one in case.services
         ]
         with ThreadPoolExecutor(len(loads)) as pool:
             figures = list(pool.map(lambda load: measure(load, seconds, folder, case.connections), loads))
-        used = [cpu_seconds([pid]) - was for pid, was in zip(pids, before, strict=True)]
+        used = [own_cpu_seconds([pid]) - was for pid, was in zip(pids, before, strict=True)]
         if min(used) >= _LEAST_SHARE * sum(used) or len(pids) == 1:
             return sum(used) * 1e6 / sum(figure.per_second * seconds for figure in figures)
     sys.exit(f"{case.name}: one worker has nearly all connections, {_TRIES} times in a row")

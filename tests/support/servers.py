@@ -35,22 +35,6 @@ def wait_until(condition: Callable[[], object], what: str, seconds: float = DEAD
         time.sleep(0.01)
 
 
-def process_state(pid: int) -> str:
-    """Return the state of a process's first thread: S where it sleeps, R where it runs or could, Z, and so on.
-
-    Nothing where there is no such process.
-    """
-    try:
-        return Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()[0]
-    except OSError:
-        return ""
-
-
-def process_runs(pid: int) -> bool:
-    """Tell whether a process exists and is no zombie."""
-    return process_state(pid) not in ("", "Z")
-
-
 class ValkeyServer:
     """A Valkey server on 127.0.0.1, with the options of an embedded shard unless others are given."""
 

@@ -13,8 +13,9 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from tests.performance import processes, wrk
+from tests.performance import wrk
 from tests.performance.worker import two_shards, webdis
+from tests.support import processes
 from tests.support.ports import free_port, listening
 from tests.support.servers import REPOSITORY, GunicornServer, wait_until
 

@@ -8,10 +8,11 @@ import time
 import urllib.request
 from typing import TYPE_CHECKING
 
-from tests.performance import processes, wrk
+from tests.performance import wrk
 from tests.performance.life.bench import Line, at_least, at_most, end_service, visit_each
 from tests.performance.life.probe import first_answer
 from tests.performance.wrk import Requests
+from tests.support import processes
 from tests.support.servers import wait_until
 
 if TYPE_CHECKING:

@@ -6,8 +6,9 @@ import time
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from tests.performance import processes, wrk
+from tests.performance import wrk
 from tests.performance.life.bench import Line, at_most, visit_each
+from tests.support import processes
 from tests.support.ports import free_ports
 from tests.support.servers import GunicornServer
 

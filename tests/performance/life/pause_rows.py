@@ -8,10 +8,11 @@ import statistics
 import time
 from typing import TYPE_CHECKING
 
-from tests.performance import processes, wrk
+from tests.performance import wrk
 from tests.performance.life.bench import INSIDE, Line, at_most, end_service, visit_each
 from tests.performance.life.probe import Probe, Wait, first_answer
 from tests.performance.wrk import Requests
+from tests.support import processes
 from tests.support.ports import free_port, free_ports
 from tests.support.servers import REPOSITORY, GunicornServer, wait_until
 

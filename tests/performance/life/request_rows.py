@@ -5,9 +5,10 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING
 
-from tests.performance import processes, wrk
+from tests.performance import wrk
 from tests.performance.life.bench import Line, Turn, at_least, at_most, median
 from tests.performance.wrk import Requests
+from tests.support import processes
 
 if TYPE_CHECKING:
     from tests.performance.life.bench import Bench

@@ -22,6 +22,19 @@ def _stat(pid: int) -> list[str]:
         return []
 
 
+def state(pid: int) -> str:
+    """Return the state of a process's first thread: S where it sleeps, R where it runs or could, Z, and so on.
+
+    Nothing where there is no such process.
+    """
+    return "".join(_stat(pid)[:1])
+
+
+def runs(pid: int) -> bool:
+    """Tell whether a process exists and is no zombie."""
+    return state(pid) not in ("", "Z")
+
+
 def _all() -> dict[int, list[str]]:
     numbers = [int(path.name) for path in Path("/proc").iterdir() if path.name.isdecimal()]
     return {pid: fields for pid in numbers if (fields := _stat(pid))}
@@ -57,6 +70,17 @@ def with_argument(text: str) -> list[int]:
 def cpu_seconds(pids: Iterable[int]) -> float:
     """Return the CPU time these processes have used, and those of their children that have ended and been reaped."""
     return sum(int(ticks) for pid in pids for ticks in _stat(pid)[11:15]) * TICK_SECONDS
+
+
+def own_cpu_seconds(pids: Iterable[int]) -> float:
+    """Return the CPU time these processes have used themselves, without their children; each of them must be there."""
+    return sum(int(_stat(pid)[at]) for pid in pids for at in (11, 12)) * TICK_SECONDS
+
+
+def resident_mib(pid: int) -> float:
+    """Return the memory of a process in MiB: every page it has in memory, be it shared with others."""
+    pages = int(Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / (1 << 20)
 
 
 def pss_mb(pid: int) -> float:
