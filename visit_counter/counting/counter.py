@@ -1,7 +1,7 @@
 """The visit counter: count = stored + pending, for the profiles that write through the journal.
 
-The stored part is what this host knows (`counting.stored`): cached, or read from the owning shard. Pending is
-added after it, so a cached answer still shows this host's visits at once.
+The stored part is the count that this host knows (`counting.stored`): from the cache, or read from the owning shard.
+The pending visits are added after that, so an answer from the cache also shows this host's newest visits.
 """
 
 from __future__ import annotations
@@ -30,21 +30,22 @@ class VisitCounter(ABC):
 
     @abstractmethod
     def answer(self, asks: Sequence[Ask], *, wait: bool = False) -> list[Outcome]:
-        """Count the visits and read the counts; return what came of each, in order.
+        """Count the visits and read the counts; return the outcome of each ask, in order.
 
-        Without `wait` nothing is waited for but the journal: None says that an ask has to wait for a shard, and that
-        nothing was recorded for it; ask again with `wait`, from a thread that may. With `wait` there is no None.
+        Without `wait`, the call waits for the journal and for nothing else. An outcome None then means that the ask has
+        to wait for a shard, and that no visit was recorded for it: ask again with `wait`, from a thread that may wait.
+        With `wait` no outcome is None.
         """
 
     @abstractmethod
     def owner(self, page: str) -> str:
-        """Return who keeps a page; those who wait for pages of one owner wait together, and not for another."""
+        """Return the name of the store that keeps a page. Requests that wait for one store wait apart from others."""
 
     @abstractmethod
     def record_all(self, visits: Sequence[Visit]) -> int:
-        """Count all these visits and return their number; waits for no shard where there is a journal.
+        """Count all these visits and return their number. With a journal, this waits for no shard.
 
-        Raises JournalError or StoreError when surely none is counted, and UncertainError when some may be.
+        Raises JournalError or StoreError if surely no visit is counted, and UncertainError if some may be.
         """
 
     def record(self, page: str, visits: int = 1) -> Answer | Accepted:
@@ -62,7 +63,7 @@ def _told(outcomes: Sequence[Outcome]) -> Answer | Accepted:
     [outcome] = outcomes
     if isinstance(outcome, VisitCounterError):
         raise outcome
-    assert outcome is not None  # noqa: S101 - it was asked to wait
+    assert outcome is not None  # noqa: S101 - `answer` was called with `wait`
     return outcome
 
 
@@ -71,7 +72,7 @@ _CUT = JournalError("the disk took a part of what was written, and not this visi
 
 
 class BufferedCounter(VisitCounter):
-    """Counts through the write buffer. `post_via(page)` and `stored_via(page)` give what the answers name."""
+    """Counts through the write buffer. `post_via(page)` and `stored_via(page)` give the `served_via` of answers."""
 
     def __init__(  # noqa: PLR0913 - all are named in the one call there is
         self,
@@ -115,10 +116,11 @@ class BufferedCounter(VisitCounter):
         return sum(number for _, number in visits)
 
     def _answer(self, asks: Sequence[Ask], loaded: Loaded) -> list[Outcome]:
-        """Answer all asks whose page is known, was loaded for them, or cannot be had; None for the others."""
+        """Answer the asks whose page's count is known or could not be read; the outcome of the others is None."""
         buffer = self.buffer
         with buffer.lock:
-            # Before the entries are looked at: what others sealed and flushed is in a table or in an entry.
+            # This comes before the entries are read: it moves the visits of segments that were flushed meanwhile from
+            # the tables into the entries.
             buffer.catch_up()
             loads, post_via = buffer.loads, self._post_via
             entries = self._look_up(asks, loaded)
@@ -149,7 +151,7 @@ class BufferedCounter(VisitCounter):
                     outcomes.append(refusal)
                     continue
                 if cache_cleared:
-                    entry = None  # noqa: PLW2901 - what was cached when it was looked up no longer applies
+                    entry = None  # noqa: PLW2901 - the entry is from the cache that was cleared since
                 segment, stored = entry[1:3] if entry else (buffer.included_to, 0)
                 if tables.sealed:
                     pending += tables.pending_sealed(page, segment)
@@ -164,18 +166,18 @@ class BufferedCounter(VisitCounter):
             return outcomes
 
     def _look_up(self, asks: Sequence[Ask], loaded: Loaded) -> list[tuple[int, ...] | None]:
-        """Return for each page what begins with what `Known` says: the plain tuple in the cache, or a Known."""
+        """Return for each ask a tuple that begins as `Known` does (an entry of the cache, or a Known), or None."""
         if loaded is _NOTHING:
             fresh, known = self._fresh, self._known
             return [fresh(ask.page) or known(ask.page) for ask in asks]
         return [self.stored.loaded(ask.page, loaded) for ask in asks]
 
     def _refuse(self, ask: Ask) -> Outcome:
-        """Return what comes of an ask while this process lacks a segment that others may know."""
+        """Return the outcome of an ask while this process lacks a segment that other processes may know."""
         return JournalError(self.buffer.halted) if ask.is_visit else CountUnknownError(self.buffer.halted)
 
     def _without_stored(self, ask: Ask, pending: int, errors: Mapping[str, StoreError]) -> Outcome:
-        """Return what comes of an ask for a page whose stored count is not known."""
+        """Return the outcome of an ask for a page whose stored count is not known."""
         if ask.is_visit:
             return Accepted(pending, self._post_via(ask.page))
         if ask.page in errors:
@@ -183,7 +185,7 @@ class BufferedCounter(VisitCounter):
         return None
 
     def _read_via(self, page: str, pending: int) -> str:
-        """Return what a count that was read for its asker is said to come from."""
+        """Return the `served_via` of a count that was read from a shard for this request."""
         return self._pending_via if pending and self._pending_via else self._stored_via(page)
 
     def tick(self) -> None:

@@ -1,4 +1,4 @@
-"""The counter of the profiles without a journal: every visit goes to the store at once; no journal, nothing pending."""
+"""The counter of the profiles without a journal: it sends every visit to the store at once, and nothing is pending."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class Said(NamedTuple):
-    """What the store said of a page last, when so many visits of the page's partition had been answered."""
+    """The last count that the store gave for a page, and how many visits of its partition were answered by then."""
 
     visits: int
     number: int
@@ -29,7 +29,7 @@ class Said(NamedTuple):
 class DirectCounter(VisitCounter):
     """Counts in `store`, which answers name as `via`; reads through `cache` if there is one.
 
-    `waits` tells whether the store is asked over a network: if so, nothing but a cached count is answered at once.
+    `waits` says whether the store is asked over a network. If so, only a cached count can be answered without waiting.
     """
 
     def __init__(self, store: Store, *, via: str, cache: LocalCache | None = None, waits: bool = True) -> None:
@@ -37,10 +37,10 @@ class DirectCounter(VisitCounter):
         self._via, self._waits = via, waits
         self._lock = threading.Lock()
         self._reads: SingleFlight[int] = SingleFlight()
-        # How many visits of a partition's pages this process has answered. A read that began before the last of them
-        # may be too old for that visitor: nobody joins it any more, and it is not cached.
+        # How many visits of a partition's pages this process has answered. A read that began before the last of these
+        # visits may lack it. So no later request joins such a read, and its result is not cached.
         self._answered = [0] * PARTITIONS
-        # The page of the last visit, if the store answered and refused it.
+        # The page of the last visit, if the store answered it with a refusal.
         self._refused_page = ""
 
     def owner(self, page: str) -> str:
@@ -63,7 +63,7 @@ class DirectCounter(VisitCounter):
         return sum(number for _, number in visits)
 
     def refusal(self) -> str | None:
-        """Tell why the store refused the last visit, if it would still refuse it; asks it, and counts nothing."""
+        """Return why the store refused the last visit, if it still would; this asks the store, and counts nothing."""
         page = self._refused_page
         if page:
             try:
@@ -88,13 +88,13 @@ class DirectCounter(VisitCounter):
             self._answered[at] += 1
             if self.cache is not None:
                 said, other = Said(count, self._answered[at]), self.cache.peek(page)
-                # Of two visits at once the one with the lower count may come here last. What was said before this visit
-                # began is no measure: the shard may have lost data since.
+                # Of two visits at the same time, the one with the lower count may arrive here last: the higher count is
+                # kept. A count from before this visit began is not compared: the shard may have lost data since.
                 self.cache.set(page, other if other and other.number > began and other.visits > count else said)
         return Answer(count, self._via)
 
     def _find(self, ask: Ask, may_ask: bool) -> Outcome:
-        """Answer from the cache, or read the count where that is allowed; a visit is none of both."""
+        """Answer from the cache, or from the store if `may_ask`; None for a visit, and if the store must be asked."""
         page = ask.page
         cached = None if self.cache is None or ask.is_visit else self.cache.get(page)
         if cached is not None:
@@ -112,7 +112,7 @@ class DirectCounter(VisitCounter):
 
     def _read(self, page: str, answered: int) -> int:
         if self.cache is not None and (cached := self.cache.get(page)) is not None:
-            return int(cached.visits)  # from a read that came back since the caller looked
+            return int(cached.visits)  # another read has filled the cache since the caller read it
         [stored] = self.store.read("", [page])
         with self._lock:
             if self.cache is not None and self._answered[partition_of(page)] == answered:

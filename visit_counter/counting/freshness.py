@@ -1,10 +1,11 @@
-"""Which cached counts are still fresh, without reading them again: as long as nobody else has changed their partition.
+"""Which cached counts are fresh without being read again: those whose partition no other writer has changed.
 
-What a host does not know of a partition's counts is what other writers have changed. Each such change leaves another
-stamp in the partition (see `shards.stamps`). So what was read of a page is as fresh as the last look at its partition
-that has found the stamp of that read, and one look is enough for all its pages. Every read of a page is such a look.
+A host knows its own visits; of a partition's counts it lacks only what other writers have changed. Each such change
+leaves another stamp in the partition (see `shards.stamps`). A *look* reads the stamp of a partition. If a look finds
+the stamp that a page's read found, that read is as fresh as the look; so one look serves all pages of the partition.
+Every read of a page also returns the stamp, and so is a look.
 
-What a read was under is a number: another one for each stamp that is found in a partition.
+Each new stamp that is found in a partition gets a new number, and each cached count keeps the number of its read.
 """
 
 from __future__ import annotations
@@ -24,26 +25,26 @@ if TYPE_CHECKING:
 NO_NUMBER = 0
 # A partition is looked at while one of its pages was asked for less than this time ago.
 _IN_USE_SECONDS = 60.0
-# Whoever leaves no stamp (a person, an older version, the profiles `redis` and `cached`) is noticed after this time, or
-# up to twice as much: otherwise all pages would be read again at once.
+# A person, an older version, and the profiles `redis` and `cached` change counts and leave no stamp. Their changes are
+# noticed after this time, or up to twice as much, so that the pages of all partitions are not read again at once.
 _TRUST_SECONDS = 300.0
 
 
 class _Seen:
-    """What a partition was last seen to have: who else changed it last, its losses, and our watermark."""
+    """What the last look found in a partition: the last change by another writer, `losses`, and our watermark."""
 
     __slots__ = ("again_at", "change", "losses", "number", "until", "used_at", "watermark", "writer")
 
     def __init__(self, number: int, writer: str, look: Look, now: float) -> None:
         self.number, self.writer = number, writer
         self.change, self.losses, self.watermark = others_change(look.stamp, writer), look.losses, look.watermark
-        self.until = 0.0  # what was read under this number is fresh until then
+        self.until = 0.0  # the time until which reads with this number are fresh
         self.used_at = now
         self.again_at = now + _TRUST_SECONDS * (1 + number % PARTITIONS / PARTITIONS)
 
 
 class Freshness:
-    """What was last seen of each partition. `seconds`: how long a look is good for. Times are those of `clock`.
+    """What the last look found in each partition. A look keeps counts fresh for `seconds`; times are those of `clock`.
 
     All methods expect the buffer's lock to be held.
     """
@@ -54,11 +55,11 @@ class Freshness:
         self._generations = count(1)
 
     def clear(self) -> None:
-        """Forget everything: nothing that was read is made fresh again."""
+        """Forget all partitions: no count in the cache can become fresh again without a read."""
         self._seen.clear()
 
     def until(self, number: int) -> float:
-        """Return until when what was read under a number is fresh. Its partition is in use."""
+        """Return the time until which reads with this number are fresh, and note that their partition is in use."""
         seen = self._seen.get(number % PARTITIONS)
         if seen is None or seen.number != number:
             return 0.0
@@ -66,7 +67,7 @@ class Freshness:
         return seen.until
 
     def due(self, soon: float) -> list[int]:
-        """Return the partitions in use that must be looked at within so many seconds to stay fresh."""
+        """Return the partitions in use whose counts are fresh for less than `soon` seconds more."""
         now = self._clock()
         return [
             partition
@@ -75,7 +76,7 @@ class Freshness:
         ]
 
     def note_read(self, partition: int, writer: str, look: Look, asked_at: float, *, is_ours: bool) -> int:
-        """Take note of what a read of some page says of its partition; return the number that the read was under.
+        """Note what a read of a page has found in its partition; return the number of the read.
 
         `asked_at`: a time before the shard was asked. `is_ours`: the watermark is surely one of this journal's.
         """
@@ -86,13 +87,13 @@ class Freshness:
         return self._seen[partition].number
 
     def note_look(self, partition: int, writer: str, look: Look, asked_at: float, *, is_ours: bool) -> bool:
-        """Take note of a look at a partition; tell whether what was read there before is still fresh."""
+        """Note a look at a partition; return whether the counts that were read there before are still right."""
         seen = self._seen.get(partition)
         if seen is None or self._clock() >= seen.again_at or writer != seen.writer:
             return False
         if (others_change(look.stamp, writer), look.losses) != (seen.change, seen.losses):
             return False
-        # Our own applies change nothing that this host does not know. Another journal may have our id: a copied one.
+        # Our own batches bring nothing that this host does not know. But a copy of the journal also uses our id.
         if look.watermark != seen.watermark and not is_ours:
             return False
         seen.watermark = look.watermark

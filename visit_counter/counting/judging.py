@@ -1,7 +1,7 @@
-"""What a read of a shard says of a page, given what this host knows, has confirmed and has retained.
+"""Judges what a shard answers for a page, by what this host knows, has confirmed and has retained.
 
-A shard may have come back with older data, or have the watermark of a copied journal. Then what it says is less than
-what is known, and is not believed until a flush has told what is lost for good.
+A shard may have come back with older data, or have the watermark of a copied journal. Then its count is lower than the
+known one, and it is not believed until a flush has reported that visits are lost for good.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class Judge:
-    """Judges reads. All methods expect the buffer's lock to be held."""
+    """Decides which count a read of a shard proves. All methods expect the buffer's lock to be held."""
 
     def __init__(self, buffer: WriteBuffer, store: Store) -> None:
         self._buffer, self._store = buffer, store
@@ -30,7 +30,10 @@ class Judge:
     def judge(
         self, page: str, stored: Stored, mine: Known | None, retained: Mapping[Segment, Mapping[str, int]] | None
     ) -> Known | StoreError | None:
-        """Return what a read says of a page; None if it takes the retained segments to know that."""
+        """Return the page's count after a read; None if `retained` is needed to know it and is None.
+
+        `stored` is what the shard answered, `mine` the count that this process knew before.
+        """
         buffer = self._buffer
         confirmed = buffer.state.confirmed.get(partition_of(page), NO_WATERMARK)
         if self.is_foreign(stored.watermark, confirmed):
@@ -38,21 +41,22 @@ class Judge:
         has_base = stored.watermark == NO_WATERMARK and is_base(confirmed)
         segment = segment_of(confirmed if has_base else stored.watermark)
         if segment < segment_of(confirmed):
-            # Less than the partition is known to have had: the shard came back with older data.
+            # The partition had a higher watermark before: its shard came back with older data.
             if mine is not None and stored.losses <= mine.losses:
                 return mine
             if retained is None:
                 return None
             lacking = sum(visits.get(page, 0) for at, visits in retained.items() if segment < at.last)
             return Known(stored.losses, max(segment, buffer.included_to), stored.visits + lacking)
-        # Nothing between the watermark and `included_to` was for this partition.
+        # The segments from the watermark to `included_to` held no visits of this partition.
         read = Known(stored.losses, max(segment, buffer.included_to), stored.visits)
         return read if mine is None else self.later(page, mine, read)
 
     def _judge_foreign(self, page: str, stored: Stored, mine: Known | None) -> Known | StoreError:
-        """Return what a read says that has the watermark of a copy of this journal.
+        """Return the page's count after a read that found the watermark of a copy of this journal.
 
-        It includes what every partition includes. Of later segments nobody knows before the next flush.
+        Its stored count includes the segments that every partition includes. Whether it includes later ones is not
+        known before the next flush, so no count is returned for a page with visits in these.
         """
         included_to = self._buffer.included_to
         if self._buffer.tables.pending(page, included_to):
@@ -63,24 +67,27 @@ class Judge:
         return read if mine is None else self.later(page, mine, read)
 
     def is_ours(self, partition: int, watermark: str) -> bool:
-        """Tell whether a watermark under our writer's id is surely one of this journal's."""
+        """Return whether a watermark under our writer's id is surely one of this journal's."""
         confirmed = self._buffer.state.confirmed.get(partition, NO_WATERMARK)
         return watermark == confirmed or self._buffer.tables.token_of(segment_of(watermark)) == watermark
 
     def is_plain(self, partition: int, watermark: str) -> bool:
-        """Tell whether a watermark says nothing of older data, or of a copied journal."""
+        """Return whether a watermark is neither that of older data nor that of a copied journal."""
         confirmed = self._buffer.state.confirmed.get(partition, NO_WATERMARK)
         return segment_of(watermark) >= segment_of(confirmed) and not self.is_foreign(watermark, confirmed)
 
     def is_foreign(self, watermark: str, confirmed: str) -> bool:
-        """Tell whether a watermark under our writer's id is not of a segment that this journal has sealed."""
+        """Return whether a watermark under our writer's id belongs to no segment that this journal has sealed."""
         if watermark in (NO_WATERMARK, confirmed):
             return False
         token = self._buffer.tables.token_of(segment_of(watermark))
         return token is not None and token != watermark
 
     def later(self, page: str, mine: Known, other: Known) -> Known:
-        """Return the later of two: what says more of the same moment, unless visits were lost for good in between."""
+        """Return the later of two counts of a page: the one with more `losses`, else the one that gives a higher sum.
+
+        The sums are comparable: each adds the visits that are pending for its own watermark.
+        """
         pending = self._buffer.tables.pending
         mine_is_later = (mine.losses, mine.stored + pending(page, mine.segment)) >= (
             other.losses,

@@ -1,4 +1,4 @@
-"""What this process keeps of stored counts, in its cache, and whether that is fresh enough to answer with."""
+"""The stored counts in this process's cache, and whether each is fresh enough for an answer."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ if TYPE_CHECKING:
     from visit_counter.counting.cache import LocalCache
     from visit_counter.shards.contract import Store
 
+# How long the last known count is used once more when its shard cannot be read.
 LAST_KNOWN_SECONDS = 1.0
-# Known, but not read less than the cache time ago.
+# For a count to compare reads with, which is too old for an answer.
 NOT_FRESH = -1.0
 
-# What the cache holds of a page: what `Known` says, and the number its read was under (see `counting.freshness`).
+# The cache's entry for a page: the three numbers of `Known`, and the number of its read (see `counting.freshness`).
 Kept = tuple[int, int, int, int]
 
 
@@ -27,10 +28,10 @@ class KeptCounts:
         self.freshness = Freshness(cache.ttl_seconds, cache.clock)
 
     def known(self, page: str) -> Known | None:
-        """Return what was read less than the cache time ago, or the last known count while the page's shard is down.
+        """Return a page's count if it is fresh, or the last known one while the page's shard is known to be down.
 
-        Nobody waits for a shard that is known to be down, in a thread or in line for one: visits of the other shards'
-        pages would wait behind them. The service's probes find out when it is back.
+        No request waits for a shard that is known to be down: requests for pages of other shards would wait behind it
+        for a thread. The service's probes notice when the shard is back.
         """
         kept: Kept | None = self.cache.get(page) or self._refreshed(page)
         if kept is not None:
@@ -38,7 +39,7 @@ class KeptCounts:
         return self.keep_last_known(page) if self._store.is_down(page) else None
 
     def _refreshed(self, page: str) -> Kept | None:
-        """Return what was read of a page if a look at its partition has found it fresh since."""
+        """Return the entry of a page whose time in the cache is over, if a later look has found it fresh."""
         kept: Kept | None = self.cache.peek(page)
         if kept is None:
             return None
@@ -49,42 +50,42 @@ class KeptCounts:
         return kept
 
     def keep_last_known(self, page: str) -> Known | None:
-        """Return what was known of a page last, and let it be good for a moment more."""
+        """Return the last known count of a page, and use it for a moment more."""
         kept: Kept | None = self.cache.peek(page)
         if kept is None:
             return None
-        # Not evicted either, as long as it is asked for.
+        # This also keeps the page in the cache for as long as visitors ask for it.
         self.cache.set(page, kept, timeout=LAST_KNOWN_SECONDS)
         return Known._make(kept[:3])
 
     def peek(self, page: str) -> Known | None:
-        """Return what the cache has of a page, fresh or not."""
+        """Return the page's count in the cache, fresh or not."""
         kept: Kept | None = self.cache.peek(page)
         return None if kept is None else Known._make(kept[:3])
 
     def amend(self, page: str, known: Known) -> None:
-        """Put something later in the place of what is known of a page; how fresh it is stays as it was."""
+        """Replace the count of a page that is in the cache; the entry expires when it would have before."""
         kept: Kept = self.cache.peek(page)
         self.cache.amend(page, (*known, kept[3]))
 
     def keep(self, page: str, known: Known, number: int, seconds: float | None = None) -> None:
-        """Put what is known of a page into the cache; it stays fresh for the cache time, or for so many seconds.
+        """Put a page's count into the cache; it is fresh for the cache time, or for so many seconds.
 
-        As a plain tuple: the garbage collector takes such a one, of numbers only, off its list, and never one of a
-        class. With 100,000 pages that is most of what it has to walk over.
+        The entry is a plain tuple and not a `Known`: the garbage collector stops tracking a plain tuple of numbers, but
+        never an instance of a class. With 100,000 pages, the entries would be most of the objects that it visits.
         """
         self.cache.set(page, (*known, number), timeout=seconds)
 
     def forget(self, page: str) -> None:
-        """Have the page read anew, with nothing to compare it with."""
+        """Drop the page's entry: the next read of the page is believed whatever it finds."""
         self.cache.delete(page)
 
     def expire(self) -> None:
-        """Have every page read anew."""
+        """Let every entry expire, so that every page is read anew."""
         self.cache.expire()
         self.freshness.clear()
 
     def clear(self) -> None:
-        """Forget everything."""
+        """Drop all entries."""
         self.cache.clear()
         self.freshness.clear()

@@ -1,16 +1,16 @@
-"""What this host knows of stored counts: read from the shards, cached, and told to all its processes.
+"""The stored counts that this host knows: read from the shards, cached, and reported to all processes of the host.
 
-A count that a process has read, and that says more than the host knew, is told in the journal before any answer relies
-on it. So every process knows it that looks at the end of the journal, and no reader sees a count go down, whichever
-process answers. A read that says less is not believed: the shard came back with older data, or a replica took its
-place, and a flush will bring what it lacks. What is lost for good is told by a number in the partition itself,
-`losses`: with a higher one, lower counts are true.
+When a process reads a count that is higher than the host knew, it reports the count in the journal before any answer
+relies on it. Every process reads the journal to its end before it answers, so no reader sees a count go down, whichever
+process answers. A lower count is not believed: the shard came back with older data, or a replica took its place, and a
+flush will send again what the shard lacks. If visits are lost for good, the flush raises a number in the partition,
+`losses`; a lower count that comes with a higher `losses` is believed.
 
-What was read stays fresh without another read as long as nobody else has changed its partition (`counting.freshness`).
+A count stays fresh, without another read, for as long as no other writer changes its partition (`counting.freshness`).
 
-The rule that keeps a count right while segments move from pending to stored: the journal, the cached entries and the
-tables of pending visits are looked at together, under the buffer's lock. A read of a shard happens outside of it and is
-taken over only if nothing that it depends on has moved meanwhile; else it is made again.
+One rule keeps a count right while segments move from pending to stored: the journal, the cached entries and the tables
+of pending visits are read together, under the buffer's lock. A shard is read without the lock; the result is used only
+if nothing that it depends on has changed in the meantime, else the shard is read once more.
 """
 
 from __future__ import annotations
@@ -39,29 +39,29 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# How often a read is made again because a flush was confirmed while it was under way. Each needs a flush of its own.
+# How often a read is tried. It is repeated only if a flush was confirmed while it was under way.
 _READ_TRIES = 5
-# Partitions are looked at when what was read of them would be fresh for less than this share of the cache time.
+# A partition is looked at when its counts will be fresh for less than this share of the cache time.
 _SOON = 0.5
-# How many partitions one call looks at: the interpreter is held for some hundred microseconds.
+# How many partitions one call looks at: it holds the interpreter for some hundred microseconds.
 _LOOK_PARTITIONS = 128
 
 _UNTOLD = "what was read cannot be told to the other workers: the journal takes no more now"
 
 Version = tuple[int, int, int]
-# Of the pages of a read: what others have told while it was under way, if anything.
+# For each page of a read: the count that other processes reported while the read was under way, or None.
 Heard = dict[str, Known | None]
 
 
 class Read(NamedTuple):
-    """What is known of a page that was read; true as long as the page's version is this one."""
+    """The count that a read has found. It holds for as long as the page's version is this one."""
 
     known: Known
     version: Version
 
 
 class Loaded(NamedTuple):
-    """The pages that were loaded for some asks: what is known of them now, or why that cannot be."""
+    """The result of loading pages for some asks: for each page its count, or the error."""
 
     read: dict[str, Read]
     errors: dict[str, StoreError]
@@ -76,10 +76,10 @@ class StoredCounts:
     def __init__(self, buffer: WriteBuffer, store: Store, cache: LocalCache) -> None:
         self.buffer, self.store = buffer, store
         self._reads: SingleFlight[Read | StoreError] = SingleFlight()
-        self._losses = 0  # of the state when they were last noticed
-        # For each read that is under way: what others have told of its pages meanwhile. A small cache may let go of it.
+        self._losses = 0  # `losses` of the state when `notice_losses` last read it
+        # For each read that is under way, what others report of its pages: a small cache may drop such a count.
         self._listening: list[Heard] = []
-        self._told: Counter[int] = Counter()  # by partition: how often others have told of one of its pages
+        self._told: Counter[int] = Counter()  # by partition: how often a count of one of its pages was reported
         self._judge = Judge(buffer, store)
         self.kept = KeptCounts(cache, store)
         self._telling = Telling(buffer, self._known_of)
@@ -88,10 +88,11 @@ class StoredCounts:
         buffer.known_of = self._known_of
 
     def loaded(self, page: str, loaded: Loaded) -> Known | None:
-        """Return what is known of a page that was just loaded, or could not be."""
+        """Return the count of a page that `load` has just read, or None if it could not be read."""
         known = self.kept.peek(page)
         if known is None and page in loaded.read:
-            # The cache is too small for it. It is true unless it was raised since, or others have told of it.
+            # The cache was too small for the page. The count that was read holds if the page's version is the same:
+            # no visits have left the tables, and no process has reported another count.
             read = loaded.read[page]
             known = read.known if read.version == self._version(page) else None
         return known
@@ -99,8 +100,8 @@ class StoredCounts:
     def load(self, pages: Iterable[str], loaded: Loaded) -> None:
         """Read the pages that are not known, with one call for each shard. Takes the lock itself, may wait.
 
-        If a shard cannot be asked, a last known count is good for a moment more, so that the next visitors of the
-        page do not ask again, each in turn.
+        If a shard cannot be read, the last known counts are used for a moment more; without that each next visitor of
+        the page would wait for the shard in turn.
         """
         by_owner: dict[str, dict[str, None]] = {}
         for page in pages:
@@ -119,7 +120,7 @@ class StoredCounts:
                     raise found
 
     def rebase(self, page: str, visits: int, last: int) -> None:
-        """Raise a cached count by the visits of a table that is about to be dropped."""
+        """Add the visits of a table that is about to be dropped to the cached count of their page."""
         known = self.kept.peek(page)
         if known is not None and known.segment < last:
             self.kept.amend(page, Known(known.losses, last, known.stored + visits))
@@ -129,7 +130,7 @@ class StoredCounts:
                 heard[page] = Known(told.losses, last, told.stored + visits)
 
     def notice_losses(self) -> None:
-        """Read every page anew once a flush of this host has found that a shard has lost visits for good.
+        """Let every cached count expire once a flush of this host has found that a shard has lost visits for good.
 
         Takes the lock itself.
         """
@@ -139,9 +140,9 @@ class StoredCounts:
                 self.kept.expire()
 
     def look(self) -> None:
-        """Look at the partitions whose pages are in use, so that these need not be read again one by one.
+        """Look at the partitions whose pages are in use, so that these pages need not be read again one by one.
 
-        Takes the lock itself; asks shards, some partitions at a time.
+        Takes the lock itself, but not while it asks the shards, some partitions at a time.
         """
         with self.buffer.lock:
             due = self.kept.freshness.due(self.kept.cache.ttl_seconds * _SOON)
@@ -150,19 +151,20 @@ class StoredCounts:
             writer, asked_at = self.buffer.writer, self.kept.cache.clock()
             looks = self.store.look(writer, partitions)
             with self.buffer.lock:
-                self.buffer.catch_up()  # a flush seals a segment before its token is in a shard
+                self.buffer.catch_up()  # `is_ours` must know each token that a shard may have: the seal comes first
                 for partition, look in zip(partitions, looks, strict=True):
                     if look is not None:
                         is_ours = self._judge.is_ours(partition, look.watermark)
                         self.kept.freshness.note_look(partition, writer, look, asked_at, is_ours=is_ours)
 
     def tell_visited(self) -> None:
-        """Tell what is known of pages that were visited since the last call. Takes the lock itself."""
+        """Report in the journal the known counts of the pages visited since the last call. Takes the lock itself."""
         self._telling.tell()
 
     def _known_of(self, pages: Iterable[str]) -> list[tuple[str, Known]]:
-        """Return those of the pages of which something is known, and what can be told of them."""
-        # Up to the floor nothing is pending here any more, and no file that others still have reaches across it.
+        """Return the pages whose count this process knows, each with the count to report."""
+        # Each count may claim the segments up to the floor: their visits are in it, and no merged file, which other
+        # processes might still have, reaches across the floor.
         to = self.buffer.included_to
         found = ((page, self.kept.peek(page)) for page in pages)
         return [
@@ -171,17 +173,17 @@ class StoredCounts:
             if known is not None
         ]
 
-    # -- what others have read -------------------------------------------------------------------------------------
+    # -- counts that other processes have read ---------------------------------------------------------------------
 
     def _forget_all(self) -> None:
-        """Start anew with the buffer: the tables that the cached counts relied on may be gone."""
+        """Clear the cache after the buffer was loaded anew: the tables that cached counts relied on may be gone."""
         self.kept.clear()
         for heard in self._listening:
             heard.update(dict.fromkeys(heard))
         self._telling.start_anew()
 
     def _hear(self, page: str, known: Known) -> None:
-        """Take over what a line of the journal says that some process has read."""
+        """Take over a count from a line `read` of the journal, which some process has appended."""
         buffer = self.buffer
         self._told[partition_of(page)] += 1
         mine = self.kept.peek(page)
@@ -192,7 +194,8 @@ class StoredCounts:
                 told = heard[page]
                 heard[page] = self._judge.later(page, told, raised) if told and raised else raised
         if raised is None:
-            # Who wrote it rested too long: what it says cannot be compared with anything here, and must be read anew.
+            # The process that appended the line was idle for too long before: its count includes so few segments that
+            # the tables here can no longer add the others. So the page must be read anew.
             self.kept.forget(page)
         elif mine is None:
             self.kept.keep(page, raised, NO_NUMBER, NOT_FRESH)
@@ -200,13 +203,13 @@ class StoredCounts:
             self.kept.amend(page, self._judge.later(page, mine, raised))
 
     def _version(self, page: str) -> Version:
-        """Return what changes whenever visits leave the tables, and whenever others tell of a page."""
+        """Return a value that changes when visits leave the tables, and when a count of the partition is reported."""
         return self.buffer.loads, self.buffer.tables.version, self._told[partition_of(page)]
 
     # -- reading the shards ----------------------------------------------------------------------------------------
 
     def _read(self, pages: Sequence[str]) -> dict[str, Read | StoreError]:
-        """Return what is known of the pages; read what is not fresh. Takes the lock itself. Raises StoreError."""
+        """Return the counts of the pages; read those that are not fresh. Takes the lock itself. Raises StoreError."""
         heard: Heard = dict.fromkeys(pages)
         with self.buffer.lock:
             self._listening.append(heard)
@@ -217,7 +220,7 @@ class StoredCounts:
                 self._listening = [other for other in self._listening if other is not heard]
 
     def _read_listening(self, pages: Sequence[str], heard: Heard) -> dict[str, Read | StoreError]:
-        """Do as `_read`, while what others tell of these pages is kept in `heard`."""
+        """Do as `_read`; `heard` collects what other processes report of these pages meanwhile."""
         found: dict[str, Read | StoreError] = {}
         retained: Mapping[Segment, Mapping[str, int]] | None = None
         for _ in range(_READ_TRIES):
@@ -233,16 +236,16 @@ class StoredCounts:
             writer, asked_at = self.buffer.writer, self.kept.cache.clock()
             stored = self._ask(writer, pages)
             if self.buffer.is_renamed():
-                # Under the id that was asked for, a shard says nothing of what was sent under the new one.
+                # The writer's id has changed: the watermarks under the old id do not cover batches of the new one.
                 self.buffer.tick(self.rebase)
                 retained = None
                 continue
             with self.buffer.lock:
-                # What others have told since; and a flush seals a segment before its token is in a shard.
+                # This reads what others have reported since, and the seal of each segment whose token a shard has.
                 self.buffer.catch_up()
                 if state is not self.buffer.state or loads != self.buffer.loads:
                     retained = None
-                    continue  # nobody could tell a shard that lost something from a read before its flush
+                    continue  # this read may precede the flush that was confirmed, and would look like a loss
                 judged = {
                     page: one
                     if isinstance(one, StoreError)
@@ -257,12 +260,12 @@ class StoredCounts:
                 try:
                     retained = self.buffer.read_retained()
                 except FileNotFoundError:
-                    retained = None  # the flush has made the shard whole, and forgotten a segment
+                    retained = None  # the flush has sent the shard what it lacked, and deleted a segment since
         late = StoreError(self.store.owner(pages[0]), "a flush was confirmed during every read")
         return {**dict.fromkeys(pages, late), **found}
 
     def _ask(self, writer: str, pages: Sequence[str]) -> dict[str, Stored | StoreError]:
-        """Read pages together; where that is refused one by one, since it may be for one page that holds no count."""
+        """Read pages together. If the shard refuses, read them one by one: one page may hold what is no count."""
         try:
             return dict(zip(pages, self.store.read(writer, pages), strict=True))
         except StoreRefusedError as error:
@@ -271,7 +274,7 @@ class StoredCounts:
         return {page: found for each in pages for page, found in self._ask(writer, [each]).items()}
 
     def _number(self, page: str, writer: str, stored: Stored | StoreError, asked_at: float) -> int:
-        """Return the number that a read of a page was under; see `counting.freshness`."""
+        """Return the number of a read of a page; see `counting.freshness`."""
         partition = partition_of(page)
         if not isinstance(stored, Stored) or not self._judge.is_plain(partition, stored.watermark):
             return NO_NUMBER
@@ -280,29 +283,30 @@ class StoredCounts:
         return self.kept.freshness.note_read(partition, writer, look, asked_at, is_ours=is_ours)
 
     def _mine(self, page: str, heard: Heard) -> Known | None:
-        """Return what this process knows of a page that is being read, whether the cache still holds it or not."""
+        """Return the known count of a page that is being read: from the cache, else what others have reported."""
         known = self.kept.peek(page)
         return heard[page] if known is None else known
 
     def _take_over(
         self, reads: Mapping[str, Known], numbers: Mapping[str, int], heard: Heard
     ) -> dict[str, Read | StoreError]:
-        """Keep what was read, and tell it if it is news; return what is now known, or why that cannot be answered."""
+        """Cache the counts that were read, and report those that changed; return each page's count or an error."""
         before = {page: self._mine(page, heard) for page in reads}
         changed = [(page, known) for page, known in reads.items() if known != before[page]]
         loads = self.buffer.loads
         reported = not changed or self.buffer.report(changed)
         if loads != self.buffer.loads:
-            return {}  # to be read again
+            return {}  # the journal was loaded anew: these pages are read again
         found: dict[str, Read | StoreError] = {}
         for page, known in reads.items():
             mine = before[page]
             if reported:
-                # Others have perhaps told more meanwhile.
+                # The report may have brought in a higher count that another process has reported meanwhile.
                 now = self._mine(page, heard) or known
                 self.kept.keep(page, now, numbers[page])
                 found[page] = Read(now, self._version(page))
-            # What cannot be told is not answered: another process may know less, and a reader would see that next.
+            # A count that could not be reported is not used: the next answer may come from another process, which does
+            # not know it, and the reader would see the count go down.
             elif mine:
                 self.kept.keep(page, mine, NO_NUMBER, LAST_KNOWN_SECONDS)
                 found[page] = Read(mine, self._version(page))

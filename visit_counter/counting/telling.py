@@ -1,4 +1,4 @@
-"""Telling in each segment of its pages what is stored, so that a process that starts while a shard is down knows it."""
+"""Reports in each segment the stored counts of its pages, for a process that starts while a shard is down."""
 
 from __future__ import annotations
 
@@ -17,20 +17,19 @@ _TELL_PAGES = 256
 
 
 class Telling:
-    """Tells what is known of the pages of the current segment. `known_of`: see `WriteBuffer.known_of`."""
+    """Reports the known counts of the pages of the current segment. `known_of`: see `WriteBuffer.known_of`."""
 
     def __init__(self, buffer: WriteBuffer, known_of: Callable[[Iterable[str]], list[tuple[str, Known]]]) -> None:
         self._buffer, self._known_of = buffer, known_of
-        self._place: tuple[Table, int] | None = None  # how many pages of which table were handled
+        self._place: tuple[Table, int] | None = None  # a table, and how many of its pages were handled
 
     def start_anew(self) -> None:
-        """Begin with the current table: the others may be gone. The buffer's lock is held."""
+        """Begin anew with the current table: the tables before it may be gone. The buffer's lock is held."""
         self._place = None
 
     def tell(self) -> None:
-        """Tell what is known of pages that were visited since the last call, unless their segment says so already.
+        """Report the known counts of pages that were visited since the last call, except those that were reported.
 
-        So the segments say of their pages what was stored, and a process that starts while a shard is down knows them.
         Takes the lock itself.
         """
         more = True
@@ -40,7 +39,7 @@ class Telling:
                 more = self._tell_some()
 
     def _tell_some(self) -> bool:
-        """Tell of some more pages; return whether there may be others."""
+        """Report the counts of some more pages; return whether there may be others."""
         tables = self._buffer.tables
         table, seen = self._place or (tables.current, 0)
         pages = list(islice(table.visits, seen, seen + _TELL_PAGES))

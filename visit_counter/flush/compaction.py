@@ -1,6 +1,6 @@
-"""Merging: while a shard is down, the segments that wait for it become one file, a line per page.
+"""Merging: while a shard is down, the flush merges the segments that wait for it into one file with a line per page.
 
-So the disk grows with the distinct pages that wait, not with their visits.
+So the journal grows with the number of distinct pages that wait, not with the number of their visits.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ COMPACT_FROM = 8
 
 
 def compact_waiting(flushed: Round, keep: int) -> None:
-    """Merge what still waits after a flush, but for the newest `keep` segments, wherever that is safe.
+    """Merge the segments that still wait after a flush, except the newest `keep` segments, wherever that is safe.
 
-    A merged file is sent whole or not at all. So a merge ends at each number that a partition with waiting visits has,
-    or may have, as its watermark: such a partition needs only the visits behind that number. Visits that a partition
+    A merged file is sent whole or not at all. So a merge ends at each number that is, or may be, the watermark of a
+    partition with waiting visits: such a partition needs only the visits behind that number. Visits that a partition
     includes already are left out of the merged file.
     """
     state = flushed.state
@@ -42,7 +42,7 @@ def compact_waiting(flushed: Round, keep: int) -> None:
     group: list[Segment] = []
     for segment in waiting:
         if _may_be_needed(flushed, segment):
-            # Its shard may come back with an older watermark, and would then need visits that a merge leaves out.
+            # A shard may come back with an older watermark, and would then need visits that a merge leaves out.
             if len(group) >= COMPACT_FROM:
                 _compact(flushed, group)
             group = []

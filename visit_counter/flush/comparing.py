@@ -1,4 +1,4 @@
-"""Comparing each partition's watermark with the sealed segments: what it lacks, what it has lost, whose it is."""
+"""Compares each partition's watermark with the sealed segments: which visits it lacks or has lost, and whose it is."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 
 class Rollback(NamedTuple):
-    """A partition that includes the segments up to `have`, and had included them up to `had`."""
+    """A partition that includes the segments up to `have` now, and included them up to `had` before."""
 
     partition: int
     have: int
@@ -29,7 +29,7 @@ class Rollback(NamedTuple):
 
 
 class Comparison:
-    """What the partitions say in one flush, and what follows from it. It is noted in the state, and saved later."""
+    """The watermarks of one flush, and what follows from them; this is noted in the state, which the caller saves."""
 
     def __init__(
         self, journal: Journal, store: ShardedStore, state: Checkpoint, sealed: SealedSegments, findings: Findings
@@ -38,7 +38,8 @@ class Comparison:
         self.sealed, self.findings = sealed, findings
         self.unreached: set[int] = set()  # partitions whose watermark could not be read
         self._rollbacks: list[Rollback] = []
-        self._strange: dict[int, int] = {}  # partitions whose watermark no flush wrote, and what it is taken for
+        # Partitions whose watermark no flush wrote, each with the segment that the watermark is taken to mean.
+        self._strange: dict[int, int] = {}
 
     def plan(self, partitions: list[int]) -> list[Batch]:
         """Return the batches that bring every reachable partition up to date."""
@@ -57,7 +58,7 @@ class Comparison:
         return [batch for batch in batches if batch.visits or batch.partition in self._strange]
 
     def _sort_out(self, found: dict[int, str]) -> None:
-        """Tell of watermarks that no flush wrote, and leave out what is no partition."""
+        """Report watermarks that no flush wrote, and leave out keys that hold something other than a partition."""
         blocked = [partition for partition in self.state.blocked if partition not in found]
         for partition, watermark in strange_ones(found).items():
             shard = self.store.shard_of(partition)
@@ -74,25 +75,25 @@ class Comparison:
         self.state.blocked = blocked
 
     def _batch(self, partition: int, watermark: str, target: str) -> Batch:
-        """Return what a partition lacks; note what it has lost."""
+        """Return the visits that a partition lacks; note a loss."""
         confirmed = self.state.confirmed.get(partition, NO_WATERMARK)
         have = self._strange[partition] if partition in self._strange else segment_of(watermark)
         if watermark == NO_WATERMARK and is_base(confirmed):
             have = segment_of(confirmed)
         had = segment_of(confirmed)
         if have < had:
-            # What it has lost is not on its shard's disk until it was sent again and the shard says so.
+            # What it has lost is sent again, and is unpersisted until the shard confirms that it is on its disk.
             self.state.unpersisted[partition] = min(self.state.unpersisted.get(partition, (have, have)), (have, have))
             self._rollbacks.append(Rollback(partition, have, had))
             if self._is_lost(partition, have):
-                # What is lost cannot be sent again. Counting goes on from what the shard has.
+                # Some of the lost visits are in no file any more. Counting goes on from the count that the shard has.
                 self.state.confirmed[partition] = f"{have}:"
                 self.state.lost[partition] = self.state.lost.get(partition, 0) + 1
             if partition in self.state.lost:
-                # The shard may have lost, too, the number that told readers of an earlier loss: they are told again.
+                # The shard may also have lost the field `losses`, which reports earlier losses: it is written again.
                 self.state.untold = sorted({*self.state.untold, partition})
         else:
-            # The segments between its watermark and the floor held no visits of this partition.
+            # The segments from its watermark to the floor held no visits of this partition.
             have = max(have, self.state.floor)
             if watermark and partition not in self._strange:
                 self.state.confirm(partition, watermark)
@@ -101,16 +102,16 @@ class Comparison:
             if segment.last > have and (more := self.sealed.content_of(segment).get(partition)):
                 visits.merge(more)
         if not visits and have < had and partition not in self._strange:
-            # Nothing is left to send, so no watermark is written. Counting goes on from what the shard has.
+            # There are no visits to send, so no watermark is written. Counting goes on from the count the shard has.
             self.state.confirmed[partition] = watermark or f"{have}:"
         return Batch(partition, watermark, target, visits)
 
     def _is_lost(self, partition: int, have: int) -> bool:
-        """Tell whether visits of a partition after a watermark that it had are no longer retained."""
+        """Return whether a segment behind number `have` that held visits of the partition was deleted."""
         return have < self.state.forgotten.get(partition, 0)
 
     def _report_rollbacks(self) -> None:
-        """Tell, in a line for each shard, which ones came back with older data, and whether visits are lost."""
+        """Report, with a line for each shard that came back with older data, whether visits are lost."""
         by_shard: dict[tuple[str, bool], list[Rollback]] = {}
         for rollback in self._rollbacks:
             lost = self._is_lost(rollback.partition, rollback.have)
@@ -130,17 +131,18 @@ class Comparison:
     # -- a journal that somebody copied or restored -----------------------------------------------------------------
 
     def _is_foreign(self, partition: int, watermark: str) -> bool:
-        """Tell whether a watermark under our id is not of a segment that we sealed."""
+        """Return whether a watermark under our id belongs to no segment that this journal has sealed."""
         if watermark in (NO_WATERMARK, self.state.confirmed.get(partition)) or partition in self._strange:
             return False
         number = segment_of(watermark)
         if number >= self.sealed.current:
-            # The current segment was never sent, nor a later one. Those before it may have been, also one in doubt.
+            # This journal has sent neither the current segment nor a later one. It may have sent any earlier one, also
+            # one that is in doubt now.
             return True
         return any(segment.last == number and token != watermark for segment, token in self.sealed.tokens.items())
 
     def _become_another_writer(self, found: dict[int, str]) -> None:
-        """Go on under a new id, so that no visit is taken for one of the other journal's."""
+        """Go on under a new id, so that a shard takes no visit of this journal for one of the other journal."""
         foreign = {p: w for p, w in found.items() if self._is_foreign(p, w)}
         for partition, watermark in found.items():
             if watermark and partition not in foreign and partition not in self._strange:
@@ -157,7 +159,7 @@ class Comparison:
         self.adopt_writer()
 
     def adopt_writer(self) -> None:
-        """Take the writer's id from the journal. Under a new id the partitions have no watermark of ours yet."""
+        """Take the writer's id from the journal. Under a new id, the partitions have no watermark of ours yet."""
         writer = self.journal.writer
         if self.state.writer not in ("", writer):
             self.state.confirmed = {p: f"{segment_of(token)}:" for p, token in self.state.confirmed.items()}

@@ -1,4 +1,4 @@
-"""What one flush finds: which shards did not get everything, and why, and what only a person can explain."""
+"""The findings of one flush: the shards that did not receive everything, and damage that only a person can explain."""
 
 from __future__ import annotations
 
@@ -14,29 +14,29 @@ _MOST_REASONS = 8
 
 
 class Findings:
-    """What went wrong in one flush. `changed`: the processes of this host should read the state again."""
+    """The failures and damage of one flush. `changed`: the processes of this host should read the state again."""
 
     def __init__(self, state: Checkpoint) -> None:
         self._state = state
         self.failures: set[str] = set()
-        self.trouble: dict[str, str] = {}  # for each shard that did not get everything, the reason
+        self.trouble: dict[str, str] = {}  # for each shard that did not receive everything, the first reason
         self.changed = False
 
     @property
     def error(self) -> str:
-        """What went wrong, in a text that stays short whatever did; "" if nothing did."""
+        """The failures in one text, which names at most the first eight; "" if there are none."""
         reasons = sorted(self.failures)
         more = [f"and {len(reasons) - _MOST_REASONS} more"] if len(reasons) > _MOST_REASONS else []
         return "; ".join(reasons[:_MOST_REASONS] + more)
 
     def fail(self, shard: str, reason: str) -> None:
-        """Note that a shard did not get everything; each of its partitions may have a reason of its own."""
+        """Note that a shard did not receive everything; each of its partitions may have a reason of its own."""
         text = reason if reason.startswith((f"{shard}:", f"{shard} (")) else f"{shard}: {reason}"
         self.trouble.setdefault(shard, text)
         self.failures.add(text)
 
     def damage(self, text: str, *, again: bool = False) -> None:
-        """Tell what only a person can explain; once, unless it has happened again."""
+        """Note damage that only a person can explain: once for each text, unless it has happened `again`."""
         if self._state.note_damage(text, again=again):
             log.error("%s", text)
             self.changed = True

@@ -2,10 +2,10 @@
 
     seal -> add up per partition -> compare watermarks -> apply -> wait for the shards' disks -> confirm -> forget
 
-One process of a host flushes at a time (`flush.lock`). The journal's files decide what is flushed, not any process's
-memory, so whoever comes next carries on where a killed one stopped. A table in memory is used only where it surely says
-what the file says. Every decision starts from the watermarks that the partitions
-have now; what this host remembers of them (`state.confirmed`) only tells whether a shard lost something.
+One process of a host flushes at a time (`flush.lock`). The journal's files decide what is flushed, not the memory of a
+process, so the next flush carries on where a killed one stopped. A table in memory is used in place of a file only if
+it surely has the same content. Every decision starts from the watermarks that the partitions have now; the watermarks
+that this host has noted (`state.confirmed`) only show whether a shard has lost something.
 """
 
 from __future__ import annotations
@@ -32,19 +32,20 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# With less room on the disk nothing is retained beyond what a shard may need.
+# With less room than this on the disk, only segments that a shard may need are retained.
 _ROOM_BYTES = 1 << 20
-# Segments that are not known to be on a shard's disk are kept up to this number: a shard that never confirms must not
-# make the journal grow for ever.
+# How many segments are kept at most while a shard has not confirmed that they are on its disk. A shard that never
+# confirms must not make the journal grow for ever.
 _RETAIN_UNPERSISTED = 1000
 
 
 class Flusher:
     """Flushes one journal into one sharded store. `retain_segments`: how many included segments stay on disk.
 
-    Retained segments make a shard whole that comes back with older data; they are kept beyond that number until the
-    shards have said that everything is on their disks. `max_bytes` bounds the journal: near it, fewer are retained.
-    `followed(segment)` returns what a sealed segment holds if a process knows that without reading the file, else None.
+    If a shard comes back with older data, the flush sends it the retained segments again. More than `retain_segments`
+    are kept until the shards have confirmed that everything is on their disks. `max_bytes` bounds the journal: above
+    half of it, only the segments that a shard may need are retained. `followed(segment)` returns the content of a
+    sealed segment if this process has it in memory, else None.
     """
 
     def __init__(
@@ -62,10 +63,10 @@ class Flusher:
         self._max_bytes = max_bytes
 
     def flush(self, *, wait: bool = True) -> LastFlush:
-        """Bring everything accepted so far into the partitions that can be reached; return how it went.
+        """Send all visits accepted so far to the partitions that can be reached; return the outcome.
 
-        `error` in the result names what could not be reached; those visits stay pending. Raises FlushBusyError when
-        `wait` is false and another process is flushing, OSError when the journal cannot be written, JournalError when
+        `error` in the outcome names what failed; the visits that were not sent stay pending. Raises FlushBusyError if
+        `wait` is false and another process is flushing, OSError if the journal cannot be written, and JournalError if
         its files are gone.
         """
         with self._only_one(wait=wait):
@@ -105,7 +106,7 @@ class Flusher:
             yield
 
     def _forgettable(self, state: Checkpoint) -> list[Segment]:
-        """Return the included segments that no shard may need again, oldest first."""
+        """Return the included segments that may be deleted, since no shard may need them again; oldest first."""
         included = [segment for segment in self.journal.segments() if segment.last <= state.floor]
         on_disk = min((reached for _, reached in state.unpersisted.values()), default=state.floor)
         scarce = self.journal.size_bytes() > self._max_bytes // 2 or self.journal.room_bytes() < _ROOM_BYTES

@@ -1,8 +1,8 @@
-"""Starting a flush in a process of its own, and ending one that hangs.
+"""Starts a flush in a process of its own, and ends one that hangs.
 
-The child is given the settings through the pipe that is its standard input: they hold the shards' passwords, which
-other users of the machine could read in an argument list, and other processes in an environment. It finds its modules
-where the service found them, whatever directory the service was started from.
+The child reads the settings from its standard input, a pipe. They contain the shards' passwords, which other users of
+the machine could read in an argument list, and other processes in an environment. The child finds its modules where the
+service found them, whatever directory the service was started from.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# Nothing is imported from the directory that the service happened to be started in.
+# With -P, Python does not import from the directory in which the service was started.
 _ARGUMENTS = ("-P", "-m", "visit_counter.flush.process")
-# What a flush that is under way is given once the service ends, which itself has 30 s.
+# How long a flush that is under way may still take once the service ends; the service itself has 30 s to end.
 _LAST_SECONDS = 10.0
 _POLL_SECONDS = 0.5
 
@@ -36,7 +36,7 @@ class FlushProcess:
         self._ends = False
 
     def run(self) -> None:
-        """Flush, and wait for the end of it; what went wrong is logged, and the visits then stay pending."""
+        """Flush in a child process and wait for its end. A failure is logged; the visits then stay pending."""
         child = subprocess.Popen(
             [sys.executable, *_ARGUMENTS],
             env=_environ(),
@@ -52,7 +52,7 @@ class FlushProcess:
             log.error("the flush process ended with status %d; its visits stay pending", child.returncode)
 
     def hurry(self) -> None:
-        """Give the process that runs now, if one does, a few seconds more: the service ends."""
+        """Give the process that runs now, if there is one, only a few seconds more: the service is ending."""
         self._ends = True
 
     def _wait(self, child: subprocess.Popen[bytes]) -> None:
@@ -71,16 +71,16 @@ class FlushProcess:
 
 
 def _give(child: subprocess.Popen[bytes], text: bytes) -> None:
-    """Write all of the child's input. Settings fit into a pipe, so nobody waits for the child to read them.
+    """Write all of the child's input. Settings fit into a pipe, so this does not wait for the child to read them.
 
-    Not `communicate` with a time-out: called again after it has run out, that writes nothing more.
+    This is not `communicate` with a time-out: when it is called again after the time-out, it writes nothing more.
     """
-    assert child.stdin is not None  # noqa: S101 - it was asked for
-    with suppress(BrokenPipeError), child.stdin:  # a child that has ended already says so by its status
+    assert child.stdin is not None  # noqa: S101 - `run` asked for a pipe
+    with suppress(BrokenPipeError), child.stdin:  # if the child has ended already, `run` logs its status
         child.stdin.write(text)
 
 
 def _environ() -> dict[str, str]:
-    """Return the environment of the child: without the service's settings, and with its way to modules."""
+    """Return the environment of the child: without the service's settings, and with its paths to modules."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("VISITS_")}
     return kept | {"PYTHONPATH": os.pathsep.join(os.path.abspath(entry) for entry in sys.path)}  # noqa: PTH100 - of text

@@ -1,6 +1,6 @@
-"""`python -m visit_counter.flush.process`: one flush, at a low priority, in an interpreter that no visitor waits for.
+"""`python -m visit_counter.flush.process`: one flush, at a low priority, in an interpreter that answers no requests.
 
-Standard input holds the settings, as `flush_launcher` writes them.
+Standard input holds the settings, as `flush.launcher` writes them.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from visit_counter.journal.segments import Journal
 from visit_counter.shards.factory import make_store
 from visit_counter.shards.router import ShardedStore
 
-log = logging.getLogger("visit_counter.flush.process")  # run as a program, its __name__ is not that
+log = logging.getLogger("visit_counter.flush.process")  # not __name__, which is "__main__" in a program
 
 
 def main() -> int:

@@ -1,4 +1,4 @@
-"""One flush: it applies what the partitions lack, has it put on the disks, and confirms it. `flusher` says when."""
+"""One flush: it sends the partitions what they lack, waits for the shards' disks, and confirms. `flusher` calls it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _PERSIST_SECONDS = 2.0
 
 
 class Round:
-    """One flush, and what it has brought: `visits` of `pages`."""
+    """One flush. It counts what it has applied: `visits`, and the `pages` in its batches."""
 
     def __init__(self, journal: Journal, store: ShardedStore, state: Checkpoint, followed: Followed) -> None:
         self.journal, self.store, self.state = journal, store, state
@@ -39,7 +39,7 @@ class Round:
         self.comparison = Comparison(journal, store, state, self.sealed, self.findings)
 
     def run(self) -> str:
-        """Seal, apply and confirm (in `state`); return what went wrong, or ""."""
+        """Seal, apply and confirm (in `state`); return the failures in one text, or ""."""
         self.comparison.adopt_writer()
         self.sealed.seal()
         partitions = sorted(self.sealed.partitions() | self.state.confirmed.keys())
@@ -56,32 +56,33 @@ class Round:
         return self.findings.error
 
     def note_forgotten(self, segment: Segment, partitions: Iterable[int]) -> None:
-        """Remember that the visits of these partitions in a segment are about to be dropped, being included."""
+        """Note that the visits of these partitions in a segment will be deleted, since the partitions include them."""
         for partition in partitions:
             self.state.forgotten[partition] = max(segment.last, self.state.forgotten.get(partition, 0))
 
     def _apply(self, batches: list[Batch]) -> None:
-        """Send the batches; record which are confirmed and what failed."""
-        # The number is noted for each shard that is sent a batch, with the layout of the moment. A partition that moves
-        # to another shard takes along a watermark that may be noted for the former shard only. The layout has changed
-        # then, so nothing that was noted under this one is crossed off.
+        """Send the batches; note which ones are confirmed and what failed."""
+        # The segment's number is noted for each shard that receives a batch, together with the present layout. If a
+        # partition moves to another shard, its watermark moves along, though only the former shard has a note of it.
+        # The layout has changed by then, so no note that was made under the former layout is removed.
         layout = self.store.layout
         owners = {batch.partition: f"{self.store.shard_of(batch.partition)}@{layout}" for batch in batches}
         number = segment_of(batches[0].watermark)
         for owner in set(owners.values()):
             self.state.attempted.setdefault(owner, []).append(number)
-        # This is on the disk before anything is sent: no merge may cross a number that a partition may have got.
+        # The notes are on the disk before anything is sent: no merge may cross a number that may be a watermark.
         self.state.save(self.journal.state_path)
         steps.step("send")
         applied = self.store.apply(self.state.writer, batches)
         steps.step("reply")
-        unsure: set[str] = set()  # shards of which some partition may have got the number, or may get it later
+        # Shards of which some partition may have this number as its watermark, or may have it later.
+        unsure: set[str] = set()
         behind = {f"{self.store.shard_of(partition)}@{layout}" for partition in self.comparison.unreached}
         for batch, answer in zip(batches, applied, strict=True):
             owner = owners[batch.partition]
             if answer.error is not None:
-                # Where this batch was refused, the partition did not go on, and may still get a number that was sent
-                # to it before. Where nobody knows, it may get this one, too.
+                # If the shard refused this batch, the partition is where it was, and a batch that was sent earlier may
+                # still change its watermark. If no reply came, this batch may do that, too.
                 (behind if answer.refused else unsure).add(owner)
                 self.findings.fail(self.store.shard_of(batch.partition), answer.error)
             elif answer.watermark != batch.watermark:
@@ -110,23 +111,26 @@ class Round:
                 )
 
     def _report_losses(self, batches: list[Batch]) -> None:
-        """Let the readers of all hosts know which partitions have lost visits, once they have what is left of them."""
+        """Raise `losses` in partitions that have lost visits, which reports the loss to all hosts.
+
+        This is done once a partition includes all visits that could be sent again.
+        """
         behind = {b.partition for b in batches if self.state.confirmed.get(b.partition) != b.watermark}
         ready = [p for p in self.state.untold if p not in behind | self.comparison.unreached]
         reported = self.store.raise_losses({partition: self.state.lost[partition] for partition in ready})
         self.state.untold = [partition for partition in self.state.untold if partition not in reported]
 
     def _persist(self) -> None:
-        """Ask the shards whether what they confirmed is on their disks; clear `state.unpersisted` where it is."""
+        """Wait until the confirmed batches are on the shards' disks; clear `state.unpersisted` for those that are."""
         for partition in [p for p in self.state.unpersisted if is_base(self.state.confirmed.get(p, ":"))]:
-            del self.state.unpersisted[partition]  # such a partition has no watermark that a shard could be asked for
+            del self.state.unpersisted[partition]  # this partition has no watermark that `_all_there` could compare
         owned = self.store.partitions_by_store(self.state.unpersisted)
-        # The shards that did not answer in this flush are left out: each would take its whole time-out once more, while
-        # the others wait for it.
+        # The shards that failed in this flush are left out: each would take its whole time-out once more, and the
+        # others would wait for it.
         mine = {name: partitions for name, partitions in owned.items() if name not in self.findings.trouble}
-        # WAITAOF waits until a server has on its disk all that it did up to the last write of the connection that asks.
-        # This process may have written nothing over that connection: other processes may have sent the batches. So one
-        # watermark is written again to each server, unchanged; WAITAOF then waits for that write and all before it.
+        # WAITAOF covers the last write of its own connection and everything that the server did before that write. This
+        # process may have written nothing over its connection, since another process may have sent the batches. So it
+        # writes one watermark again, unchanged, to each server: WAITAOF then covers the other process's batches, too.
         marks = {name: self.store.one_per_server_of(name, partitions) for name, partitions in mine.items()}
         again = [(p, self.state.confirmed[p]) for each in marks.values() for p in each]
         written = self.store.apply(self.state.writer, [Batch(p, mark, mark, Tally()) for p, mark in again])
@@ -135,7 +139,7 @@ class Round:
         answers = self.store.persist_each(_PERSIST_SECONDS)
         self.state.replicas = self.store.replicas_by_store()
         for name, partitions in mine.items():
-            # If that write was not done, a server has nothing to wait for, and says at once that all is on its disk.
+            # If that write failed, WAITAOF has nothing to wait for and confirms at once: such an answer proves nothing.
             marked = all(there.get(p) == self.state.confirmed[p] for p in marks[name])
             if marked and answers[name] is not False and self._all_there(name, partitions):
                 for partition in partitions:
@@ -143,7 +147,7 @@ class Round:
                     self.state.strange.pop(partition, None)
 
     def _all_there(self, shard: str, partitions: list[int]) -> bool:
-        """Tell whether a shard still includes all it confirmed: it may have come back with less just before."""
+        """Return whether a shard still has all confirmed watermarks: it may just have come back with older data."""
         try:
             found = self.store.watermarks_at(shard, self.state.writer, partitions)
         except StoreError:
@@ -167,7 +171,7 @@ class Round:
             self.findings.changed = True
 
     def announce(self, kind: bytes, argument: str) -> None:
-        """Append an event that every process of the host replays; a lost one is made up for by the next."""
+        """Append an event for every process of the host. If that fails, the event of the next flush makes up for it."""
         with suppress(OSError):
             descriptor = self.journal.open(self.sealed.current)
             try:

@@ -1,4 +1,4 @@
-"""The sealed segments of one flush: it seals the current one, and knows what they hold, by partition."""
+"""The sealed segments of one flush: seals the current segment, and gives the visits of each segment by partition."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# Of more missing segments than this only the first ones are remembered.
+# If more segments are missing than this, only the first ones are noted in the state.
 _MOST_MISSING = 1000
 
 ByPartition = dict[int, "Tally"]
@@ -30,20 +30,20 @@ Followed = Callable[["Segment"], Replay | None]
 
 
 class SealedSegments:
-    """The sealed segments there are. Nothing is read before `seal`. `followed`: see `Flusher`."""
+    """The sealed segments of a journal. Nothing is read before `seal`. `followed`: see `Flusher`."""
 
     def __init__(self, journal: Journal, state: Checkpoint, findings: Findings, followed: Followed) -> None:
         self.journal, self.state, self.findings = journal, state, findings
         self._followed = followed
         self.tokens: dict[Segment, str] = {}  # of each sealed segment, oldest first
-        self.known: dict[Segment, KnownCounts] = {}  # what was read of pages, of the segments after the floor
-        self.current = 0  # the segment that visits are appended to now
+        self.known: dict[Segment, KnownCounts] = {}  # the lines `read` of each segment after the floor
+        self.current = 0  # the segment to which the processes append visits now
         self._content: dict[Segment, ByPartition] = {}
 
     def seal(self) -> None:
-        """Read the segments that are not wholly included; seal the current one if it holds visits."""
+        """Read the segments after the floor; seal the current segment if it holds visits."""
         segments, doubtful = self.journal.segments(), self.journal.find_doubtful()
-        # A journal that begins with its second segment has lost its first one: it is made before anything else.
+        # A journal that begins with segment 2 has lost segment 1: that is the first file that a new journal gets.
         number = self.state.floor + 1 if self.state.floor or (segments and segments[0].first == 2) else 0
         for segment in segments:
             if 0 < number < segment.first and not self._go_on_without(number, segment.first - 1):
@@ -54,10 +54,11 @@ class SealedSegments:
             if segment.last <= self.state.floor:
                 self.tokens[segment] = self.journal.token_of(segment)
                 continue
-            # The last one mostly has no seal, since the next is made before it. It is read once, when it is sealed.
+            # The last segment usually has no seal, since the next segment is made before the seal is written. It is
+            # read once, when it is sealed.
             is_last = segment == segments[-1]
-            # If it has one, the next was removed. It must not be made again: others may have the removed one open, and
-            # write it anew with what they know.
+            # If the last segment has a seal, somebody has removed the next one. The flush must not make that again: a
+            # process may have the removed file open, and will write it anew with the visits in it.
             next_is_gone = is_last and bool(self.journal.token_at_end(segment))
             if next_is_gone:
                 self.findings.failures.add(f"journal segment {segment.last + 1} is missing")
@@ -71,7 +72,8 @@ class SealedSegments:
                 try:
                     replay = self.journal.seal(segment, self._followed)
                 except OSError as error:
-                    # A full disk, mostly: what is sealed already is flushed all the same, and forgetting it gives room.
+                    # The disk is full, usually. The segments that are sealed already are flushed all the same, and
+                    # deleting them makes room.
                     self.findings.failures.add(f"segment {segment.last} cannot be sealed: {error.strerror or error}")
                     break
                 steps.step("seal")
@@ -84,7 +86,10 @@ class SealedSegments:
         self.current = max(number, self.state.floor + 1)
 
     def _go_on_without(self, first: int, last: int) -> bool:
-        """Tell whether nobody has written these missing segments anew, who may know what was in them."""
+        """Return whether to go on without these segments: every process had the time to write them anew, and none did.
+
+        Until then, the flush stops before them.
+        """
         missing = self.state.missing
         numbers = range(first, min(last + 1, first + _MOST_MISSING))
         for number in numbers:
@@ -114,7 +119,7 @@ class SealedSegments:
         return {partition for content in self._content.values() for partition in content}
 
     def total_of(self, partitions: Container[int]) -> int:
-        """Return the visits of these partitions, as far as they were read."""
+        """Return how many visits of these partitions there are in the segments that were read."""
         return sum(
             visits.total
             for content in self._content.values()
@@ -123,7 +128,7 @@ class SealedSegments:
         )
 
     def content_of(self, segment: Segment) -> ByPartition:
-        """Return the visits of a sealed segment; an included one is read when it is asked for."""
+        """Return the visits of a sealed segment; an included segment is read from its file at the first call."""
         if segment not in self._content:
             self._content[segment] = self.journal.read(segment).visits.split(partition_of)
         return self._content[segment]
