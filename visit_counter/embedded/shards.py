@@ -50,12 +50,12 @@ class EmbeddedShards:
     # -- using them -------------------------------------------------------------------------------------------------
 
     def join(self) -> None:
-        """Become one of those who need the servers, so that they are not ended. Raises EmbeddedError."""
+        """Take the shared lock, which keeps the supervisor from ending the servers. Raises EmbeddedError."""
         files.prepare(self._data_dir, self._ports)
         descriptor = open_private(files.users_lock(self._data_dir), os.O_RDWR | os.O_CREAT)
         deadline = time.monotonic() + 2 * END_SECONDS
         while not files.try_lock(descriptor, fcntl.LOCK_SH):
-            # A supervisor is ending the servers, because nobody needed them any more.
+            # A supervisor is ending the servers, because no process needed them any more.
             if time.monotonic() > deadline:
                 os.close(descriptor)
                 raise EmbeddedError(f"the embedded shards of {self._data_dir} do not end; they cannot be started")
@@ -63,15 +63,15 @@ class EmbeddedShards:
         self._use = descriptor
 
     def leave(self) -> None:
-        """Stop needing the servers; they are ended if nobody else does."""
+        """Release the shared lock; the supervisor ends the servers if no other process needs them."""
         if self._use >= 0:
-            # This also releases it for the processes that were forked from this one.
+            # This also releases the lock for the processes that were forked from this one.
             fcntl.flock(self._use, fcntl.LOCK_UN)
             os.close(self._use)
             self._use = -1
 
     def answer(self) -> bool:
-        """Tell whether all servers answer and have loaded their data."""
+        """Return whether all servers answer and have loaded their data."""
         password = files.read_password(files.password_file(self._data_dir))
         seen = [identify(port, files.shard_dir(self._data_dir, name), password) for name, port in self._ports.items()]
         return all(one.kind == "ours" and one.ready for one in seen)
@@ -96,7 +96,7 @@ class EmbeddedShards:
     def wait(self) -> None:
         """Return once the servers that `begin` started answer, or raise EmbeddedError with nothing left running."""
         with self._starting as process:
-            assert process.stdout  # noqa: S101 - a pipe was asked for
+            assert process.stdout  # noqa: S101 - `begin` asked for a pipe
             readable, _, _ = select.select([process.stdout], [], [], START_SECONDS + 2 * END_SECONDS)
             line = os.read(process.stdout.fileno(), 4096).decode(errors="replace").strip() if readable else ""
         if line != "ready":
@@ -104,9 +104,9 @@ class EmbeddedShards:
             raise EmbeddedError(line or "the supervisor of the embedded shards ended")
 
     def keep(self) -> None:
-        """See that the servers are supervised; called once a second by each process that needs them.
+        """Start another supervisor if there is none. Each process that needs the servers calls this once a second.
 
-        Where supervisors end again and again, the next one is started after 1 s, 2 s, and so on up to 5 s.
+        If supervisors end again and again, the next one is started after 1 s, then after 2 s, and so on up to 5 s.
         """
         with suppress(FileNotFoundError):  # somebody removed the files; the supervisor makes them again within a moment
             self._join_anew()
@@ -138,7 +138,7 @@ class EmbeddedShards:
         subprocess.run(self._command("again"), **_DETACHED, stdout=subprocess.DEVNULL, env=_environment(), check=False)
 
     def stop(self) -> None:
-        """Stop needing the servers. Return when they have ended, or when another process is found to need them."""
+        """Release the shared lock. Return once the servers have ended, or once another process proves to need them."""
         if self._use < 0:
             return
         self.leave()
@@ -151,14 +151,14 @@ class EmbeddedShards:
                         return
                     fcntl.flock(descriptor, fcntl.LOCK_UN)
                 elif files.try_lock(descriptor, fcntl.LOCK_SH):
-                    return  # somebody else needs them
+                    return  # another process needs them
                 time.sleep(0.01)
 
     def _is_supervised(self, name: str) -> bool:
         return files.is_supervised(self._data_dir, name)
 
     def _end_leftovers(self) -> None:
-        """End the servers whose supervisor was killed, while nobody can begin to need them."""
+        """End the servers whose supervisor was killed; the caller holds the lock, so no process can join meanwhile."""
         servers = [ShardServer("", self._data_dir, name, port) for name, port in self._ports.items()]
         for server in servers:
             server.lock()
@@ -172,7 +172,7 @@ class EmbeddedShards:
 def _environment() -> dict[str, str]:
     """Return the supervisor's environment: it finds this package from any directory, and gets no setting of ours.
 
-    The settings may hold secrets, and the supervisor is told what it needs by its arguments.
+    The settings may contain secrets, and the supervisor's arguments contain all that it needs.
     """
     paths = [str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH", "")]
     kept = {name: value for name, value in os.environ.items() if not name.startswith("VISITS_")}
@@ -190,8 +190,8 @@ def running(settings: Settings) -> Iterator[None]:
     if shards.answer():
         end_use = shards.leave
     else:
-        # The supervisor must not inherit the command's standard error. It may go on for a service, and whoever reads
-        # the command's errors to their end would wait for it.
+        # The supervisor must not inherit the command's standard error. It may go on running for a service, and a
+        # program that reads the command's errors to their end would wait for it.
         with files.opened(files.supervisor_log(settings.data_dir), os.O_APPEND) as log_fd:
             shards.start(log_fd)
         end_use = shards.stop

@@ -2,11 +2,12 @@
 
     python -m visit_counter.embedded.supervisor start|again DATA_DIR NAME=PORT...
 
-`start`: says `ready` on its standard output once the shards answer, or one line about why they cannot.
-`again`: takes over from one that was killed, for a service that runs, and goes on trying what fails.
+`start`: writes `ready` to its standard output once the shards answer, or one line with the reason why they cannot.
+`again`: takes over from a supervisor that was killed, for a service that runs, and repeats a step that fails.
 
-Whoever starts it has no child to wait for: it forks at once, and goes on in the child. It ends once another supervisor
-runs all the shards. It ends the servers, and then itself, when nobody needs them any more, and on SIGTERM.
+The process that starts it has no child to wait for: the supervisor forks at once, and goes on in the child. It ends
+once another supervisor runs all the shards. It ends the servers, and then itself, when no process needs them any more,
+and on SIGTERM.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ _LOCK_SECONDS = 1.0
 
 
 class Supervisor:
-    """All shards of one data directory that nobody else runs."""
+    """Runs all shards of one data directory that no other supervisor runs."""
 
     def __init__(self, data_dir: Path, shards: Sequence[str]) -> None:
         binary = server_binary()
@@ -50,15 +51,15 @@ class Supervisor:
         self._data_dir = data_dir
         self._names = [server.name for server in self._servers]
         self._password = read_password(password_file(data_dir))
-        # The lock on the file of users. If the file is removed and made again there is one more: processes that joined
-        # before hold the lock on the old file, and later ones that on the new file.
+        # The locks on the file of users. After the file was removed and made again there is one more: processes that
+        # joined before hold the lock on the old file, later ones hold that on the new file.
         self._users_fds = [self._open_users_lock()]
         self._was_told_to_end = False
         # The handler raises nothing: an exception could come between starting a server and noting its pid.
         signal.signal(signal.SIGTERM, lambda *_: setattr(self, "_was_told_to_end", True))
 
     def start(self) -> None:
-        """Return when all servers answer, or after START_SECONDS; a server that still loads its data goes on."""
+        """Start the servers. Return when all answer, or after START_SECONDS, while some may still load their data."""
         deadline = time.monotonic() + START_SECONDS
         for server in self._servers:
             server.end_leftover()
@@ -74,7 +75,7 @@ class Supervisor:
             log.warning("shard %s does not answer yet", server.name)
 
     def watch(self) -> None:
-        """Run the servers until nobody needs them; only those that no other supervisor runs."""
+        """Run the servers that no other supervisor runs, until no process needs them."""
         self._servers = [server for server in self._servers if server.lock(_LOCK_SECONDS)]
         while self._servers and not self._is_over(_TICK_SECONDS):
             if any(server.was_removed() for server in self._servers):
@@ -83,7 +84,7 @@ class Supervisor:
                 server.watch()
 
     def _put_back(self) -> None:
-        """Write the files again that somebody removed; the servers have their content in memory."""
+        """Write the removed files again; the servers have their content in memory."""
         log.error("files of the embedded shards were removed from %s; they are written anew", self._data_dir)
         try:
             prepare(self._data_dir, self._names, self._password)
@@ -99,16 +100,16 @@ class Supervisor:
         return open_private(users_lock(self._data_dir), os.O_RDWR | os.O_CREAT)
 
     def end(self) -> None:
-        """End the servers. Whoever needs them from now on waits until this process is gone."""
+        """End the servers. A process that needs them from now on waits until this process has ended."""
         end(self._servers)
 
     def _is_over(self, seconds: float) -> bool:
-        """Wait, and tell whether nobody needs the servers any more or this process has been told to end."""
+        """Wait; return whether no process needs the servers any more, or a signal has asked this process to end."""
         time.sleep(seconds)
         return self._was_told_to_end or self._nobody_needs_them()
 
     def _nobody_needs_them(self) -> bool:
-        """Tell whether nobody needs the servers; if so, keep the locks, so that nobody can join any more."""
+        """Return whether no process needs the servers; if so, keep the locks, so that no process can join any more."""
         free = [descriptor for descriptor in self._users_fds if try_lock(descriptor, fcntl.LOCK_EX)]
         if len(free) == len(self._users_fds):
             return True
@@ -123,7 +124,7 @@ def _say(line: str) -> None:
 
 
 def main() -> None:
-    """Run the shards until nobody needs them."""
+    """Run the shards until no process needs them."""
     if os.fork():
         os._exit(0)
     logs.set_up(logging.WARNING)

@@ -1,4 +1,4 @@
-"""What gunicorn's settings ask of the loop: what it does not do, limits, and lines in the access log."""
+"""Applies gunicorn's settings to the loop: refuses unsupported ones, reads the limits, writes the access log."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def unsupported(cfg: Any) -> list[str]:
-    """Return what the configuration asks for, or the system lacks, so that this worker cannot serve."""
+    """Return the reasons why this worker cannot serve: settings that it does not support, or a lack of epoll."""
     asked = {
         "TLS (certfile)": cfg.is_ssl,
         "http2_cleartext": cfg.http2_cleartext != "off",
@@ -31,7 +31,7 @@ def unsupported(cfg: Any) -> list[str]:
 
 
 def limits_of(cfg: Any) -> Limits:
-    """Return gunicorn's limits as its own request object works them out of the settings."""
+    """Return gunicorn's limits, as its own request object derives them from the settings."""
     probe = Request(cfg, IterUnreader([b"GET / HTTP/1.1\r\n\r\n"]), ("127.0.0.1", 0))
     return Limits(
         line=probe._fast_limit_request_line,  # noqa: SLF001  # what gunicorn passes to the same parser
@@ -44,7 +44,7 @@ def limits_of(cfg: Any) -> Limits:
 def log_access(  # noqa: PLR0913 - all are named in the one call there is
     cfg: Any, log: Any, connection: Connection, *, end: int, status: str, fields: Sequence[tuple[str, str]], now: float
 ) -> None:
-    """Log a request that the loop answered, from the same objects gunicorn makes for any other.
+    """Log a request that the loop answered, from the same objects that gunicorn makes for any other request.
 
     The request ends at byte `end` of the connection's buffer.
     """

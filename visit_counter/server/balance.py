@@ -1,41 +1,41 @@
-"""What the workers of a service tell each other of their connections, so that none keeps clearly more than the others.
+"""Balances the connections among the workers of a service, so that no worker keeps clearly more than the others.
 
-A connection that is kept stays with the worker that accepted it: after one worker was killed, the others would have
-all of them for good, and the one that took its place would have none. So each worker writes down once a second how many
-of its connections were in use during that second. One that has clearly more than the mean closes some, each
-after an answer that says `Connection: close`, and leaves new connections to the others.
+A kept connection stays with the worker that accepted it: if one worker was killed, the others would keep all the
+connections for good, and the worker that took its place would have none. So each worker writes down once a second how
+many of its connections were in use during that second. A worker with clearly more than the mean closes some of them,
+each after an answer with `Connection: close`, and leaves new connections to the others.
 """
 
 from __future__ import annotations
 
 import mmap
 
-# A worker that has written nothing for so long is gone, or does not get on: nobody leaves connections to it.
+# A worker that has written nothing for so long has ended or hangs: the others leave no connections to it.
 _SILENT_SECONDS = 2.5
 # How many times in a row a worker must have more than its share: the numbers of single seconds vary by chance.
 _TIMES = 3
 _PLACES = 256
-_BYTES = 16  # of a place: two numbers
+_BYTES = 16  # the size of a place, which holds two numbers
 
 
 class Board:
     """How many connections each worker has in use. Make it before the workers are forked: they share the memory."""
 
     def __init__(self) -> None:
-        # For each place the time of writing, in monotonic seconds, which all processes share; and the number.
+        # Each place holds the time of writing, by the monotonic clock that all processes share, and the number.
         self._cells = memoryview(mmap.mmap(-1, _PLACES * _BYTES)).cast("d")
 
     def write(self, worker: int, in_use: int, now: float) -> None:
-        """Tell how many connections a worker has in use. Workers are numbered from 1 by gunicorn's master."""
+        """Write how many connections a worker has in use. gunicorn's master numbers the workers from 1."""
         at = worker % _PLACES * 2
         self._cells[at], self._cells[at + 1] = now, in_use
 
     def erase(self, worker: int) -> None:
-        """Tell that a worker takes no more connections."""
+        """Write that a worker takes no more connections."""
         self.write(worker, 0, 0.0)
 
     def others(self, worker: int, now: float) -> list[int]:
-        """Return the numbers of all other workers that have written lately."""
+        """Return the number of connections of each other worker that has written lately."""
         mine = worker % _PLACES
         cells = self._cells.tolist()
         places = zip(cells[::2], cells[1::2], strict=True)
@@ -46,16 +46,16 @@ class Share:
     """Whether one worker has more than its share of the connections; asked once a second."""
 
     def __init__(self) -> None:
-        self.surplus = 0  # how many connections are to be closed
+        self.surplus = 0  # how many connections the worker should close
         self._times = 0
 
     @property
     def is_exceeded(self) -> bool:
-        """Whether new connections are left to the others."""
+        """Whether this worker should leave new connections to the others."""
         return self._times > 0
 
     def update(self, in_use: int, others: list[int]) -> None:
-        """Compare: a tenth more than the mean, and two connections, is clearly more; half of that is to be closed."""
+        """Compare with the mean. A tenth above it, and at least two connections, is too many; close half of these."""
         mean = (in_use + sum(others)) / (1 + len(others))
         excess = in_use - mean
         self.surplus = 0

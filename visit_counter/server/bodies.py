@@ -1,4 +1,4 @@
-"""What a part of a request lacks: the loop waits for it, and judges the request anew once it is here. No I/O."""
+"""What an incomplete request lacks: the loop waits for that, and then judges the request anew. No I/O."""
 
 from __future__ import annotations
 
@@ -10,29 +10,29 @@ from visit_counter.model.answers import MAX_BODY_BYTES
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-# Of a chunked body, so much more than the limit is waited for: enough to see that it is too large, however it is read.
+# The loop waits for this much of a chunked body beyond the limit: enough for any reader to find the body too large.
 _MORE_BYTES = 2048
-# How much its framing may add before it is refused, and how long one line of it may be.
+# How many bytes the framing of a chunked body may add, and how long a line of it may be, before it is refused.
 _FRAMING_BYTES = 64 * 1024
 _CHUNK_LINE_BYTES = 8190
 _CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,16})(?:[ \t]*;.*)?\Z", re.DOTALL)
-# What `Content-Length` may say.
+# An allowed value of `Content-Length`.
 LENGTH = re.compile(rb"[0-9]{1,18}")
 
 
 class Awaited:
-    """What a part of a request lacks: asked after each read, so that a client that drips costs little."""
+    """What an incomplete request lacks. The loop checks this after each read, so a client that drips costs little."""
 
-    is_ordinary = True  # the loop may answer the request once the rest is here
+    is_ordinary = True  # the loop may answer the request once the rest has come
     wants_continue = False  # the client waits for 100 Continue before it sends the body
 
     def is_here(self, data: bytes) -> bool:
-        """Return whether the request, of which `data` has come so far, is worth judging anew."""
+        """Return whether enough of the request has come to judge it anew; `data` is all that has come so far."""
         raise NotImplementedError
 
 
 class RestOfHead(Awaited):
-    """Waits for the end of another line of the head, or for as much again."""
+    """Waits for the end of another line of the head, or until twice as much has come."""
 
     def __init__(self, seen: int) -> None:
         self._seen = seen
@@ -90,14 +90,14 @@ class ChunkedBody(Awaited):
 
 
 def awaited_body(line: bytes, fields: Sequence[tuple[bytes, bytes]], head_end: int) -> Awaited | None:
-    """Return the body that these fields announce; None if gunicorn refuses it, so that nothing is waited for."""
+    """Return the body that these fields announce; None if gunicorn refuses the request anyway, without its body."""
     named = dict(fields)
     expected = named.get(b"expect", b"").lower()
     if expected not in (b"", b"100-continue"):
         return None
     body: Awaited
     if coding := named.get(b"transfer-encoding"):
-        # Any coding but a last `chunked`, and one with a length, is refused, whatever follows.
+        # gunicorn refuses any coding that does not end in `chunked`, and any coding together with a length.
         if b"content-length" in named or not coding.lower().endswith(b"chunked"):
             return None
         body = ChunkedBody(head_end)

@@ -64,13 +64,13 @@ class Connection:
         self.server = server
         self.phase = Phase.READING
         self.next = Next.READ
-        self.buffer = b""  # read, and not yet answered
-        self.out = b""  # to be sent before anything else happens
-        self.held = b""  # while a request waits for a shard: what is to be sent before its answer
+        self.buffer = b""  # bytes that the loop has read and not yet answered
+        self.out = b""  # bytes that the loop must send before it does anything else with the connection
+        self.held = b""  # while a request waits for a shard: earlier answers, which are sent before its own
         self.deadline = deadline
-        # What the request in the buffer lacks: while this is not None, the deadline is that of the whole request.
+        # What the request in the buffer lacks. While this is not None, the deadline is that of the whole request.
         self.awaits: Awaited | None = None
-        self.is_cut = False  # the head in the buffer was given an end: no other request may follow
-        self.was_continued = False  # the client has got 100 Continue: it sends the body now
-        self.waits_since: float | None = None  # since when its request waits for a shard
-        self.thrown_away = 0  # bytes, while it lingers
+        self.is_cut = False  # the loop ended the head in the buffer by itself: no other request may follow
+        self.was_continued = False  # the client has received 100 Continue, and sends the body now
+        self.waits_since: float | None = None  # when its request began to wait for a shard; None while it does not
+        self.thrown_away = 0  # how many bytes the loop has thrown away while the connection lingers

@@ -1,6 +1,6 @@
-"""The connections of the worker's loop: read from, sent to, lingered on, closed. `worker` answers their requests.
+"""Reads from the connections of the worker's loop, sends to them, and closes them. `worker` answers their requests.
 
-While a request is not all here, `Connection.awaits` tells after each read whether it is worth another try.
+While a request is incomplete, `Connection.awaits` decides after each read whether to judge it anew.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ if TYPE_CHECKING:
     from visit_counter.server.connection import Connection
 
 READ_BYTES = 8192
-# How long, and for how much, a closing connection is read from (RFC 9112 section 9.6): closing at once
-# would reset it, and the client could lose the answer.
+# How long, and how many bytes, the loop still reads from a connection before it closes it (RFC 9112 section 9.6).
+# Closing at once would reset the connection, and the client could lose the answer.
 LINGER_SECONDS = 2.0
 LINGER_BYTES = 64 * 1024
 
-# How long clients have when the worker is to stop, and when it is to stop quickly (SIGINT, SIGQUIT).
+# How long clients still have when the worker must stop, and when it must stop quickly (SIGINT, SIGQUIT).
 STOP_SECONDS = 1.0
 LAST_SECONDS = 0.2
 QUICK_SECONDS = 0.2
 
-# Python 3.11 finds a member of an enum slowly, and these are compared for every request.
+# The loop compares these for every request, and Python 3.11 looks up a member of an enum slowly.
 _LINGERING, _SENDING, _READ = Phase.LINGERING, Phase.SENDING, Next.READ
 
 
@@ -40,24 +40,24 @@ class ConnectionWorker(ListeningWorker):
     # How long a client may take to send one request or to take its answer; gunicorn has no setting for it.
     request_seconds = 30.0
 
-    _quit_at = math.inf  # when a signal said to stop quickly (monotonic seconds)
+    _quit_at = math.inf  # when a signal asked the worker to stop quickly, in monotonic seconds
 
     def _prepare(self) -> None:
         super()._prepare()
-        self._connections: dict[int, Connection] = {}  # those the loop has; a thread may have others
+        self._connections: dict[int, Connection] = {}  # the loop's own; threads may have others
         # gthread's `handle_request` compares the length of this with `max_keepalived`.
         self.keepalived_conns = self._connections
 
     def _hand(self, connection: Connection) -> None:
-        """Give the connection to a thread, once what is to be sent before is sent."""
+        """Give the connection to a thread, once all of its output is sent."""
         raise NotImplementedError
 
     def _turn(self, timeout_seconds: float) -> None:
-        """Wait for events, and do all that they allow without waiting."""
+        """Wait for events, and do everything that they allow without waiting."""
         raise NotImplementedError
 
     def _adopt(self, connection: Connection) -> None:
-        """Let the loop have the connection."""
+        """Add the connection to the loop."""
         connection.phase = Phase.READING
         self._connections[connection.fd] = connection
         self.poller.register(connection.fd, select.EPOLLIN)
@@ -69,7 +69,7 @@ class ConnectionWorker(ListeningWorker):
         self.poller.unregister(connection.fd)
 
     def _receive(self, connection: Connection) -> bool:
-        """Read what there is; return whether the loop can take a request from it."""
+        """Read from the connection; return whether the buffer may hold a request for the loop."""
         try:
             data = connection.sock.recv(READ_BYTES)
         except BlockingIOError:
@@ -84,7 +84,7 @@ class ConnectionWorker(ListeningWorker):
             return False
         if not data:
             if connection.buffer:
-                self._hand(connection)  # gunicorn decides what half a request deserves
+                self._hand(connection)  # gunicorn decides how to answer half a request
             else:
                 self._drop(connection)
             return False
@@ -92,7 +92,7 @@ class ConnectionWorker(ListeningWorker):
         return connection.awaits is None or self._has_come(connection, connection.awaits)
 
     def _has_come(self, connection: Connection, awaits: Awaited) -> bool:
-        """Return whether the loop is to judge a request anew that a part of has come."""
+        """Return whether the loop should judge an incomplete request anew; hand over one that is not ordinary."""
         if not awaits.is_here(connection.buffer):
             return False
         if not awaits.is_ordinary:
@@ -100,7 +100,7 @@ class ConnectionWorker(ListeningWorker):
         return awaits.is_ordinary
 
     def _send(self, connection: Connection, now: float) -> bool:
-        """Send what the socket takes; return whether that was all and the loop may go on with the connection."""
+        """Send as much as the socket takes; return whether that was all and the loop may read on."""
         out = connection.out
         try:
             sent = connection.sock.send(out)
@@ -131,7 +131,7 @@ class ConnectionWorker(ListeningWorker):
         return False
 
     def _linger(self, connection: Connection, now: float) -> None:
-        """Say that no more is sent, and let the client close."""
+        """Shut down the sending side, and wait for the client to close."""
         try:
             connection.sock.shutdown(socket.SHUT_WR)
         except OSError:
@@ -149,7 +149,7 @@ class ConnectionWorker(ListeningWorker):
         self.nr_conns -= 1
 
     def _expire(self, connection: Connection, now: float) -> None:
-        """Close a connection whose time is up; say so to one that sent a part of a request."""
+        """Close a connection whose time is up; if half a request has come, answer it with 408 first."""
         if connection.awaits is not None and not connection.out:
             connection.out = TIMEOUT_RESPONSE
             connection.next = Next.CLOSE
@@ -158,17 +158,17 @@ class ConnectionWorker(ListeningWorker):
             self._drop(connection)
 
     def _close_by(self, deadline: float) -> None:
-        """Let no connection's deadline be later, also where half a request has come, or an answer is not taken."""
+        """Let no deadline be later than this one, also if half a request has come, or half an answer was taken."""
         for connection in self._connections.values():
             connection.deadline = min(connection.deadline, deadline)
 
     # -- the end -------------------------------------------------------------------------------------------------
 
     def _finish(self) -> None:
-        """Answer what has come, and close every connection.
+        """Answer the requests that have come, and close every connection.
 
-        A client has STOP_SECONDS for the rest of a request, and LAST_SECONDS more to read that it came too late. What a
-        thread works on has gunicorn's graceful time-out. Told to stop quickly, nobody has more than QUICK_SECONDS.
+        A client has STOP_SECONDS to send the rest of a request, and LAST_SECONDS more to read the answer 408. A request
+        in a thread has gunicorn's graceful time-out. If the worker must stop quickly, all have only QUICK_SECONDS.
         """
         self._stop_listening()
         start = time.monotonic()
@@ -183,12 +183,12 @@ class ConnectionWorker(ListeningWorker):
             self._turn(0.05)
 
     def handle_quit(self, sig: int, frame: Any) -> None:
-        """Stop quickly, between two turns: gunicorn's own leaves the loop wherever it is, also within an append."""
+        """Stop quickly, after the present turn: gunicorn's own handler leaves the loop at once, even in an append."""
         self._quit_at = time.monotonic()
         self.cfg.worker_int(self)
         self.handle_exit(sig, frame)
 
     def _give_up(self) -> None:
-        """Close every connection that the loop has."""
+        """Close every connection of the loop."""
         for connection in list(self._connections.values()):
             self._drop(connection)

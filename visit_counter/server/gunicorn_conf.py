@@ -1,7 +1,7 @@
 """gunicorn's configuration, for `visit-counter serve` and `gunicorn wsgi:app`.
 
-Its options go over this file: `-b`, `-w`, GUNICORN_CMD_ARGS. gunicorn executes it at the start
-and again on SIGHUP; nobody imports it.
+gunicorn's options (`-b`, `-w`, GUNICORN_CMD_ARGS) override this file. gunicorn executes the file at the start and again
+on SIGHUP; no module imports it.
 """
 
 import os
@@ -20,9 +20,9 @@ worker_connections = life.worker_connections()
 with startup.errors_in_one_line():
     options.check_worker_class(worker_class, os.environ, sys.argv[1:])
     workers = startup.worker_count(settings, os.environ)
-# Seconds: for the requests under way and the last flush.
+# In seconds, for the requests under way and the last flush.
 graceful_timeout = 30
-# A thread in the master, and a socket file that two services of one user would share.
+# The control socket needs a thread in the master, and a socket file that two services of one user would share.
 control_socket_disable = True
 
 
@@ -44,7 +44,7 @@ def on_starting(server: Any) -> None:
 
 
 def when_ready(server: Any) -> None:
-    """Say where the service is."""
+    """Log the service's addresses, its shards and its data directory."""
     for line in startup.start_log(settings, server.cfg.address):
         server.log.info(line)
 
@@ -57,7 +57,7 @@ def post_worker_init(worker: Any) -> None:
 
 
 def worker_int(worker: Any) -> None:  # noqa: ARG001 - gunicorn passes it
-    """Let the first Ctrl-C or SIGQUIT be the last signal of a worker."""
+    """Let a worker ignore all signals after its first Ctrl-C or SIGQUIT."""
     startup.ignore_signals()
 
 

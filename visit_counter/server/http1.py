@@ -1,14 +1,14 @@
 """What the worker's loop must know of HTTP/1: where a request ends, and whether the loop may answer it itself.
 
-No I/O here. Two questions are asked of a request. Is it *ordinary*: one of the two hot calls, with nothing in its head
-that gunicorn or Flask would treat specially? Anything doubtful is not: it goes the long way through gunicorn's own
-parser and Flask, which then decide. And if it is not ordinary: is all of it here, so that a thread of the pool will not
-have to wait for a slow client?
+No I/O here. This module answers two questions about a request. First: is it *ordinary*, that is, one of the two hot
+calls, with nothing in its head that gunicorn or Flask would treat specially? A doubtful request is not ordinary; the
+loop hands it to a thread, where gunicorn's own parser and Flask decide. Second, if it is not ordinary: is it complete,
+so that the thread will not have to wait for a slow client?
 
-Most requests repeat a request line seen before (a page), and many a block of header fields seen before (a client). The
-verdict on each is kept, so such a request costs two look-ups. In a block not seen before, one regular expression checks
-that every field is well-formed, and another one cuts out the few fields that matter; the verdict on these is kept too,
-since they are the same for most clients. The memory this takes is bounded.
+Most requests repeat an earlier request line (of the same page), and many repeat an earlier block of header fields (of
+the same client). The verdict on each is kept, so such a request costs two look-ups. In a new block, one regular
+expression checks that every field is well-formed, and another one extracts the few fields that matter. The verdict on
+these fields is kept, too, since they are the same for most clients. The memory for this is bounded.
 """
 
 from __future__ import annotations
@@ -31,38 +31,38 @@ if TYPE_CHECKING:
 
     FindCall = Callable[[bytes], Asked | None]
 
-# Entries of each memory. At most this many times MEMO_BYTES: 16 MB in the worst case, under 2 MB as a rule.
+# How many verdicts are kept of each kind, for keys of at most MEMO_BYTES: 16 MB in the worst case, usually under 2 MB.
 MEMO_ENTRIES = 8192
 MEMO_BYTES = 1024
 
-# Any other character is treated specially by gunicorn, werkzeug or the blueprint: such a request is theirs.
+# gunicorn, werkzeug or the blueprint treat any other character specially, so they answer such a request.
 _LINE = re.compile(rb"(GET|POST) /visits/((?:[A-Za-z0-9._~!$&'()*+,;=:@/-]|%[0-9A-Fa-f]{2})+) HTTP/1\.([01])")
-# What may be a call of `find_call`, with the same characters.
+# The request lines that `find_call` may know, with the same characters.
 _OTHER_LINE = re.compile(
     rb"GET (/(?:visits\?|pixel/|badge/)(?:[A-Za-z0-9._~!$&'()*+,;=:@/?-]|%[0-9A-Fa-f]{2})+) HTTP/1\.([01])"
 )
 _HOST = re.compile(rb"(?:[A-Za-z0-9_-]{1,63}(?:\.[A-Za-z0-9_-]{1,63})*|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?")
 # Fields that ask for something the loop does not do.
 _SPECIAL = frozenset((b"transfer-encoding", b"expect", b"upgrade", b"http2-settings", b"content-encoding"))
-# What `Connection` may say, and whether that closes the connection; "(none)" stands for no such field.
+# The allowed values of `Connection`, and whether each closes the connection; "(none)" stands for no such field.
 _OPTIONS = {b"close": True, b"keep-alive": False, b"(none)": None}
 _FRAMING = frozenset((b"host", b"content-length", b"content-type", b"connection"))
-# RFC 9112 section 5: a token, a colon, a value without control characters, on one line. A token may have an underscore
-# too, but gunicorn treats such names specially.
+# RFC 9112 section 5: a token, a colon, a value without control characters, on one line. A token may also contain an
+# underscore, but gunicorn treats such names specially.
 _ORDINARY_FIELDS = re.compile(rb"(?:\r\n[A-Za-z0-9!#$%&'*+.^`|~-]++:[\t\x20-\x7e\x80-\xff]*+)*+\r\n\r\n")
 _WELL_FORMED_LINE = re.compile(rb"[0-9A-Z!$%&'*+.^_`|~-]{3,20} [\x21-\x7e]+ HTTP/1\.[0-9]")
 _WELL_FORMED_FIELDS = re.compile(rb"(?:\r\n[A-Za-z0-9!#$%&'*+.^_`|~-]++:[\t\x20-\x7e\x80-\xff]*+)*+\r\n\r\n")
 
 
 class Verdict(Enum):
-    """Why the loop does not answer what is in the buffer now."""
+    """Why the loop does not answer the request in the buffer now."""
 
     INCOMPLETE = "the request is not all here: wait for the rest"
     UNUSUAL = "the request is gunicorn's and Flask's to judge, and all of it that is worth waiting for is here"
 
 
 class Target(NamedTuple):
-    """An ordinary request line: `asks` is for `VisitCounter.answer`, `reply` makes an answer of what comes of them.
+    """An ordinary request line: `asks` is for `VisitCounter.answer`, and `reply` makes a response of their outcomes.
 
     Without `reply` it is one of the two hot calls, with one ask.
     """
@@ -73,7 +73,7 @@ class Target(NamedTuple):
 
 
 class Framing(NamedTuple):
-    """An ordinary block of header fields: the body's length in bytes, and what `Connection` said, if anything."""
+    """An ordinary block of header fields: the body's length in bytes, and whether `Connection` closes, if present."""
 
     body_bytes: int
     close: bool | None
@@ -99,19 +99,19 @@ class RequestReader:
     ) -> None:
         """Judge by these limits; no request is ordinary without `hot`, nor one with a field named in `special`.
 
-        `find_call` says what a GET of another target asks, if it can be answered like the hot calls.
+        `find_call` returns the asks of a GET of another target, if the loop can answer it like the hot calls.
         """
         self._limits = limits
         self._find_call = find_call
         self._special = _SPECIAL.union(special)
         self._hot = hot
         self._targets: dict[bytes, Target] = {}
-        # By a whole block of header fields, and by the fields of it that matter.
+        # The keys are whole blocks of header fields, and also the extracted fields that matter.
         self._framings: dict[bytes, Framing] = {}
         self._decisive = decisive_fields((*limits.scheme_fields, *self._special))
 
     def take(self, data: bytes) -> Taken | Verdict:
-        """Return the ordinary request that `data` begins with and where it ends, or why there is none."""
+        """Return the ordinary request at the start of `data` and where it ends, or why there is none."""
         head_end = data.find(b"\r\n\r\n") + 4
         if head_end > 3:
             line_end = data.find(b"\r\n")
@@ -126,7 +126,7 @@ class RequestReader:
         return self._judge_part(data)
 
     def _judge(self, data: bytes, line: bytes, block: bytes) -> Taken | Verdict:
-        """Do as `take` for a complete head with a part not seen before."""
+        """Do as `take`, for a complete head with a new line or a new block."""
         head_end = len(line) + len(block)
         target = self._target(line)
         framing = self._framing(block)
@@ -137,7 +137,7 @@ class RequestReader:
         return (target, framing, end) if end <= len(data) else Verdict.INCOMPLETE
 
     def _target(self, line: bytes) -> Target | None:
-        """Return what an ordinary request line asks for, or None."""
+        """Return the target of an ordinary request line, or None for any other line."""
         target = self._targets.get(line)
         if target is None and self._hot and len(line) <= self._limits.line:
             target = parse_line(line) or (self._find_call and parse_other_line(line, self._find_call))
@@ -146,13 +146,13 @@ class RequestReader:
         return target
 
     def _framing(self, block: bytes) -> Framing | None:
-        """Return the framing that an ordinary block of header fields says, or None."""
-        # A block no longer than one field may be holds no field that is too long.
+        """Return the framing of an ordinary block of header fields, or None for any other block."""
+        # A block that is no longer than one field may be contains no field that is too long.
         if len(block) > self._limits.field_size or block.count(b"\n") - 2 > self._limits.fields:
             return None
         if not _ORDINARY_FIELDS.fullmatch(block):
             return None
-        # The fields that matter, as they stand: for most clients the same as for the one before.
+        # Most clients send the same text in the fields that matter.
         decisive = b"\r\n".join(self._decisive.findall(block))
         framing = self._framings.get(decisive)
         if framing is None:
@@ -176,7 +176,7 @@ class RequestReader:
         return self._awaited_body(line, block, head_end) or SizedBody(0)
 
     def _awaited_body(self, line: bytes, block: bytes, head_end: int) -> Awaited | None:
-        """Return the body of a request that is not ordinary; None if waiting for it would serve nothing."""
+        """Return the body of a request that is not ordinary; None if gunicorn refuses the request without it."""
         limits = self._limits
         is_refused = (
             len(line) > limits.line
@@ -188,9 +188,9 @@ class RequestReader:
         return None if is_refused else awaited_body(line, fields_of(block), head_end)
 
     def _judge_part(self, data: bytes) -> Verdict:
-        """Tell whether an incomplete head may still become one that gunicorn takes.
+        """Return INCOMPLETE if gunicorn may accept this head once it is complete, else UNUSUAL.
 
-        It must be within the limits, and every line must end in CRLF.
+        The head must be within the limits, and every line must end in CRLF.
         """
         limits = self._limits
         is_too_long = len(data) > limits.line + limits.fields * (limits.field_size + 2) + 4
@@ -219,7 +219,7 @@ _SENT = re.compile(rb"\r\n(?=[uUxX])(?i:(user-agent|x-forwarded-for)):[\t ]*([^\
 
 
 def sent_of(head: bytes, peer: str) -> Sent:
-    """Return what a well-formed head says of its sender."""
+    """Return the sender's address fields and User-Agent from a well-formed head."""
     found: dict[bytes, list[str]] = {}
     for name, value in _SENT.findall(head):
         found.setdefault(name.lower(), []).append(value.strip().decode("latin-1"))
@@ -231,13 +231,13 @@ def _remember(memory: dict[bytes, Any], key: bytes, value: Target | Framing) -> 
     if len(key) > MEMO_BYTES:
         return
     if len(memory) >= MEMO_ENTRIES:
-        # Starting again costs each key one parse; evicting one by one would cost every request something.
+        # After clearing, each key is parsed once more. Removing the entries one by one would slow every request.
         memory.clear()
     memory[key] = value
 
 
 def parse_line(line: bytes) -> Target | None:
-    """Return what an ordinary request line asks for, or None if it is not ordinary."""
+    """Return the target of a request line of the two hot calls, or None if it is not ordinary."""
     found = _LINE.fullmatch(line)
     if not found:
         return None
@@ -249,7 +249,7 @@ def parse_line(line: bytes) -> Target | None:
 
 
 def parse_other_line(line: bytes, find_call: FindCall) -> Target | None:
-    """Return what a request line asks for that is no hot call but can be answered like one, or None."""
+    """Return the target of a request line that is no hot call but that the loop can answer like one, or None."""
     found = _OTHER_LINE.fullmatch(line)
     asked = find_call(found[1]) if found else None
     return Target(asked.asks, found[2] == b"0", asked.reply) if found and asked else None
@@ -260,11 +260,11 @@ def parse_fields(
     scheme_fields: frozenset[bytes] = frozenset(),
     special: frozenset[bytes] = _SPECIAL,
 ) -> Framing | None:
-    """Return the framing that these fields (lower-case names) say, or None if any of them is not ordinary."""
+    """Return the framing in these fields (with lower-case names), or None if any of them is not ordinary."""
     names, named = [name for name, _ in fields], dict(fields)
     if any(name in special or b"_" in name for name in names):
         return None
-    # Of these gunicorn takes one at most, and of several that tell the scheme it may refuse one.
+    # gunicorn accepts each of these fields only once, and of several fields for the scheme it may refuse one.
     if any(names.count(name) > 1 for name in _FRAMING) or sum(name in scheme_fields for name in names) > 1:
         return None
     length, option = named.get(b"content-length", b"0"), named.get(b"connection", b"(none)").lower()

@@ -1,6 +1,6 @@
-"""What the service adds to the life of gunicorn's processes: room, a careful reload, a stop that takes seconds.
+"""Changes how gunicorn's processes live: more open files, a careful reload, a stop that takes only seconds.
 
-Called by gunicorn_conf.py's hooks, in the master and in every class of worker.
+The hooks in gunicorn_conf.py call this, in the master and in every class of worker.
 """
 
 from __future__ import annotations
@@ -28,18 +28,19 @@ from visit_counter.server.serve import program_of
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-# What a running master cannot change: shards of our own, journals with visits in them, the number of processes.
+# Settings that a running master cannot change: they decide about the embedded shards, about journals that hold visits,
+# and about the number of processes.
 _FIXED = ("profile", "embedded", "embedded_ports", "data_dir")
 _CHECK_SECONDS = 60.0
 # How long old workers wait for new ones, which may wait for the journal's disk.
 _READY_SECONDS = 10.0
-_SERVES = 0o400  # the mode of a worker's file, else 0o600
+_SERVES = 0o400  # the mode of the file of a worker that serves; before, it is 0o600
 _CONNECTIONS = 8000
 _OTHER_FILES = 256  # the journal, connections to shards
 _FILES = _CONNECTIONS + _OTHER_FILES
-# How long gunicorn's own workers wait for the next byte of a client, and for clients when they are told to stop.
+# How long gunicorn's own workers wait for the next byte of a client, and for clients when they must stop.
 _GTHREAD_WAIT_SECONDS = 30
-_GTHREAD_STOP_SECONDS = 2  # whole ones, says gunicorn
+_GTHREAD_STOP_SECONDS = 2  # gunicorn accepts only whole seconds
 # How long every worker waits for its threads, at the very end.
 _THREADS_SECONDS = 0.3
 
@@ -50,7 +51,8 @@ _THREADS_SECONDS = 0.3
 def worker_connections() -> int:
     """Return how many clients a worker may have, after raising the limit of open files as far as this user may.
 
-    A few thousand: idle and slow clients cost a file and some memory, and keep others out only once there is no room.
+    This is a few thousand: an idle or slow client costs one file and some memory, and only a full worker turns others
+    away.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != resource.RLIM_INFINITY and soft < _FILES:
@@ -63,7 +65,7 @@ def worker_connections() -> int:
 
 
 def guard_reload(server: Any, settings: Settings) -> None:
-    """Let SIGHUP change nothing where the new configuration is wrong; gunicorn would end the service."""
+    """Let SIGHUP change nothing if the new configuration is wrong; gunicorn would end the service."""
     reload: Callable[[], None] = server.handle_hup
 
     def reload_if_right() -> None:
@@ -77,9 +79,9 @@ def guard_reload(server: Any, settings: Settings) -> None:
 
 
 def end_old_workers_last(server: Any) -> None:
-    """Let gunicorn end workers of which there are too many only once the newer ones serve.
+    """Let gunicorn end surplus workers, the oldest ones, only once the newer ones serve.
 
-    After SIGHUP it would end them while the new ones still boot, and nobody would answer.
+    After SIGHUP it would end them while the new ones still boot, and no worker would answer.
     """
     manage: Callable[[], None] = server.manage_workers
 
@@ -103,7 +105,7 @@ def end_old_workers_last(server: Any) -> None:
 
 
 def tell_that_it_serves(worker: Any) -> None:
-    """Let the master know, by the file that they share, that this worker is about to accept connections."""
+    """Show the master, by the mode of the file that they share, that this worker is about to accept connections."""
     os.fchmod(worker.tmp.fileno(), _SERVES)
 
 
@@ -112,9 +114,9 @@ def _serves(worker: Any) -> bool:
 
 
 def _wrong_configuration(program: str, directory: str, running: Settings) -> str:
-    """Return what is wrong with the configuration as it is on the disk now, or an empty text."""
-    # A process of its own: nothing that is read for the check stays in the master. Not sys.argv[0]: that may be a file
-    # of gunicorn's own, from which Python would find gunicorn's `http` in place of the library's.
+    """Return what is wrong with the configuration that is on the disk now, or an empty text."""
+    # A process of its own does the check, so that nothing it loads stays in the master. The command does not use
+    # sys.argv[0]: if that is a file in gunicorn's folder, Python imports gunicorn's `http` in place of the library's.
     command = [sys.executable, "-m", program, *sys.argv[1:], "--check-config"]
     environ = {name: text for name, text in os.environ.items() if name not in ("GUNICORN_PID", "GUNICORN_FD")}
     try:
@@ -132,9 +134,9 @@ def _wrong_configuration(program: str, directory: str, running: Settings) -> str
 
 
 def start_again_by_name(server: Any) -> None:
-    """Let SIGUSR2 start `python -m` as it was started; gunicorn would run the file behind the name as a script.
+    """Let SIGUSR2 start `python -m` again, if the service was started so; gunicorn would run the file as a script.
 
-    Python then looks for modules in that file's folder first, and finds gunicorn's `http` in place of the library's.
+    Python would then search that file's folder first, and import gunicorn's `http` in place of the library's.
     """
     if Path(sys.argv[0]).name == "__main__.py":
         server.START_CTX["args"] = [sys.executable, "-m", program_of(server.app), *sys.argv[1:]]
@@ -157,7 +159,7 @@ def _wrong_settings(new: Settings, running: Settings) -> str:
 
 
 def refuse_in_json() -> None:
-    """Let what gunicorn refuses by itself, as what is not HTTP, be a problem document; its own is HTML."""
+    """Let gunicorn send a problem document where it refuses a request by itself; otherwise it would send HTML."""
     vars(util)["write_error"] = _write_error
 
 
@@ -172,9 +174,10 @@ def _write_error(sock: Any, status: int, reason: str, detail: str) -> None:
 
 
 def end_while_booting() -> None:
-    """Let a worker that is told to end before gunicorn listens for that end at once; gunicorn would kill it much later.
+    """Let a signal end a worker at once that has not installed gunicorn's handlers yet.
 
-    Call it in the master, before the first fork.
+    Without this, such a worker would miss the signal, and the master would kill it much later. Call it in the master,
+    before the first fork.
     """
     master = os.getpid()
     numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
@@ -183,7 +186,7 @@ def end_while_booting() -> None:
         os._exit(0)
 
     def before() -> None:
-        # A signal that comes before Python is ready in the child would be forgotten; so it waits.
+        # The signals are blocked during the fork: one that comes before Python is ready in the child would be lost.
         if os.getpid() == master:
             signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
 
@@ -201,12 +204,12 @@ def end_while_booting() -> None:
 
 
 def bound_gthread(worker: Any) -> None:
-    """Let gunicorn's gthread worker wait for no client without end, and close its sockets when it is told to stop."""
+    """Bound how long gunicorn's gthread worker waits for a client, and let it close its sockets when it must stop."""
     if type(worker).__module__ != "gunicorn.workers.gthread":
         return
-    # The worker's own copy: the master still waits for the last flush.
+    # This changes the worker's own copy: the master still allows the time for the last flush.
     worker.cfg.set("graceful_timeout", _GTHREAD_STOP_SECONDS)
-    # An accepted socket inherits these. gunicorn waits without end, in a thread, for a client that says no more.
+    # Accepted sockets inherit these time-outs. Without them, a thread waits for ever for a client that sends no more.
     for listener in worker.sockets:
         for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
             listener.setsockopt(socket.SOL_SOCKET, option, struct.pack("ll", _GTHREAD_WAIT_SECONDS, 0))
@@ -219,11 +222,11 @@ def bound_gthread(worker: Any) -> None:
                 listener.close()
 
     worker.set_accept_enabled = and_close
-    # A thread that ends later writes to it, and its number might be that of another file by then.
+    # The queue stays open: a thread that ends later writes to its file number, which another file could have by then.
     worker.method_queue.close = lambda: None
 
     def quit_soon(number: int, frame: object) -> None:
-        # gunicorn's own ends the pool of threads here, and waits for ever where the loop was just about to use it.
+        # gunicorn's own handler ends the pool of threads here, and then waits for ever if the loop was about to use it.
         worker.cfg.set("graceful_timeout", 0)
         worker.cfg.worker_int(worker)
         worker.handle_exit(number, frame)
@@ -233,9 +236,9 @@ def bound_gthread(worker: Any) -> None:
 
 
 def leave_threads() -> None:
-    """End this process if a thread waits for a client, or for a shard: Python would wait for the thread.
+    """End this process even if a thread still waits for a client or a shard; Python would wait for the thread.
 
-    To be called last: nothing registered for the end of the process is done then.
+    Call it last: functions that were registered for the end of the process do not run.
     """
     deadline = time.monotonic() + _THREADS_SECONDS
     for thread in threading.enumerate():

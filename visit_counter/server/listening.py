@@ -1,4 +1,4 @@
-"""How a worker comes by connections: it accepts them, and shares them with the other workers of the service."""
+"""Accepts a worker's connections, and shares them with the other workers of the service."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from visit_counter.server.balance import Board, Share
 from visit_counter.server.connection import Connection, Phase
 
 _LISTEN = select.EPOLLIN | getattr(select, "EPOLLEXCLUSIVE", 0)  # Linux 4.5
-# How soon a worker that does not listen tries whether there is a connection, or room for one.
+# How often a worker that does not listen checks for a waiting connection, and for room.
 RETRY_SECONDS = 0.05
 # How many connections a worker accepts in one turn if there is no other worker that could take some of them.
 _ACCEPT_ALONE = 8
@@ -27,7 +27,7 @@ class ListeningWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no ty
 
     @classmethod
     def check_config(cls, cfg: Any, log: Any) -> None:
-        """Do as gthread does. The master calls this before it forks workers, and again when it reloads."""
+        """Do as gthread does, and make the board. The master calls this before it forks, and at each reload."""
         super().check_config(cfg, log)
         ListeningWorker._board = ListeningWorker._board or Board()
 
@@ -44,15 +44,15 @@ class ListeningWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no ty
         self._accept_at_once = 1
 
     def _adopt(self, connection: Connection) -> None:
-        """Let the loop have the connection."""
+        """Add the connection to the loop."""
         raise NotImplementedError
 
     def _receive(self, connection: Connection) -> bool:
-        """Read what there is; return whether the loop can take a request from it."""
+        """Read from the connection; return whether the buffer may hold a request for the loop."""
         raise NotImplementedError
 
     def set_accept_enabled(self, enabled: bool) -> None:
-        """Listen, or do not."""
+        """Begin or stop to listen for connections."""
         if enabled == self._accepting:
             return
         self._accepting = enabled
@@ -64,10 +64,10 @@ class ListeningWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no ty
                 self.poller.unregister(fd)
 
     def _queue_again(self) -> None:
-        """Listen as the last of the workers, so that another idle one is woken for the next connection.
+        """Put this worker at the end of the kernel's queue, so that it wakes another idle worker next time.
 
-        The kernel wakes one idle worker, the one that has listened longest: without this always the same. It also
-        finds a connection whose worker was woken for it and died, or could not take it.
+        For each connection the kernel wakes the idle worker that has listened longest, which would always be the same
+        one. Listening anew also reports a connection again whose worker was woken and then died, or could not take it.
         """
         if self._accepting:
             for fd in self._listeners:
@@ -75,9 +75,9 @@ class ListeningWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no ty
                 self.poller.register(fd, _LISTEN)
 
     def _stop_listening(self) -> None:
-        """Take the connections that clients have made already, then close the sockets that they come from.
+        """Accept the connections that are waiting already, then close the listening sockets.
 
-        The port is closed once every process has closed them; the kernel accepts on it until then.
+        The kernel goes on taking connections on the port until every process has closed these sockets.
         """
         if self._board is not None:
             self._board.erase(self.age)
@@ -91,7 +91,7 @@ class ListeningWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no ty
     def _accept(self, fd: int, now: float) -> list[Connection]:
         """Accept connections; return those from which a request has come already.
 
-        One at a time, and the next is left to another worker that is idle; several if there is no other.
+        A worker accepts one at a time and leaves the next to another idle worker; if it is alone, it accepts several.
         """
         listener, server = self._listeners[fd]
         ready = []
@@ -114,7 +114,8 @@ class ListeningWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no ty
         except (BlockingIOError, ConnectionAbortedError):
             return None
         except OSError as error:
-            # Out of file descriptors or memory: the next check listens again. The kernel has woken nobody else for it.
+            # There are no file descriptors, or no memory. The kernel has woken no other worker for this connection, so
+            # this one tries again at the next check.
             self.log.error("Cannot accept a connection: %s", error)
             self.set_accept_enabled(False)
             self._next_check = now + RETRY_SECONDS
@@ -126,11 +127,11 @@ class ListeningWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no ty
         return connection
 
     def _share_out(self, connections: list[Connection], now: float) -> None:
-        """Compare with the other workers, once a second, how many connections are in use."""
+        """Compare the number of connections in use with the other workers, once a second."""
         if self._board is None or now < self._next_share:
             return
         self._next_share = now + 1.0
-        # The deadline of a connection that waits for a request tells when its last one was answered.
+        # A connection's deadline is set when a request is answered, so it shows when that was.
         recent, reading = now + self._keepalive - 1.0, Phase.READING
         in_use = sum(1 for one in connections if one.deadline > recent and one.phase is reading)
         self._board.write(self.age, in_use, now)
@@ -139,10 +140,10 @@ class ListeningWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no ty
         self._accept_at_once = 1 if others else _ACCEPT_ALONE
 
     def _accept_or_yield(self, now: float) -> list[Connection]:
-        """Listen where there is room; return as `_accept` does.
+        """Listen if there is room; return as `_accept` does.
 
-        With more than its share of the connections, a worker does not listen: the kernel wakes another one for a new
-        connection. It takes what nobody else has taken until the next check.
+        A worker with more than its share of the connections does not listen, so the kernel wakes another one for a new
+        connection. At each check it accepts those that no other worker has accepted.
         """
         has_room = self.nr_conns < self.worker_connections
         self.set_accept_enabled(has_room and not self._share.is_exceeded)

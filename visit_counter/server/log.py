@@ -23,7 +23,7 @@ class _Forward(logging.Handler):
 
 
 class Logger(glogging.Logger):  # type: ignore[misc]  # gunicorn has no types
-    """gunicorn's own, except that a flood is throttled and that a worker's warnings look like gunicorn's lines."""
+    """gunicorn's logger, which also throttles a flood of lines and gives our modules' records gunicorn's format."""
 
     def __init__(self, cfg: Any) -> None:
         self._throttle = logs.Throttle()
@@ -35,7 +35,7 @@ class Logger(glogging.Logger):  # type: ignore[misc]  # gunicorn has no types
         super().setup(cfg)
         self.error_log.addFilter(self._throttle)
         if cfg.logconfig or cfg.logconfig_dict or cfg.logconfig_json:
-            return  # an administrator's own configuration says where our records go
+            return  # the administrator's own configuration decides where our records go
         forward = _Forward(self.error_log)
         forward.addFilter(self._once_per_host)
         logs.take_over(forward, self.loglevel)

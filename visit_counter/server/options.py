@@ -1,4 +1,4 @@
-"""gunicorn's command line and environment, checked before gunicorn does it; gunicorn_conf.py calls this."""
+"""Checks gunicorn's command line and environment before gunicorn reads them; gunicorn_conf.py calls this."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def check_worker_class(default: str, environ: Mapping[str, str], arguments: Sequence[str]) -> None:
     """Raise StartupError if the worker class that gunicorn is to use cannot be loaded.
 
-    gunicorn itself would show a traceback, before it calls any hook; so its options are read here as it reads them.
+    gunicorn itself would show a traceback, before it calls any hook. So this reads the options as gunicorn does.
     """
     parser = Config().parser()
     given = [shlex.split(environ.get("GUNICORN_CMD_ARGS", "")), arguments]

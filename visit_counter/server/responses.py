@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 _TIMEOUT_BODY = b'{"type": "about:blank", "title": "Request Timeout", "status": 408}'
-# The answer to a client that did not send all of its request in time.
+# The answer to a client that has not sent its whole request in time.
 TIMEOUT_RESPONSE = (
     b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Type: application/problem+json\r\n"
     b"Content-Length: %d\r\n\r\n%b" % (len(_TIMEOUT_BODY), _TIMEOUT_BODY)
@@ -28,14 +28,14 @@ ANSWER_FIELDS = answers.HOT_FIELDS
 
 
 class Heads:
-    """The heads of responses, up to the value of Content-Length; those of the two ordinary answers are kept ready."""
+    """The heads of responses, up to the value of Content-Length; the heads of the hot calls' answers are made ahead."""
 
     def __init__(self, server: str, date: str, fields: Sequence[tuple[str, str]] = ()) -> None:
         """Make heads with these fields beside those of each answer."""
         self._server, self._date = server, date
         self._fields = tuple(fields)
         self._kept: dict[tuple[int, tuple[tuple[str, str], ...], bool, bool], bytes] = {}
-        # By status, is it HTTP/1.0, does it close.
+        # The key: the status, whether the request is HTTP/1.0, whether the connection closes.
         self.ready = {
             (status, http10, close): self.make(status, ANSWER_FIELDS, http10=http10, close=close)
             for status in (200, 202)
@@ -44,7 +44,7 @@ class Heads:
         }
 
     def kept(self, status: int, fields: tuple[tuple[str, str], ...], *, http10: bool, close: bool) -> bytes:
-        """Do as `make` for fields that many responses share: they are made once for as long as these heads are used."""
+        """Do as `make`, for fields that many responses share: each head is made once and kept."""
         key = (status, fields, http10, close)
         head = self._kept.get(key)
         if head is None:

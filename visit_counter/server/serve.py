@@ -1,4 +1,4 @@
-"""The service started by its own name: gunicorn in this process, with the package's configuration and application."""
+"""`visit-counter serve`: runs gunicorn in this process, with the package's configuration and application."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ CONFIGURATION = Path(__file__).with_name("gunicorn_conf.py")
 
 
 class VisitCounterApplication(WSGIApplication):  # type: ignore[misc]  # gunicorn has no types
-    """gunicorn's command line, `serve` before its options, without a name of an application."""
+    """gunicorn's command line, with `serve` before its options and without the name of an application."""
 
     def init(self, parser: ArgumentParser, opts: Namespace, args: list[str]) -> None:
-        """Say where the configuration is, unless it is given; gunicorn calls this before it reads one."""
+        """Set the path of the configuration, unless one is given; gunicorn calls this before it reads one."""
         if args[1:]:
             parser.error(f"there is no {' '.join(args[1:])} to serve; allowed: options")
         given = parser.parse_args(self.cfg.get_cmd_args_from_env()).config
         opts.config = opts.config or given or f"file:{CONFIGURATION}"
-        # gunicorn wants a name to be there; `load_wsgiapp` needs none.
+        # gunicorn demands the name of an application, though `load_wsgiapp` does not use it.
         self.app_uri = "visit-counter"
         self.cfg.set("default_proc_name", self.app_uri)
 
     def chdir(self) -> None:
-        """Go to the directory of `--chdir`. gunicorn's own would also import modules from it, whatever lies there."""
+        """Change to the directory of `--chdir`. gunicorn's own method would also import modules from it."""
         os.chdir(self.cfg.chdir)
 
     def load_wsgiapp(self) -> Any:
@@ -47,5 +47,5 @@ def serve() -> None:
 
 
 def program_of(app: object) -> str:
-    """Return the module by which `python -m` starts what runs this application of gunicorn's."""
+    """Return the module with which `python -m` starts this application again."""
     return "visit_counter" if isinstance(app, VisitCounterApplication) else "gunicorn"

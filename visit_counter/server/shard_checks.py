@@ -1,4 +1,4 @@
-"""What a start and a reload look at on the shards. Apart, because it needs code that takes long to load."""
+"""The checks of the shards at a start and a reload; a module of its own, because its imports take long to load."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def check_shards(settings: Settings) -> list[str]:
-    """Return warnings of shards that are down or unsafe; raise StartupError for one that is wrong."""
+    """Return warnings about shards that are down or unsafe; raise StartupError for a wrong one."""
     warnings, mistakes = [], []
     for shard in settings.shards:
         try:
@@ -33,9 +33,9 @@ def check_shards(settings: Settings) -> list[str]:
 
 
 def tell_of_other_shards(settings: Settings) -> None:
-    """Have it logged, in the master and so once for the host, if the counts are on other shards than the list has.
+    """Log it if the counts are on other shards than the list has; in the master, and so once for the host.
 
-    Raises StartupError if servers are not the shards that the list takes them for.
+    Raises StartupError if a server says that it is another shard than the list has at its address.
     """
     if not settings.has.shares_pages:
         return

@@ -1,6 +1,6 @@
-"""What happens before the first worker starts and after the last one ended; gunicorn_conf.py calls it.
+"""The steps before the first worker starts and after the last one has ended; gunicorn_conf.py calls them.
 
-Everything that would stop the service is found here, in the master, and shown to a person in one line.
+They find, in the master, everything that would keep the service from starting, and show it to a person in one line.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ log = logging.getLogger(__name__)
 
 DEFAULT_WORKERS = 2
 
-# gunicorn's status of a worker that cannot start: its master ends then, and does not try for ever.
+# The exit status by which a worker says that it cannot start: gunicorn's master then ends, and does not try for ever.
 _WORKER_BOOT_ERROR = 3
 _OPEN_AGAIN_SECONDS = 1.0
 
-# Of this process. Not in gunicorn_conf.py, which gunicorn reads again on SIGHUP.
+# The state of this process. It is not in gunicorn_conf.py, which gunicorn executes again on SIGHUP.
 _embedded: list[EmbeddedShards] = []
 _loaded: list[Settings] = []
 _witnesses: list[Witnesses] = []
@@ -56,19 +56,19 @@ def errors_in_one_line(status: int = 1) -> Iterator[None]:
 
 
 def load_settings() -> Settings:
-    """Return the settings of this process's environment, or end the process telling every mistake."""
+    """Return the settings from this process's environment, or end the process with a message on every mistake."""
     with errors_in_one_line():
         _loaded[:] = [Settings.load(os.environ)]
     return _loaded[0]
 
 
 def loaded_settings() -> Settings | None:
-    """Return what `load_settings` returned last, in gunicorn's master: a worker that is started later has the same."""
+    """Return the settings that the master loaded last: a worker that is started later uses the same ones."""
     return _loaded[0] if _loaded else None
 
 
 def worker_count(settings: Settings, environ: Mapping[str, str]) -> int:
-    """Return how many workers gunicorn starts where no option says it."""
+    """Return how many workers gunicorn starts if no option sets the number."""
     default = 1 if settings.has.single_process else DEFAULT_WORKERS
     text = environ.get("WEB_CONCURRENCY") or str(default)
     if not text.isdecimal() or int(text) < 1:
@@ -77,7 +77,7 @@ def worker_count(settings: Settings, environ: Mapping[str, str]) -> int:
 
 
 def worker_class() -> str:
-    """Return the worker that serves fastest here: the project's own needs epoll."""
+    """Return the fastest worker class for this system: the project's own needs epoll."""
     return "visit_counter.server.worker.VisitWorker" if hasattr(select, "epoll") else "gthread"
 
 
@@ -93,7 +93,7 @@ def check_worker_count(settings: Settings, workers: int) -> None:
 
 
 def check_address_is_free(address: object) -> None:
-    """Raise StartupError if something else listens where the service shall; unix sockets are gunicorn's matter."""
+    """Raise StartupError if the service cannot listen at this address; gunicorn checks unix sockets itself."""
     if not isinstance(address, tuple):
         return
     family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
@@ -141,7 +141,7 @@ def prepare(settings: Settings, workers: int, addresses: Sequence[object]) -> li
 
 def prepare_journal(journal: Journal) -> None:
     """Make the journal if there is none, before the first worker starts. Raises StartupError."""
-    # An upgrade in place: the workers of the former master live.
+    # In an upgrade in place, the workers of the former master are still running.
     if "GUNICORN_PID" in os.environ and not journal.is_there():
         log.warning("%s is gone; waiting for the workers that run to put it back", journal.path)
         wait_until_there(journal)
@@ -157,8 +157,8 @@ def _load_code() -> None:
     """
     from visit_counter import create_app  # noqa: F401, PLC0415 - for what its import loads
 
-    # It stays as long as this process does. A garbage collection would walk over all of it, here and in each worker,
-    # where what it writes would then be no longer shared.
+    # This code stays for as long as the process. A garbage collection would visit all its objects, here and in each
+    # worker; and since it writes to what it visits, the workers would no longer share that memory.
     gc.freeze()
 
 
@@ -169,7 +169,7 @@ def clean_up() -> None:
 
 
 def start_log(settings: Settings, addresses: Sequence[object]) -> list[str]:
-    """Return the lines that tell where the service is and where it keeps its counts."""
+    """Return the lines of the log that name the service's addresses, its shards and its data directory."""
     shown = [
         f"http://{address[0]}:{address[1]}" if isinstance(address, tuple) else str(address) for address in addresses
     ]
@@ -184,8 +184,9 @@ def start_log(settings: Settings, addresses: Sequence[object]) -> list[str]:
 def start_service(worker: Any) -> None:
     """Start the service in a worker of gunicorn.
 
-    If it cannot start, one of the first workers ends, so that gunicorn's master ends too. A later worker, or one beside
-    others that have the journal open, waits for it: the others serve on, and the master would end them.
+    If it cannot start in one of the first workers, this worker ends, so that gunicorn's master also ends. A later
+    worker, or one beside others that have the journal open, tries again instead: the others go on serving, and the
+    master would end them.
     """
     service = worker.wsgi.extensions["visit_counter"]
     service.witnesses = witnesses = _witnesses[0] if _witnesses else None
@@ -203,20 +204,20 @@ def start_service(worker: Any) -> None:
                 worker.notify()
                 time.sleep(_OPEN_AGAIN_SECONDS)
             else:
-                # What is here now, code for the most part, stays as long as the worker does. A garbage collection
-                # would walk over all of it again and again, while every visitor waits.
+                # The objects that exist now, mostly code, stay for as long as the worker. Each full garbage collection
+                # would visit all of them, and every request would wait for it.
                 gc.freeze()
                 return
 
 
 def ignore_signals() -> None:
-    """Let a worker that ends do so undisturbed; SIGKILL after gunicorn's graceful time-out stays.
+    """Let a worker that is ending ignore further signals, except SIGKILL after gunicorn's graceful time-out.
 
-    A worker gets two signals for one Ctrl-C, the terminal's and the master's. gunicorn's handler raises
-    SystemExit at each, and the second one would break off the last flush or come before it.
+    A worker gets two signals for one Ctrl-C: from the terminal and from the master. gunicorn's handler raises
+    SystemExit at each of them, and the second one would interrupt or prevent the last flush.
     """
     for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGTERM):
-        # Not SIG_IGN: Python prints a warning for a signal that has come and is ignored only then.
+        # This is not SIG_IGN: Python prints a warning for a signal that has come before and is ignored afterwards.
         signal.signal(number, _nothing)
 
 
@@ -225,7 +226,7 @@ def _nothing(_signal: int, _frame: object) -> None:
 
 
 def stop_service(app: object | None) -> None:
-    """Stop the service in a worker, if it came to load one."""
+    """Stop the service in a worker, if the worker has loaded it."""
     service = getattr(app, "extensions", {}).get("visit_counter")
     if service:
         ignore_signals()
@@ -233,6 +234,6 @@ def stop_service(app: object | None) -> None:
 
 
 def share_memory() -> None:
-    """Make what the workers share in memory; call it in the master, before the fork. It takes room once it is used."""
+    """Make the tables that the workers share; call it in the master, before the fork. Memory is used when written."""
     for name in TABLES:
         shared(name)

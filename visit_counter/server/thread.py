@@ -1,6 +1,6 @@
-"""A connection while a thread has it: gunicorn's own, except that the thread never waits for the client.
+"""A connection in a thread, where gunicorn handles its request without waiting for the client.
 
-The loop has read all of the request that is worth waiting for, and sends what the client does not take at once.
+The loop has read the whole request before, and afterwards sends the part of the answer that the client did not take.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ if TYPE_CHECKING:
 
     from visit_counter.server.connection import Connection
 
-# What the loop sends for a thread. For more than this the thread waits until the client takes some of it.
+# How much of an answer the loop sends for a thread. For more than this, the thread waits until the client takes some.
 KEPT_BYTES = 256 * 1024
 
 
 class Wire:
-    """What gunicorn takes for the client's socket. It has no `recv`: gunicorn then iterates over what was received."""
+    """Stands for the client's socket in gunicorn. It has no `recv`, so gunicorn iterates over it for the request."""
 
     def __init__(self, sock: socket.socket, received: bytes, wait_seconds: float) -> None:
         self.unsent = b""
-        self.ran_out = False  # more was asked for than was received: where the next request begins is not known
+        self.ran_out = False  # gunicorn wanted more than was received: the start of the next request is not known
         self._sock = sock
         self._received = received
         self._wait_seconds = wait_seconds
@@ -78,7 +78,7 @@ class Wire:
             raise TimeoutError("the client does not take its answer")
 
     def give_up(self) -> None:
-        """Let the thread, if it waits for the client, fail at once; called by the loop."""
+        """Let the thread fail at once if it waits for the client; the loop calls this."""
         if self._waits:
             with suppress(OSError):
                 self._sock.shutdown(socket.SHUT_RDWR)
@@ -92,7 +92,7 @@ class Wire:
         return self._sock.getsockname()
 
     def gettimeout(self) -> float:
-        """Tell gunicorn that nothing here waits."""
+        """Return 0: for gunicorn, this socket never waits."""
         return 0.0
 
     def setblocking(self, flag: bool) -> None:
@@ -122,11 +122,11 @@ class HandingWorker(ConnectionWorker):
 
     def _prepare(self) -> None:
         super()._prepare()
-        self._handed: set[HandedConnection] = set()  # those that threads have
-        self._resumed: list[Connection] = []  # back from a thread, with another request in the buffer
+        self._handed: set[HandedConnection] = set()  # the connections that are in threads now
+        self._resumed: list[Connection] = []  # connections back from a thread, with another request in the buffer
 
     def _hand(self, connection: Connection) -> None:
-        """Give the connection to a thread, once what is to be sent before is sent."""
+        """Give the connection to a thread, once all of its output is sent."""
         if connection.out:
             connection.next = Next.HAND
             return
@@ -159,16 +159,16 @@ class HandingWorker(ConnectionWorker):
             self._resumed.append(connection)
 
     def handle_request(self, req: Any, conn: Any) -> Any:
-        """Do as gthread does, but let a client that does not take a large answer go quietly."""
+        """Do as gthread does, but log no error for a client that does not take a large answer."""
         if conn.was_continued:
-            req._expected_100_continue = False  # noqa: SLF001  # gunicorn would say it a second time
+            req._expected_100_continue = False  # noqa: SLF001  # gunicorn would send 100 Continue a second time
         try:
             return super().handle_request(req, conn)
         except TimeoutError as error:
             raise StopIteration from error
 
     def _keepalive_after(self, conn: Any, keepalive: Any) -> bool:
-        """Do as gthread does, and close a connection of whose body not all was waited for."""
+        """Do as gthread does, but close a connection if the loop did not wait for the whole body."""
         return super()._keepalive_after(conn, keepalive) and not conn.wire.ran_out
 
     def _give_up(self) -> None:

@@ -18,24 +18,25 @@ if TYPE_CHECKING:
     from visit_counter.server.connection import Connection
     from visit_counter.server.http1 import Taken
 
-# Each answers what waits for one shard in a turn; several, because one that hangs keeps its thread for a while.
+# A thread answers the requests of a turn that wait for one shard. There are several, because a shard that hangs holds
+# its thread for a while.
 LOAD_THREADS = 4
 
 
 class WaitingWorker(HandingWorker):
-    """Has the requests of a turn answered that must wait, together."""
+    """Answers the requests of a turn that must wait for a shard, together."""
 
     _counter: VisitCounter
 
     def _prepare(self) -> None:
         super()._prepare()
-        # Neither Flask's requests nor a slow client keep a page from being read.
+        # This pool is apart from gunicorn's, so that neither Flask's requests nor slow clients hold up a read.
         self._load_pool = ThreadPoolExecutor(LOAD_THREADS, "load")
 
     def _write_answers(
         self, asking: list[tuple[Connection, Taken]], outcomes: Sequence[Outcome], now: float
     ) -> list[Connection]:
-        """Put what came of the requests into the connections' output; return those that have read more than that."""
+        """Put the answers into the connections' output; return the connections that have read another request."""
         raise NotImplementedError
 
     def _answer_waves(self, wave: list[Connection], sending: list[Connection], now: float) -> None:
@@ -43,12 +44,12 @@ class WaitingWorker(HandingWorker):
         raise NotImplementedError
 
     def _let_wait(self, waiting: list[tuple[Connection, Taken]], now: float) -> None:
-        """Have requests answered that must wait for a shard: in a thread for each shard, since one may hang."""
+        """Answer requests that must wait for a shard, in a thread for each shard, since one shard may hang."""
         groups: dict[str, list[tuple[Connection, Taken]]] = {}
         for one in waiting:
             connection, (target, _, _) = one
             connection.waits_since = now
-            # What was answered before goes out with this answer, in order.
+            # Earlier answers are held back and sent together with this one, in order.
             connection.held, connection.out = connection.out, b""
             self._release(connection)
             groups.setdefault(self._counter.owner(target.asks[0].page), []).append(one)
@@ -58,7 +59,7 @@ class WaitingWorker(HandingWorker):
             future.add_done_callback(partial(self.method_queue.defer, self._waited, mine))
 
     def _waited(self, asking: list[tuple[Connection, Taken]], done: Future[list[Outcome]]) -> None:
-        """Send what came of requests that waited."""
+        """Send the answers of requests that waited."""
         now = time.monotonic()
         for connection, _ in asking:
             connection.out, connection.held = connection.held, b""

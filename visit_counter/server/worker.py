@@ -7,12 +7,12 @@ One thread runs an epoll loop. A turn of it:
 3. ask `VisitCounter.answer` for all of them at once: one journal append for the whole turn;
 4. send the answers, and the refusals.
 
-A request that must wait for a shard does so out of the loop, until a thread has read what all such requests of the turn
-lack, and has answered them. One that is not ordinary goes with its connection to a thread of another pool, where
-gunicorn's `gthread` handles it: header policy, limits, refusals, hooks and errors are gunicorn's own. It goes there
-only once the request is all here (`Awaited`), and what the client does not take of the answer the loop sends: so the
-threads never wait for clients, and reading pages, Flask and slow clients share none. While a connection is away the
-loop does not read from it, so that pipelined requests are answered in order.
+A request that must wait for a shard leaves the loop. A thread reads the counts that all such requests of the turn lack,
+and answers them. A request that is not ordinary goes with its connection to a thread of another pool, where gunicorn's
+`gthread` handles it: header policy, limits, refusals, hooks and errors are gunicorn's own. The loop hands a request
+over only once it is complete (`Awaited`), and sends the part of the answer that the client does not take at once. So
+the threads never wait for clients, and neither Flask nor a slow client holds up the reading of counts. While a
+connection is away, the loop does not read from it, so pipelined requests are answered in order.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class VisitWorker(WaitingWorker):
 
     @classmethod
     def check_config(cls, cfg: Any, log: Any) -> None:
-        """Exit with one clear line where the configuration asks for what this worker does not do."""
+        """Exit with one clear line if the configuration asks for something that this worker does not support."""
         super().check_config(cfg, log)
         wrong = unsupported(cfg)
         if wrong:
@@ -63,7 +63,7 @@ class VisitWorker(WaitingWorker):
     # -- the loop ------------------------------------------------------------------------------------------------
 
     def run(self) -> None:
-        """Serve until told to stop, then finish what is under way."""
+        """Serve until a signal ends this worker, then finish the requests under way."""
         self._prepare()
         self.set_accept_enabled(True)
         while self.alive:
@@ -71,26 +71,26 @@ class VisitWorker(WaitingWorker):
         self._finish()
         self.tpool.shutdown(wait=False)
         self._load_pool.shutdown(wait=False, cancel_futures=True)
-        # Not method_queue: a thread that ends later writes to it, and its number might be that of another file by then.
+        # method_queue stays open: a thread that ends later writes to its file number, which another file could have.
         self.poller.close()
 
     def _prepare(self) -> None:
         super()._prepare()
         counter = self._find_counter()
         origins = Origins() if counter is None else self.wsgi.extensions["visit_counter"].origins
-        # Where not all origins may count, Flask judges the requests of those that a page of another site has sent.
+        # If not all origins may count, Flask judges each request with an `Origin`: a page of another site may send it.
         special = () if origins.are_all else (b"origin",)
         calls = None if counter is None else self.wsgi.extensions.get("visit_counter_calls")
         find_call = calls.find if calls else None
         self._reader = RequestReader(limits_of(self.cfg), hot=counter is not None, special=special, find_call=find_call)
         self._judge = calls.judge if calls and calls.are_guarded else None
         self._origin_fields = origins.fields(None)
-        if counter is not None:  # else no request is ordinary, so that nobody is asked
+        if counter is not None:  # else no request is ordinary, so the loop never uses a counter
             self._counter = counter
         self._logs_access = self.log.access_log_enabled or type(self.log).access is not glogging.Logger.access
 
     def _find_counter(self) -> VisitCounter | None:
-        """Return what answers hot requests, or None where each must go the long way."""
+        """Return the counter that answers hot requests, or None if each must go through the WSGI application."""
         service = getattr(self.wsgi, "extensions", {}).get("visit_counter")
         hooks = self.cfg.pre_request is not config.PreRequest.default or (
             self.cfg.settings["post_request"].get() is not config.PostRequest.default
@@ -103,7 +103,7 @@ class VisitWorker(WaitingWorker):
         return counter
 
     def _turn(self, timeout_seconds: float) -> None:
-        """Wait for events, and do all that they allow without waiting."""
+        """Wait for events, and do everything that they allow without waiting."""
         events = self.poller.poll(timeout_seconds)
         now = time.monotonic()
         if now >= self._next_check:
@@ -121,8 +121,8 @@ class VisitWorker(WaitingWorker):
                     ready.append(connection)
             elif self._receive(connection):
                 ready.append(connection)
-        # New connections come last: one may be given the number of a connection closed above, and would then be
-        # taken for it by an event that is still in the list.
+        # New connections come last: the kernel may give one the number of a connection that was closed above, and an
+        # event of the closed one that is still in the list would then be taken for its own.
         for fd in others:
             if fd in self._listeners:
                 ready += self._accept(fd, now)
@@ -134,10 +134,10 @@ class VisitWorker(WaitingWorker):
             self._answer_waves(ready, ready, now)
 
     def _answer_waves(self, wave: list[Connection], sending: list[Connection], now: float) -> None:
-        """Answer what the connections of `wave` have read, then send to all of `sending`.
+        """Answer the requests that the connections of `wave` have read, then send to all of `sending`.
 
-        That is the first request of each, then the second of each, and so on: one at a time for a connection, because a
-        request that must wait for a thread holds up those behind it.
+        The loop answers the first request of each connection, then the second of each, and so on. It takes one at a
+        time, because a request that must wait for a thread holds up those behind it on the same connection.
         """
         while wave:
             wave = self._answer(wave, now)
@@ -146,7 +146,7 @@ class VisitWorker(WaitingWorker):
                 self._send(connection, now)
 
     def _answer(self, wave: list[Connection], now: float) -> list[Connection]:
-        """Answer the first request of each connection; return the connections that have read more than that."""
+        """Answer the first request of each connection; return the connections that have read another one."""
         take = self._reader.take
         asks: list[Ask] = []
         asking: list[tuple[Connection, Taken]] = []
@@ -174,7 +174,7 @@ class VisitWorker(WaitingWorker):
     def _write_answers(
         self, asking: list[tuple[Connection, Taken]], outcomes: Sequence[Outcome], now: float
     ) -> list[Connection]:
-        """Put what came of the requests into the connections' output; return those that have read more than that."""
+        """Put the answers into the connections' output; return the connections that have read another request."""
         must_close = not self.alive or not self._keepalive or len(self._connections) > self.max_keepalived
         idle_until = now + self._keepalive
         heads = self._heads.ready
@@ -217,15 +217,15 @@ class VisitWorker(WaitingWorker):
         return more
 
     def _judged(self, connection: Connection, taken: Taken) -> Taken:
-        """Return the request once its visit was judged: as it is, or without the visit."""
-        assert self._judge  # noqa: S101 - the caller has looked
+        """Return the request after its visit was judged: unchanged, or without the visit."""
+        assert self._judge  # noqa: S101 - the caller has checked it
         target, framing, end = taken
         sent = sent_of(connection.buffer[: end - framing.body_bytes], connection.client[0])
         asked = self._judge(target.asks, target.reply, sent)
         return target._replace(asks=asked.asks, reply=asked.reply), framing, end
 
     def _ask(self, asks: list[Ask]) -> Sequence[Outcome] | None:
-        """Return what came of the asks; None if nobody can say what was counted, so that nothing can be said."""
+        """Return the outcomes of the asks; None after an unexpected error, when it is not known what was counted."""
         try:
             return self._counter.answer(asks)
         except Exception:
@@ -241,7 +241,7 @@ class VisitWorker(WaitingWorker):
     def _dismiss_some(self, asking: list[tuple[Connection, Taken]]) -> None:
         """Answer some requests as if their clients had asked to close: other workers have fewer connections.
 
-        Where another request has come behind it, the connection is kept, so that this one is answered too.
+        A connection on which another request has come already is kept, so that this request is answered, too.
         """
         for at, (connection, (target, framing, end)) in enumerate(asking):
             if self._share.surplus and len(connection.buffer) == end:
@@ -252,7 +252,7 @@ class VisitWorker(WaitingWorker):
         if verdict is Verdict.UNUSUAL:
             data = connection.buffer
             if b"\r\n\r\n" not in data and data.count(b"\n") == data.count(b"\r\n"):
-                # It can only be refused, and gunicorn refuses a head once it has its end.
+                # gunicorn will refuse this head, but only once it is complete. So the loop ends it.
                 connection.buffer += b"\r\n\r\n"
                 connection.is_cut = True
             self._hand(connection)
@@ -265,7 +265,7 @@ class VisitWorker(WaitingWorker):
             connection.was_continued = True
 
     def _check(self, now: float) -> None:
-        """Do what is due about once a second."""
+        """Do the work that is due about once a second."""
         self.notify()
         self._heads = Heads(SERVER, util.http_date(), self._origin_fields)
         if self.alive and not self.is_parent_alive():

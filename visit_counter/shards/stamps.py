@@ -1,10 +1,11 @@
-"""The stamp of a partition: which apply changed it last, and which was the last before it of another writer. Pure.
+"""The stamp of a partition: the last apply that changed it, and the last one before that by another writer. Pure.
 
-A stamp is `<writer>/<watermark> <writer>/<watermark>`, or "" where nothing was applied yet. `apply.lua` sets it when
-it changes a count, in the same step. So every writer finds in it the last change that it has not made itself: as long
-as that is the same, nobody else has changed a count of the partition.
+A stamp is `<writer>/<watermark> <writer>/<watermark>`, or "" if nothing was applied yet. `apply.lua` sets it in the
+same step in which it changes a count. So every writer finds in it the last change by another writer. As long as that is
+the same, no other writer has changed a count of the partition.
 
-It is no counter: a shard that comes back with older data would count up again to the same number, with other visits.
+The stamp is not a simple counter of changes: a shard that comes back with older data would count up to the same number
+again, with other visits.
 """
 
 from __future__ import annotations
@@ -16,6 +17,6 @@ def next_stamp(stamp: str, writer: str, watermark: str) -> str:
 
 
 def others_change(stamp: str, writer: str) -> str:
-    """Return the last change of a partition that another writer than this one has made; "" for none."""
+    """Return the last change of a partition by another writer than this one; "" if there is none."""
     last, _, before = stamp.partition(" ")
     return before if last.startswith(f"{writer}/") else last

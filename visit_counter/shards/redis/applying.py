@@ -34,7 +34,8 @@ if TYPE_CHECKING:
 
     from visit_counter.shards.redis.wire import Wire
 
-# One round trip: bounds what waits in the buffers of both sides, and the replies one lost connection leaves unknown.
+# The most that one round trip sends. This bounds the buffers of both sides, and how many outcomes stay unknown when a
+# connection is lost.
 CHUNK_BATCHES = 64
 CHUNK_BYTES = 1_000_000
 
@@ -43,7 +44,7 @@ _SCRIPT = load_script(__package__, "apply")
 _SCRIPT_SHA = sha1(_SCRIPT, usedforsecurity=False).hexdigest().encode()
 
 
-# What is applied and not yet known to be on disk: the watermark, by writer and partition.
+# Batches that were applied and may not be on the disk yet: the watermark, by writer and partition.
 Unsynced = dict[tuple[str, int], str]
 
 
@@ -62,26 +63,26 @@ class Applier:
         self._report = report
         self._wire = wire
         self._persist_limit_seconds = persist_limit_seconds
-        # Is given the server's address and the addresses of its replicas. Returns how many replicas must confirm; None
-        # while one of those that must is away.
+        # Called with the server's address and the addresses of its replicas. Returns how many replicas must confirm, or
+        # None while a replica that must confirm is not connected.
         self._due_replicas = due_replicas
         self._lock = Lock()
         self._connection: Connection | None = None
-        # What `persist` has to find on disk. It was applied over the connection that is open now ...
+        # The batches that `persist` must find on the disk. These were applied over the connection that is open now ...
         self._applied: Unsynced = {}
-        # ... or over one that was lost since: the server may have come back without it.
+        # ... and these over a connection that was lost since: the server may have come back without them.
         self._orphaned: Unsynced = {}
 
     def apply(self, writer: str, batches: Sequence[Batch]) -> list[Applied]:
-        """Apply each batch, or say why not."""
+        """Apply each batch; return the outcome of each."""
         replies = self.send(writer, batches)
         return [applied_of(self._shard, batch, reply) for batch, reply in zip(batches, replies, strict=True)]
 
     def send(self, writer: str, batches: Sequence[Batch], *, asking: bool = False) -> list[Any]:
-        """Apply each batch; return what came for each: the watermark there is, or a RedisError.
+        """Apply each batch; return the reply to each: the watermark that the partition has now, or a RedisError.
 
-        Once the shard is found down, the rest is not tried: each chunk would wait for its time-out. With `asking`, a
-        server of a cluster also accepts batches of partitions that are being moved to it.
+        Once a reply shows that the shard is down, the other batches are not tried: each chunk would wait for its
+        time-out. With `asking`, a server of a cluster also accepts batches of partitions that are being moved to it.
         """
         results: list[Any] = []
         with self._lock:
@@ -94,9 +95,9 @@ class Applier:
         return results
 
     def release_moved(self, leaves: Callable[[int], bool]) -> Unsynced:
-        """Return what is not known to be on disk of partitions that have left this server, and of lost connections.
+        """Return the batches that may not be on the disk and that are of moved partitions or lost connections.
 
-        This object no longer waits for it: the caller does.
+        This object no longer waits for them: the caller does.
         """
         with self._lock:
             gone = {at: mark for at, mark in self._applied.items() if leaves(at[1])}
@@ -107,15 +108,15 @@ class Applier:
         return gone
 
     def is_unsynced(self, partition: int) -> bool:
-        """Tell whether `persist` has to find something on disk that was applied to this partition."""
+        """Return whether a batch was applied to this partition that `persist` must still find on the disk."""
         with self._lock:
             return any(at == partition for _, at in (*self._applied, *self._orphaned))
 
     def persist(self, timeout_seconds: float) -> bool | None:
-        """Wait until everything applied is on the disks of the server and of its replicas; not longer than the limit.
+        """Wait until all applied batches are on the disks of the server and of its replicas; not longer than the limit.
 
-        WAITAOF covers the last write of its own connection. So what was applied over a connection that was lost is
-        looked for first, and its watermark is written again over the connection that is open now.
+        WAITAOF covers the last write of its own connection. So for a batch that was applied over a lost connection,
+        this first checks that the partition still includes it, and writes the watermark again over the open connection.
         The answer stays False while a replica without an append-only file is connected, because it never confirms. It
         also stays False while a known replica is not connected, because that one may be promoted.
         """
@@ -143,14 +144,14 @@ class Applier:
         return replies
 
     def _note(self, writer: str, batches: Sequence[Batch], replies: Sequence[Any]) -> None:
-        """Remember what `persist` has to find on disk."""
+        """Note the batches that `persist` must find on the disk."""
         for batch, reply in zip(batches, replies, strict=True):
             if not isinstance(reply, RedisError) and _mark_of(reply) == batch.watermark:
                 self._applied[writer, batch.partition] = batch.watermark
                 self._orphaned.pop((writer, batch.partition), None)
 
     def _run(self, connection: Connection, commands: Sequence[bytes], *, asking: bool) -> list[Any]:
-        """Send script calls. Those that found no script (after SCRIPT FLUSH) were not run; they are sent again."""
+        """Send script calls. If the script was missing (after SCRIPT FLUSH), a call did not run, and is sent again."""
         send = exchange_asking if asking else exchange
         replies = send(connection, commands, repeat(is_text))
         missed = [index for index, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
@@ -176,14 +177,14 @@ class Applier:
         return connection
 
     def _adopt_orphans(self) -> bool:
-        """Find what was applied over lost connections and write its watermarks again; tell whether all is there."""
+        """Write the watermarks of batches of lost connections again; return whether their partitions include all."""
         for writer in {writer for writer, _ in self._orphaned}:
             known = {partition: mark for (owner, partition), mark in self._orphaned.items() if owner == writer}
             present = self._watermarks(writer, known)
             for partition in known.keys() - present.keys():
                 if not self._has_moved(partition):
                     return False
-                # Its new shard had all of it on disk before this one gave it up.
+                # The partition's new shard had all of it on its disk before this one gave it up.
                 del self._orphaned[writer, partition], known[partition]
             if any(not includes(present[partition], mark) for partition, mark in known.items()):
                 return False
@@ -193,7 +194,7 @@ class Applier:
         return not self._orphaned
 
     def _watermarks(self, writer: str, partitions: Mapping[int, str]) -> dict[int, str]:
-        """Return the watermark of each partition that is in its own place."""
+        """Return the watermark of each partition that is on this server; others are left out."""
         field = watermark_field(writer)
         commands = [pack(b"HGET", partition_key(at), field) for at in partitions]
         replies = exchange(self._connect(), commands, repeat(is_text_or_nothing))
@@ -221,7 +222,7 @@ class Applier:
 
 
 def applied_of(shard: str, batch: Batch, reply: Any) -> Applied:
-    """Say what came of a batch, given what the script returned or a RedisError."""
+    """Return the outcome of a batch, from the script's reply or a RedisError."""
     if isinstance(reply, RedisError):
         error = explain(shard, reply)
         refused = isinstance(error, StoreRefusedError)
@@ -235,7 +236,7 @@ def _mark_of(reply: bytes) -> str:
 
 
 def _usable(connection: Connection) -> bool:
-    """Tell whether a connection is open and belongs to this process; one with bytes to read is at its end."""
+    """Return whether a connection is open and of this process; one with bytes to read was closed by the server."""
     try:
         return connection.pid == os.getpid() and connection.is_connected and not connection.can_read()
     except (RedisError, OSError):
@@ -243,12 +244,12 @@ def _usable(connection: Connection) -> bool:
 
 
 def includes(present: str, watermark: str) -> bool:
-    """Tell whether a partition at `present`, which may be no watermark, includes everything up to `watermark`."""
+    """Return whether a partition at `present`, which may be any text, includes everything up to `watermark`."""
     return present == watermark or (is_token(present) and segment_of(present) > segment_of(watermark))
 
 
 def _chunks(batches: Sequence[Batch], writers_field: bytes) -> Iterator[list[bytes]]:
-    """Pack batches into the script calls of one round trip after the other.
+    """Pack batches into script calls, and give the calls of one round trip at a time.
 
     `writers_field`: the field of a partition that holds the writer's watermark.
     """

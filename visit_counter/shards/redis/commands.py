@@ -21,10 +21,10 @@ from visit_counter.shards.shard_map import KEY as SHARD_MAP_KEY
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-# Of the largest count there is, 2^63 - 1.
+# How many digits the largest count has, which is 2^63 - 1.
 _COUNT_DIGITS = 19
 _OFFER = load_script(__package__, "offer")
-# The field of a partition's losses (see `Store.raise_losses`): what it is called is no writer's id.
+# The field of a partition's losses (see `Store.raise_losses`); no writer's id is "losses".
 LOSSES_FIELD = b"\tlosses"
 # The field of a partition's stamp (see `shards.stamps`), which `apply.lua` sets.
 STAMP_FIELD = b"\tstamp"
@@ -33,7 +33,7 @@ STORED, LOOK = values(4), values(3)
 
 
 def partition_key(partition: int) -> bytes:
-    """Return the key of a partition; the braces keep it, and what may join it, in one slot of a Redis Cluster."""
+    """Return the key of a partition; keys with the same number in braces are in the same slot of a Redis Cluster."""
     return b"visits:{%d}" % partition
 
 
@@ -58,12 +58,12 @@ def look_command(writer: str, partition: int) -> bytes:
 
 
 def look_fields(writer: str) -> tuple[bytes, ...]:
-    """Return the fields that tell whether a partition has changed."""
+    """Return the fields that show whether a partition has changed."""
     return watermark_field(writer), LOSSES_FIELD, STAMP_FIELD
 
 
 def stored_fields(writer: str, page: str) -> tuple[bytes, ...]:
-    """Return the fields that tell what is stored of a page."""
+    """Return the fields for a page's stored count and its partition's state."""
     return page.encode(), *look_fields(writer)
 
 
@@ -78,13 +78,13 @@ def watermark_command(writer: str, partition: int) -> bytes:
 
 
 def stored_of(shard: str, reply: Sequence[bytes | None]) -> Stored:
-    """Return what a reply holds of a page; raises StoreRefusedError if that is no count or no watermark."""
+    """Return the stored count in a reply; raises StoreRefusedError if the reply holds no count or no watermark."""
     count, *others = reply
     return Stored(_number(shard, count), *look_of(shard, others))
 
 
 def look_of(shard: str, reply: Sequence[bytes | None]) -> Look:
-    """Return what a reply holds of a partition; raises StoreRefusedError as `stored_of` does."""
+    """Return the state of a partition in a reply; raises StoreRefusedError as `stored_of` does."""
     watermark, losses, stamp = reply
     mark = text_of(watermark or b"")
     if not is_token(mark):
@@ -93,7 +93,7 @@ def look_of(shard: str, reply: Sequence[bytes | None]) -> Look:
 
 
 def look_or_none(shard: str, reply: Any) -> Look | None:
-    """Return what a reply holds of a partition; None for an error, and for what no flush wrote."""
+    """Return the state of a partition in a reply; None for an error, and for a text that no flush wrote."""
     if isinstance(reply, RedisError):
         return None
     try:
@@ -111,15 +111,15 @@ def _number(shard: str, value: bytes | None) -> int:
 
 
 def offer_command(text: str) -> tuple[bytes, ...]:
-    """Return the command, not packed, that keeps a shard map unless a newer one is there."""
+    """Return the command, not packed, that stores a shard map unless the server has a newer one."""
     return (b"EVAL", _OFFER, b"1", SHARD_MAP_KEY, text.encode())
 
 
 def text_of(watermark: bytes) -> str:
-    """Return a watermark as text; `bytes_of` makes the same bytes of it, whatever they are."""
+    """Return a watermark as text; `bytes_of` returns the same bytes again, also if they are not UTF-8."""
     return watermark.decode(errors="surrogateescape")
 
 
 def bytes_of(watermark: str) -> bytes:
-    """Return the bytes of what `text_of` returned."""
+    """Return the bytes of a text from `text_of`."""
     return watermark.encode(errors="surrogateescape")
