@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from tests.support.clock import Clock
 from visit_counter.counting.cache import LocalCache
 from visit_counter.counting.counter import BufferedCounter
 from visit_counter.flush.flusher import Flusher
@@ -20,16 +21,6 @@ if TYPE_CHECKING:
     from visit_counter.shards.contract import Store
 
 NAMES = ("redis_7070", "redis_7071")
-
-
-class Clock:
-    """A clock that stands still until it is moved. Seconds."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 class Host:

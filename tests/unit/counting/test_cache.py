@@ -8,18 +8,8 @@ import pytest
 from flask import Flask
 from flask_caching import Cache
 
+from tests.support.clock import Clock
 from visit_counter.counting.cache import LocalCache
-
-
-class Clock:
-    """A clock that a test turns."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        """Return the time, in seconds."""
-        return self.now
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from tests.support.host import Clock
+from tests.support.clock import Clock
 from tests.unit.counting.test_counter import Watched
 from visit_counter.counting.cache import LocalCache
 from visit_counter.counting.direct import DirectCounter

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
-from tests.support.host import Clock
+from tests.support.clock import Clock
 from visit_counter.journal.checkpoint import Checkpoint, LastFlush, acknowledge, acknowledged
 from visit_counter.runtime.health import FlushWatch, Health, flush_complaints
 

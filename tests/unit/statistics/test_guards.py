@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.support.clock import Clock
 from visit_counter.errors import RateError
 from visit_counter.model.rates import Rate, parse_rate
 from visit_counter.statistics import shared_table
@@ -18,15 +19,6 @@ if TYPE_CHECKING:
     from visit_counter.config.settings import Settings
 
 A, B = Sent("192.0.2.1", user_agent="one"), Sent("192.0.2.2", user_agent="one")
-
-
-class Clock:
-    """A time that only a test moves."""
-
-    now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 @pytest.fixture

@@ -5,18 +5,8 @@ from threading import Barrier
 
 import pytest
 
+from tests.support.clock import Clock
 from visit_counter.shards.redis.breaker import Breaker
-
-
-class Clock:
-    """A clock that a test turns."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        """Return the time, in seconds."""
-        return self.now
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.support.clock import Clock
 from tests.support.servers import wait_until
 from visit_counter.shards.redis.names import Names
 
@@ -31,15 +32,6 @@ class NameServer:
         if isinstance(self.answer, OSError):
             raise self.answer
         return self.answer
-
-
-class Clock:
-    """A clock that is set by hand."""
-
-    now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 @pytest.fixture
