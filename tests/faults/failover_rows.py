@@ -104,7 +104,7 @@ def _repeat(  # noqa: PLR0917 - one call in each row
         if oracle.mistakes:
             raise BrokenError(f"trial {trial}: {len(oracle.mistakes)} mistakes, the first: {oracle.mistakes[0]}")
         shutil.rmtree(host)
-        visits += oracle.acknowledged.total()
+        visits += oracle.visits
         answers += oracle.answers
         unknown += oracle.unknown
         progress(trial + 1)

@@ -154,7 +154,7 @@ def watch_cluster_slots(directory: Path, trials: int, seed: int, progress: Calla
                 wait_until(lambda: watch.persist(1) is not False, "the disks to have everything")
             if oracle.mistakes:
                 raise BrokenError(f"trial {trial}: {len(oracle.mistakes)} mistakes, the first: {oracle.mistakes[0]}")
-            visits += oracle.acknowledged.total()
+            visits += oracle.visits
             progress(trial + 1)
     return f"{visits} visits, {looks} moves watched"
 

@@ -90,9 +90,9 @@ def _under_load(
         lost, doubled = service.lost_and_doubled(load)
         load.close()
     others = Counter(sample.status for sample in load.samples if sample.status != 200)
-    detail = f"{sum(load.tally.acknowledged.values())} visits, lost {lost}, doubled {doubled}"
-    if lost or doubled or load.tally.wrong or others:
-        raise BrokenError(f"{detail}; answers but 200: {dict(others)}; wrong: {load.tally.wrong[:5]}")
+    detail = f"{load.oracle.visits} visits, lost {lost}, doubled {doubled}"
+    if lost or doubled or load.oracle.mistakes or others:
+        raise BrokenError(f"{detail}; answers but 200: {dict(others)}; wrong: {load.oracle.mistakes[:5]}")
     return detail
 
 

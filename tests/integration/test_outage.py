@@ -84,5 +84,5 @@ def test_visits_of_a_shard_that_is_down_wait_and_then_drain_by_themselves(
     keep_up(load, lambda: status(service) == "healthy", "health says healthy")
     keep_up(load, lambda: last_error(service) == "", "all that waited is stored")
     assert {sample.status for sample in load.samples} == {200}
-    assert load.tally.wrong == []
+    assert load.oracle.mistakes == []
     assert service.lost_and_doubled(load) == (0, 0)

@@ -78,7 +78,7 @@ def measure(service: Service, load: Load, seconds: float, rounds: int) -> list[s
                 wrong.append(f"{phase} {key}: p99 is {p99 * 1e3:.2f} ms, allowed {limit * 1e3:.2f}")
             if any(sample.status != 200 for sample in found):
                 wrong.append(f"{phase} {key}: {sorted({sample.status for sample in found})} answered")
-    return wrong + load.tally.wrong
+    return wrong + load.oracle.mistakes
 
 
 def main() -> int:
@@ -107,7 +107,7 @@ def main() -> int:
             load.close()
         finally:
             service.close()
-    print(f"visits {sum(load.tally.acknowledged.values())}   lost {lost}   doubled {doubled}")
+    print(f"visits {load.oracle.visits}   lost {lost}   doubled {doubled}")
     print(*wrong or ["as promised"], sep="\n")
     return bool(wrong or lost or doubled)
 

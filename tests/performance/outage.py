@@ -58,7 +58,7 @@ class Watch:
         health = self.health()
         memory = " ".join(f"{resident_mib(pid):6.1f}" for pid in self.service.gunicorn.worker_pids)
         print(
-            f"{(time.monotonic() - self.started) / 60:7.1f} {sum(self.load.tally.acknowledged.values()):9} "
+            f"{(time.monotonic() - self.started) / 60:7.1f} {self.load.oracle.visits:9} "
             f"{self.journal.size_bytes() / 1024:11.0f} {len(segments):6} {merged:6} {health['pending_visits']:9} "
             f"{memory:>23}   {health['api_status']}",
             flush=True,
@@ -123,9 +123,9 @@ def run(service: Service, load: Load, seconds: float, around_seconds: float) -> 
     print(f"health says healthy after {drain.healthy:.2f} s, all that waited is stored after {drain.drained:.2f} s")
     print(*drain.flushes, sep="\n")
     lost, doubled = service.lost_and_doubled(load)
-    print(f"visits {sum(load.tally.acknowledged.values())}   lost {lost}   doubled {doubled}")
-    print(*load.tally.wrong[:20] or ["every answer was right"], sep="\n", flush=True)
-    return not (lost or doubled or load.tally.wrong) and drain.drained > 0
+    print(f"visits {load.oracle.visits}   lost {lost}   doubled {doubled}")
+    print(*load.oracle.mistakes[:20] or ["every answer was right"], sep="\n", flush=True)
+    return not (lost or doubled or load.oracle.mistakes) and drain.drained > 0
 
 
 def main() -> int:

@@ -10,10 +10,12 @@ import json
 import select
 import socket
 import time
-from collections import Counter, deque
+from collections import deque
 from random import Random
 from threading import Event, Thread
 from typing import TYPE_CHECKING, NamedTuple
+
+from tests.support.oracle import Oracle
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -31,47 +33,6 @@ class Sample(NamedTuple):
     page: str
     status: int
     visits: int
-
-
-class Tally:
-    """What was acknowledged, what is uncertain, and which answers were wrong.
-
-    acknowledged <= count <= acknowledged + uncertain
-    """
-
-    def __init__(self) -> None:
-        self.acknowledged: Counter[str] = Counter()
-        self.uncertain: Counter[str] = Counter()
-        self.seen: Counter[str] = Counter()
-        self.wrong: list[str] = []
-
-    def lowest(self, page: str) -> int:
-        """Return the least that a request sent now may be answered."""
-        return max(self.acknowledged[page], self.seen[page])
-
-    def sent(self, method: str, page: str) -> None:
-        """Note that a request is on its way."""
-        if method == "POST":
-            self.uncertain[page] += 1
-
-    def answered(self, method: str, page: str, status: int, visits: int, lowest: int) -> None:
-        """Note an answer; `lowest` is what `lowest` said when its request was sent."""
-        if method == "POST" and status:
-            self.uncertain[page] -= 1
-            self.acknowledged[page] += status in (200, 202)
-        if status == 200:
-            if visits < lowest or visits > self.acknowledged[page] + self.uncertain[page]:
-                self.wrong.append(f"{method} {page}: {visits}, possible were {lowest} to {self.acknowledged[page]}")
-            self.seen[page] = max(self.seen[page], visits)
-
-    def compare(self, stored: Callable[[str], int]) -> tuple[int, int]:
-        """Return the visits (lost, doubled) where `stored` says what the shards hold of a page in the end."""
-        lost = doubled = 0
-        for page in self.acknowledged | self.uncertain:
-            count = stored(page)
-            lost += max(0, self.acknowledged[page] - count)
-            doubled += max(0, count - self.acknowledged[page] - self.uncertain[page])
-        return lost, doubled
 
 
 class _Client:
@@ -116,7 +77,7 @@ class Load:
     """`rate` requests a second for pages drawn from `pages`, of which `posts` (0 to 1) count a visit."""
 
     def __init__(self, port: int, pages: Sequence[str], *, rate: float, posts: float = 0.5, seed: int = 1) -> None:
-        self.tally = Tally()
+        self.oracle = Oracle()
         self.samples: deque[Sample] = deque(maxlen=1_000_000)
         self._port, self._pages, self._rate, self._posts = port, pages, rate, posts
         self._random = Random(seed)
@@ -200,9 +161,10 @@ class Load:
         self._send(self._free.pop(), due, method, page)
 
     def _send(self, client: _Client, due: float, method: str, page: str) -> None:
-        self.tally.sent(method, page)
+        if method == "POST":
+            self.oracle.begin(page, 1)
         try:
-            client.send(due, method, page, self.tally.lowest(page))
+            client.send(due, method, page, self.oracle.lowest(page))
         except OSError:
             self._finish(client, 0, 0)
             return
@@ -226,7 +188,12 @@ class Load:
             client.sock.close()
 
     def _finish(self, client: _Client, status: int, visits: int) -> None:
-        self.tally.answered(client.method, client.page, status, visits, client.lowest)
+        if client.method == "POST" and status in (200, 202):
+            self.oracle.acknowledge(client.page, 1)
+        elif client.method == "POST" and status:
+            self.oracle.refused(client.page, 1)
+        if status == 200:
+            self.oracle.judge(client.page, visits, client.lowest)
         seconds = time.monotonic() - client.due
         self.samples.append(Sample(client.due, seconds, client.method, client.page, status, visits))
         if status:

@@ -8,7 +8,10 @@ A visit is uncertain from the moment it is sent until its answer arrives; one th
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
 
 
 class BrokenError(AssertionError):
@@ -26,6 +29,7 @@ class Oracle:
         self._uncertain: Counter[str] = Counter()
         self._safe: Counter[str] = Counter()
         self.seen: Counter[str] = Counter()
+        self.mistakes: list[str] = []  # what `judge` has found
 
     def acknowledged(self, page: str) -> int:
         """Return the visits that must be counted."""
@@ -34,6 +38,15 @@ class Oracle:
     def highest(self, page: str) -> int:
         """Return the visits that may be counted."""
         return self._acknowledged[page] + self._uncertain[page]
+
+    def lowest(self, page: str) -> int:
+        """Return the least that a reader who asks now must be answered."""
+        return max(self._acknowledged[page], self.seen[page])
+
+    @property
+    def visits(self) -> int:
+        """How many visits were acknowledged, of all pages."""
+        return self._acknowledged.total()
 
     def begin(self, page: str, visits: int) -> None:
         """Visits are being sent."""
@@ -61,6 +74,13 @@ class Oracle:
             raise BrokenError(f"{page}: {visits} answered where {self.highest(page)} are possible")
         self.seen[page] = max(self.seen[page], visits)
 
+    def judge(self, page: str, visits: int, lowest: int) -> None:
+        """Do what `saw` does, but keep a broken promise in `mistakes` instead of raising it."""
+        try:
+            self.saw(page, visits, lowest)
+        except BrokenError as error:
+            self.mistakes.append(str(error))
+
     def check_at_most(self, page: str, visits: int) -> None:
         """A part of the count was answered. Raises BrokenError."""
         if visits > self.highest(page):
@@ -69,6 +89,15 @@ class Oracle:
     def pages(self) -> list[str]:
         """Return every page that was visited."""
         return list(self._acknowledged.keys() | self._uncertain.keys())
+
+    def compare(self, stored: Callable[[str], int]) -> tuple[int, int]:
+        """Return the visits (lost, doubled) where `stored` says what the shards hold of a page in the end."""
+        lost = doubled = 0
+        for page in self.pages():
+            count = stored(page)
+            lost += max(0, self.acknowledged(page) - count)
+            doubled += max(0, count - self.highest(page))
+        return lost, doubled
 
     def settle(self, page: str, visits: int) -> None:
         """Nothing is under way any more: what is stored is the truth, and must stay it."""

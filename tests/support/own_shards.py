@@ -54,7 +54,7 @@ class Service:
     def lost_and_doubled(self, load: Load) -> tuple[int, int]:
         """End the service, whose last flush brings everything into the shards, and compare."""
         self.gunicorn.stop()
-        return load.tally.compare(self.stored().__getitem__)
+        return load.oracle.compare(self.stored().__getitem__)
 
     def close(self) -> None:
         """End what runs."""

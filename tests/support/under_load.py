@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import random
 import time
-from collections import Counter
 from contextlib import contextmanager
 from threading import Event, Lock, Thread
 from typing import TYPE_CHECKING
 
 from tests.support.host import Host
+from tests.support.oracle import Oracle
 from tests.support.servers import wait_until
 from visit_counter.errors import CountUnknownError, StoreError
 from visit_counter.model.answers import Answer
@@ -30,34 +30,32 @@ PAGES = [f"page/{number}" for number in range(300)]
 FLUSH_SECONDS = 0.05
 
 
-class Oracle:
-    """What was acknowledged, and what was answered."""
+class HostOracle(Oracle):
+    """The oracle of one host, whose counters it asks itself. A visit that raises an error ends the load: a mistake."""
 
     def __init__(self) -> None:
-        self.acknowledged: Counter[str] = Counter()
-        self.mistakes: list[str] = []
+        super().__init__()
         self.answers = self.unknown = 0
-        self._started: Counter[str] = Counter()
-        self._seen: Counter[str] = Counter()
         self._lock = Lock()
 
     def visit(self, page: str, record: Callable[[str], Answer | Accepted]) -> None:
         """Count a visit and judge the answer."""
         with self._lock:
-            self._started[page] += 1
-            least = max(self.acknowledged[page] + 1, self._seen[page])
+            self.begin(page, 1)
+            lowest = max(self.acknowledged(page) + 1, self.seen[page])
         answer = record(page)
         with self._lock:
-            self.acknowledged[page] += 1
+            self.acknowledge(page, 1)
             if isinstance(answer, Answer):
-                self._judge(page, answer.visits, least)
+                self.answers += 1
+                self.judge(page, answer.visits, lowest)
             else:
                 self.unknown += 1
 
     def look(self, page: str, count: Callable[[str], Answer]) -> None:
         """Read a page and judge the answer."""
         with self._lock:
-            least = max(self.acknowledged[page], self._seen[page])
+            lowest = self.lowest(page)
         try:
             answer = count(page)
         except (CountUnknownError, StoreError):
@@ -65,32 +63,27 @@ class Oracle:
                 self.unknown += 1
             return
         with self._lock:
-            self._judge(page, answer.visits, least)
-
-    def _judge(self, page: str, visits: int, least: int) -> None:
-        self.answers += 1
-        if not least <= visits <= self._started[page]:
-            self.mistakes.append(f"{page}: answered {visits}, not {least} to {self._started[page]}")
-        self._seen[page] = max(self._seen[page], visits)
+            self.answers += 1
+            self.judge(page, answer.visits, lowest)
 
     def judge_stored(self, host: Host) -> None:
         """Compare what the shards hold with what was acknowledged."""
-        pages = list(self.acknowledged)
+        pages = self.pages()
         stored = host.store.read(host.journal.writer, pages)
         for page, found in zip(pages, stored, strict=True):
-            if found.visits != self.acknowledged[page]:
-                kind = "lost" if found.visits < self.acknowledged[page] else "doubled"
-                self.mistakes.append(f"{page}: {kind}: stored {found.visits}, acknowledged {self.acknowledged[page]}")
+            if found.visits != self.acknowledged(page):
+                kind = "lost" if found.visits < self.acknowledged(page) else "doubled"
+                self.mistakes.append(f"{page}: {kind}: stored {found.visits}, acknowledged {self.acknowledged(page)}")
 
 
 @contextmanager
-def load(path: Path, stores: list[Store], seed: int = 0, retain_segments: int = 200) -> Iterator[Oracle]:
+def load(path: Path, stores: list[Store], seed: int = 0, retain_segments: int = 200) -> Iterator[HostOracle]:
     """Give the oracle while a host counts, reads and flushes; at the end, flush all and judge what is stored.
 
     `retain_segments` is that high because flushes are that close: 10 s of them.
     """
     host = Host(path, stores, retain_segments=retain_segments)
-    oracle = Oracle()
+    oracle = HostOracle()
     counters = [host.process(), host.process()]
     end = Event()
     rounds = [
@@ -116,7 +109,7 @@ def load(path: Path, stores: list[Store], seed: int = 0, retain_segments: int = 
     host.store.close()
 
 
-def _repeat(step: Callable[[], None], end: Event, oracle: Oracle) -> None:
+def _repeat(step: Callable[[], None], end: Event, oracle: HostOracle) -> None:
     try:
         while not end.is_set():
             step()
@@ -124,7 +117,7 @@ def _repeat(step: Callable[[], None], end: Event, oracle: Oracle) -> None:
         oracle.mistakes.append(f"raised {error!r}")
 
 
-def _visitor(oracle: Oracle, counter: BufferedCounter, dice: random.Random) -> Callable[[], None]:
+def _visitor(oracle: HostOracle, counter: BufferedCounter, dice: random.Random) -> Callable[[], None]:
     fresh = iter(range(10**9))
 
     def step() -> None:
