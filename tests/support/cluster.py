@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import time
 from contextlib import suppress
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 from tests.support.least_acl import LEAST_USER, PASSWORD, user_options
 from tests.support.ports import free_port
-from tests.support.redis_servers import Server
+from tests.support.redis_servers import Server, Servers
 from tests.support.servers import wait_until
 from visit_counter.config.settings import Shard
 from visit_counter.shards.cluster.slots import SLOT_OF
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
 SLOTS = 16384
@@ -22,29 +22,8 @@ SLOTS = 16384
 NODE_TIMEOUT = 1000
 
 
-class Cluster:
+class Cluster(Servers):
     """Six servers: `servers[0:3]` start as primaries, and `servers[n + 3]` as the replica of `servers[n]`."""
-
-    def __init__(self, folder: Path, *options: str) -> None:
-        self.servers: list[Server] = []
-        try:
-            for number in range(6):
-                self._start(folder / str(number), options)
-            self._make()
-        except BaseException:
-            self.close()
-            raise
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """End all servers."""
-        for server in self.servers:
-            server.close()
 
     @property
     def shard(self) -> Shard:
@@ -133,7 +112,12 @@ class Cluster:
 
     # -- making it ---------------------------------------------------------------------------------------------------
 
-    def _start(self, folder: Path, options: Iterable[str]) -> None:
+    def start_all(self, folder: Path, options: Sequence[str]) -> None:
+        for number in range(6):
+            self._start(folder / str(number), options)
+        self._make()
+
+    def _start(self, folder: Path, options: Sequence[str]) -> None:
         bus = free_port()
         cluster = ["--cluster-enabled", "yes", "--cluster-port", str(bus), "--cluster-node-timeout", str(NODE_TIMEOUT)]
         cluster += ["--cluster-require-full-coverage", "no", "--repl-diskless-sync-delay", "0"]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import socket
-from typing import TYPE_CHECKING, Any
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Any, Self
 
 from redis import Redis
 from redis.backoff import NoBackoff
@@ -15,6 +16,7 @@ from tests.support.servers import ValkeyServer
 from visit_counter.config.settings import Shard
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
 
@@ -58,6 +60,33 @@ class Server(ValkeyServer):
     def call(self, *command: str | int) -> object:
         """Run one command; an error is returned."""
         return call(self.port, *command)
+
+
+class Servers(ABC):
+    """Several servers that make one shard, all of which end with it; use it in a `with`."""
+
+    def __init__(self, folder: Path, *options: str) -> None:
+        self.servers: list[Server] = []
+        try:
+            self.start_all(folder, options)
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @abstractmethod
+    def start_all(self, folder: Path, options: Sequence[str]) -> None:
+        """Start the servers, and return when they are one shard."""
+
+    def close(self) -> None:
+        """End all servers."""
+        for server in self.servers:
+            server.close()
 
 
 def call(port: int, *command: str | int) -> object:

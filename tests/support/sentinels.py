@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import subprocess
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 from tests.support.cluster import keep_behind
 from tests.support.least_acl import LEAST_USER, PASSWORD, user_options
 from tests.support.ports import free_port
-from tests.support.redis_servers import Server, call
+from tests.support.redis_servers import Server, Servers, call
 from tests.support.servers import wait_until
 from visit_counter.config.settings import Shard
 from visit_counter.embedded.program import server_binary
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
 SERVICE = "main"
@@ -21,36 +22,27 @@ SERVICE = "main"
 DOWN_AFTER = 500
 
 
-class Sentinels:
+class Sentinels(Servers):
     """Two servers and the sentinels that watch them; `servers[0]` starts as the primary."""
 
     def __init__(self, folder: Path) -> None:
-        self.servers: list[Server] = []
         self.ports: list[int] = []
         self._processes: list[subprocess.Popen[bytes]] = []
-        try:
-            primary = self._server(folder / "0")
-            self._server(folder / "1", "--replicaof", f"127.0.0.1 {primary.port}")
-            for number in range(3):
-                self._start_sentinel(folder / f"sentinel_{number}", primary.port)
-            self.wait_until_whole()
-        except BaseException:
-            self.close()
-            raise
+        super().__init__(folder)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def start_all(self, folder: Path, options: Sequence[str]) -> None:
+        primary = self._server(folder / "0", *options)
+        self._server(folder / "1", *options, "--replicaof", f"127.0.0.1 {primary.port}")
+        for number in range(3):
+            self._start_sentinel(folder / f"sentinel_{number}", primary.port)
+        self.wait_until_whole()
 
     def close(self) -> None:
         """End everything, the sentinels first."""
         for process in self._processes:
             process.kill()
             process.wait()
-        for server in self.servers:
-            server.close()
+        super().close()
 
     @property
     def shard(self) -> Shard:
