@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.support.gunicorn_server import Client, Reply
+from tests.support.http_client import Client, Reply
 from tests.support.ports import free_port, listening
 from tests.support.servers import wait_until
 

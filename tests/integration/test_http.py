@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.support.gunicorn_server import Client, Reply
+from tests.support.http_client import Client, Reply
 from tests.support.servers import GunicornServer, ValkeyServer
 from visit_counter.config.profiles import PROFILES
 

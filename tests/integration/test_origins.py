@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.support.gunicorn_server import Client
+from tests.support.http_client import Client
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.gunicorn_server import Client
+from tests.support.http_client import Client
 from tests.support.ports import listening
 from tests.support.servers import GunicornServer, ValkeyServer, wait_until
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.support import processes
-from tests.support.gunicorn_server import Client
+from tests.support.http_client import Client
 from tests.support.servers import GunicornServer, ValkeyServer, wait_until
 
 if TYPE_CHECKING:

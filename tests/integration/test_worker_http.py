@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.support import processes
-from tests.support.gunicorn_server import Client, Server
+from tests.support.http_client import Client
 from tests.support.servers import wait_until
+from tests.support.stub_server import StubServer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,14 +25,14 @@ HOST = b"Host: counter.example\r\n"
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with Server(tmp_path_factory.mktemp("server"), "keepalive = 30\n") as running:
-        running.worker_pids()
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StubServer]:
+    with StubServer(tmp_path_factory.mktemp("server"), "keepalive = 30\n") as running:
+        running.serving_pids()
         yield running
 
 
 @pytest.fixture
-def client(server: Server) -> Iterator[Client]:
+def client(server: StubServer) -> Iterator[Client]:
     client = server.client()
     yield client
     client.close()
@@ -71,14 +72,14 @@ def test_pipelined_requests_are_answered_in_order_whoever_answers(client: Client
     ]
 
 
-def test_a_request_that_must_wait_does_so_behind_answers_that_the_client_does_not_take(server: Server) -> None:
-    listener = server.listener()
+def test_a_request_that_must_wait_does_so_behind_answers_that_the_client_does_not_take(server: StubServer) -> None:
+    listener = server.listener
     usual = listener.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) // 2  # Linux doubles what is set
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2048)
     try:
         client = Client(socket.socket())
         client.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
-        client.sock.connect(server.address)
+        client.sock.connect(("127.0.0.1", server.port))
         client.send(b"POST /visits/full HTTP/1.1\r\n%b\r\n" % HOST * 110)
         client.send(b"POST /visits/wait/full HTTP/1.1\r\n%b\r\n" % HOST)
         assert [visits(client) for _ in range(111)] == [*range(1, 111), 1]
@@ -131,7 +132,7 @@ def test_head_has_the_fields_of_get_and_no_body(client: Client) -> None:
 
 
 @pytest.mark.parametrize("page", [b"old", b"wait/old"])
-def test_http_1_0_closes_unless_asked_to_keep_alive(server: Server, page: bytes) -> None:
+def test_http_1_0_closes_unless_asked_to_keep_alive(server: StubServer, page: bytes) -> None:
     client = server.client()
     reply = client.send(b"GET /visits/%b HTTP/1.0\r\n%bConnection: keep-alive\r\n\r\n" % (page, HOST)).answer()
     assert (reply.status_line, reply.fields["connection"]) == ("HTTP/1.0 200 OK", "keep-alive")
@@ -195,7 +196,7 @@ def test_a_client_that_ends_its_side_still_gets_its_answers(client: Client) -> N
     assert client.is_closed()
 
 
-def test_clients_that_stall_hold_no_thread(server: Server) -> None:
+def test_clients_that_stall_hold_no_thread(server: StubServer) -> None:
     beginnings = [
         b"POST /ech",
         b"POST /echo HTTP/1.1\r\n%bContent-Length: 9\r\n\r\nhal" % HOST,
@@ -214,7 +215,7 @@ def test_clients_that_stall_hold_no_thread(server: Server) -> None:
         client.close()
 
 
-def test_a_client_that_does_not_read_holds_up_nobody_and_gets_everything(server: Server) -> None:
+def test_a_client_that_does_not_read_holds_up_nobody_and_gets_everything(server: StubServer) -> None:
     deaf, number = server.client(), 60_000  # the answers are more than the sockets hold
     sender = threading.Thread(target=deaf.send, args=(b"GET /visits/deaf HTTP/1.1\r\n%b\r\n" % HOST * number,))
     sender.start()
@@ -232,8 +233,8 @@ def test_a_closing_connection_ends_cleanly_though_more_was_sent_than_read(client
     assert client.sock.recv(1) == b""  # and no reset, which could have cost the client its answer
 
 
-def test_requests_of_one_turn_are_counted_with_one_call(server: Server) -> None:
-    (pid,) = server.worker_pids()
+def test_requests_of_one_turn_are_counted_with_one_call(server: StubServer) -> None:
+    (pid,) = server.serving_pids()
     clients = [server.client() for _ in range(8)]
     for client in clients:
         assert visits(client.ask("GET", "/visits/turn")) == 0
@@ -250,12 +251,12 @@ def test_requests_of_one_turn_are_counted_with_one_call(server: Server) -> None:
     assert int(other.ask("GET", "/calls").answer().body) == before + 1
 
 
-def test_an_error_while_counting_closes_the_connection_and_nothing_else(server: Server, client: Client) -> None:
+def test_an_error_while_counting_closes_the_connection_and_nothing_else(server: StubServer, client: Client) -> None:
     other = server.client()
     assert visits(other.ask("GET", "/visits/other")) == 0
     assert client.ask("POST", "/visits/break").is_closed()
     assert visits(other.ask("GET", "/visits/other")) == 0
-    wait_until(lambda: "asked to break" in server.text(), "the error is in the log")
+    wait_until(lambda: "asked to break" in server.log, "the error is in the log")
 
 
 @pytest.mark.parametrize("page", ["refuse", "uncertain"])
@@ -279,14 +280,14 @@ def test_a_visit_that_is_not_surely_counted_is_refused_as_flask_does_and_never_t
     assert counted() == before + 2 * (page == "uncertain")
 
 
-def test_a_visit_that_waited_is_counted_once(client: Client, server: Server) -> None:
+def test_a_visit_that_waited_is_counted_once(client: Client, server: StubServer) -> None:
     other = server.client()
     assert visits(client.ask("POST", "/visits/wait/owner/page")) == 1
     assert visits(other.ask("GET", "/visits/wait/owner/page")) == 1
 
 
 def test_a_connection_without_a_request_is_closed_in_time_and_a_kept_one_too(tmp_path: Path) -> None:
-    with Server(tmp_path, "keepalive = 1\n") as server:
+    with StubServer(tmp_path, "keepalive = 1\n") as server:
         client = server.client()
         assert visits(client.ask("GET", "/visits/any")) == 0
         assert client.is_closed()
@@ -296,7 +297,7 @@ def test_a_connection_without_a_request_is_closed_in_time_and_a_kept_one_too(tmp
 
 
 def test_without_keepalive_every_answer_closes(tmp_path: Path) -> None:
-    with Server(tmp_path, "keepalive = 0\n") as server:
+    with StubServer(tmp_path, "keepalive = 0\n") as server:
         for page in ("a", "wait/a"):
             client = server.client()
             assert client.ask("GET", f"/visits/{page}").answer().fields["connection"] == "close"
@@ -320,13 +321,13 @@ class worker_class(VisitWorker):
     ],
 )
 def test_half_a_request_is_answered_408_when_its_time_is_up(tmp_path: Path, beginning: bytes) -> None:
-    with Server(tmp_path, IMPATIENT, worker="") as server:
+    with StubServer(tmp_path, IMPATIENT, worker="") as server:
         client = server.client().send(beginning)
         assert client.answer().status == 408
         assert client.is_closed()
 
 
-def test_what_follows_a_body_that_was_not_waited_for_is_not_taken_for_a_request(server: Server) -> None:
+def test_what_follows_a_body_that_was_not_waited_for_is_not_taken_for_a_request(server: StubServer) -> None:
     client = server.client().send(b"POST /nothing HTTP/1.1\r\n%bContent-Length: 70000\r\n\r\n" % HOST)
     assert client.answer().status == 404
     with suppress(OSError):
@@ -336,7 +337,7 @@ def test_what_follows_a_body_that_was_not_waited_for_is_not_taken_for_a_request(
 
 
 def test_a_request_that_drips_has_one_deadline_from_its_first_byte(tmp_path: Path) -> None:
-    with Server(tmp_path, IMPATIENT, worker="") as server:
+    with StubServer(tmp_path, IMPATIENT, worker="") as server:
         client = server.client().send(b"POST /visits/a HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n")
         client.sock.settimeout(0.02)
         received = b""
@@ -347,12 +348,12 @@ def test_a_request_that_drips_has_one_deadline_from_its_first_byte(tmp_path: Pat
         assert received.startswith(b"HTTP/1.1 408 ")
 
 
-def test_clients_that_take_no_answer_of_flasks_hold_no_thread(server: Server) -> None:
+def test_clients_that_take_no_answer_of_flasks_hold_no_thread(server: StubServer) -> None:
     deaf = []
     for _ in range(4):
         client = Client(socket.socket())
         client.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
-        client.sock.connect(server.address)
+        client.sock.connect(("127.0.0.1", server.port))
         client.sock.setblocking(False)
         with suppress(BlockingIOError):
             while True:  # until neither side takes any more
@@ -364,7 +365,7 @@ def test_clients_that_take_no_answer_of_flasks_hold_no_thread(server: Server) ->
 
 
 def test_a_client_that_does_not_take_its_answer_loses_its_connection_not_the_thread(tmp_path: Path) -> None:
-    with Server(tmp_path, IMPATIENT + "threads = 1\n", worker="") as server:
+    with StubServer(tmp_path, IMPATIENT + "threads = 1\n", worker="") as server:
         deaf = server.client().ask("GET", "/long")
         assert server.client().ask("POST", "/echo", body=b"next").answer().body == b"next"
         with pytest.raises(ConnectionError):
@@ -373,10 +374,10 @@ def test_a_client_that_does_not_take_its_answer_loses_its_connection_not_the_thr
 
 def test_a_beacon_behind_a_unix_socket_is_counted(tmp_path: Path) -> None:
     path = tmp_path / "counter.sock"
-    with Server(
+    with StubServer(
         tmp_path, f"bind = ['unix:{path}', '127.0.0.1:0']\n", worker="visit_counter.server.worker.VisitWorker"
     ) as server:
-        wait_until(lambda: "Booting worker" in server.text(), "a worker boots")
+        wait_until(lambda: "Booting worker" in server.log, "a worker boots")
         sock = socket.socket(socket.AF_UNIX)
         sock.connect(str(path))
         client = Client(sock)

@@ -19,9 +19,9 @@ from typing import Self
 import pytest
 
 from tests.support import processes
-from tests.support.gunicorn_server import STUB, Server
 from tests.support.ports import listening
 from tests.support.servers import REPOSITORY, wait_until
+from tests.support.stub_server import STUB, StubServer
 
 
 def written(file: Path) -> bool:
@@ -39,7 +39,7 @@ def is_gone(pid: int) -> bool:
 class Load:
     """Visitors who keep visiting, some on kept connections, and write down what failed."""
 
-    def __init__(self, server: Server) -> None:
+    def __init__(self, server: StubServer) -> None:
         self.answered = 0
         self.failed: list[str] = []
         self._server = server
@@ -82,12 +82,12 @@ class Load:
 
 
 def test_a_reload_under_load_fails_no_request(tmp_path: Path) -> None:
-    with Server(tmp_path, "workers = 2\n") as server:
-        old = server.worker_pids()
+    with StubServer(tmp_path, "workers = 2\n") as server:
+        old = server.serving_pids()
         with Load(server) as load:
             for _ in range(2):
                 load.go_on(200)
-                server.signal(signal.SIGHUP)
+                server.send_signal(signal.SIGHUP)
                 load.go_on(200)
             wait_until(lambda: all(is_gone(pid) for pid in old), "the old workers are gone")
             load.go_on(200)
@@ -98,10 +98,10 @@ def test_a_reload_under_load_fails_no_request(tmp_path: Path) -> None:
 def test_kept_connections_are_shared_among_idle_workers(tmp_path: Path, at_first: int) -> None:
     log = tmp_path / "access"
     config = f"workers = {at_first}\naccesslog = {str(log)!r}\naccess_log_format = '%(p)s'\n"
-    with Server(tmp_path, config) as server:
+    with StubServer(tmp_path, config) as server:
         if at_first == 1:
-            server.worker_pids()
-            server.signal(signal.SIGTTIN)
+            server.serving_pids()
+            server.send_signal(signal.SIGTTIN)
 
         def visit() -> list[str]:
             # A worker that the machine has not let run yet is not idle, and the kernel gives it nothing.
@@ -121,7 +121,7 @@ def test_kept_connections_are_shared_among_idle_workers(tmp_path: Path, at_first
 def test_a_new_worker_gets_its_share_of_the_kept_connections_and_no_request_fails(tmp_path: Path) -> None:
     log = tmp_path / "access"
     config = f"workers = 1\nkeepalive = 60\naccesslog = {str(log)!r}\naccess_log_format = '%(p)s'\n"
-    with Server(tmp_path, config) as server:
+    with StubServer(tmp_path, config) as server:
         clients = [server.client() for _ in range(8)]
 
         def visit() -> None:
@@ -133,7 +133,7 @@ def test_a_new_worker_gets_its_share_of_the_kept_connections_and_no_request_fail
                     clients[at] = server.client()
 
         visit()
-        server.signal(signal.SIGTTIN)
+        server.send_signal(signal.SIGTTIN)
 
         def shares() -> list[int]:
             visit()
@@ -143,9 +143,9 @@ def test_a_new_worker_gets_its_share_of_the_kept_connections_and_no_request_fail
 
 
 def test_a_worker_that_hangs_keeps_no_new_connection_from_the_other(tmp_path: Path) -> None:
-    with Server(tmp_path, "workers = 2\n") as server:
-        wait_until(lambda: len(server.worker_pids()) == 2, "both workers boot")
-        hung, _ = server.worker_pids()
+    with StubServer(tmp_path, "workers = 2\n") as server:
+        wait_until(lambda: len(server.serving_pids()) == 2, "both workers boot")
+        hung, _ = server.serving_pids()
         os.kill(hung, signal.SIGSTOP)
         try:
             # One of these may be for the worker that hangs: the kernel has woken it in vain.
@@ -158,7 +158,7 @@ def test_a_worker_that_hangs_keeps_no_new_connection_from_the_other(tmp_path: Pa
 def test_the_access_log_counts_the_time_that_a_request_waited_for_its_page(tmp_path: Path) -> None:
     log, gate = tmp_path / "access", tmp_path / "gate"
     config = f"accesslog = {str(log)!r}\naccess_log_format = '%(U)s %(D)s'\n"
-    with Server(tmp_path, config) as server:
+    with StubServer(tmp_path, config) as server:
         waits, others = server.client(), server.client()
         others.ask("GET", "/visits/a").answer()
         waits.ask("GET", f"/visits/wait/hold{gate}")
@@ -175,19 +175,19 @@ def test_the_access_log_counts_the_time_that_a_request_waited_for_its_page(tmp_p
 
 
 def test_max_requests_replaces_the_worker_and_fails_no_request(tmp_path: Path) -> None:
-    with Server(tmp_path, "workers = 2\nmax_requests = 300\nmax_requests_jitter = 50\n") as server:
+    with StubServer(tmp_path, "workers = 2\nmax_requests = 300\nmax_requests_jitter = 50\n") as server:
         with Load(server) as load:
-            wait_until(lambda: server.text().count("Booting worker") >= 5, "workers were replaced")
+            wait_until(lambda: server.log.count("Booting worker") >= 5, "workers were replaced")
         assert load.failed == []
 
 
 def test_a_stopping_worker_finishes_what_is_under_way(tmp_path: Path) -> None:
     gate = tmp_path / "gate"
-    with Server(tmp_path) as server:
+    with StubServer(tmp_path) as server:
         held = server.client().ask("GET", f"/hold{gate}")
         kept = server.client()
         assert kept.ask("GET", "/visits/a").answer().fields["connection"] == "keep-alive"
-        (pid,) = server.worker_pids()
+        (pid,) = server.serving_pids()
         os.kill(pid, signal.SIGTERM)
         while kept.ask("GET", "/visits/a").answer().fields["connection"] == "keep-alive":
             pass
@@ -200,38 +200,38 @@ def test_a_stopping_worker_finishes_what_is_under_way(tmp_path: Path) -> None:
 
 def test_a_stopping_worker_listens_no_more_though_a_request_is_under_way(tmp_path: Path) -> None:
     gate = tmp_path / "gate"
-    with Server(tmp_path, "bind = ['127.0.0.1:0']\n") as server:
-        wait_until(lambda: "Listening at" in server.text(), "gunicorn listens")
-        (port,) = re.findall(r"http://127\.0\.0\.1:(\d+)", server.text())
-        server.address = ("127.0.0.1", int(port))
+    with StubServer(tmp_path, "bind = ['127.0.0.1:0']\n") as server:
+        wait_until(lambda: "Listening at" in server.log, "gunicorn listens")
+        (port,) = re.findall(r"http://127\.0\.0\.1:(\d+)", server.log)
+        server.port = int(port)
         held = server.client().ask("GET", f"/hold{gate}")
         server.client().ask("GET", "/visits/a").answer()
-        server.signal(signal.SIGTERM)
+        server.send_signal(signal.SIGTERM)
         wait_until(lambda: not listening(int(port)), "nobody listens any more")
         gate.touch()
         assert held.answer().body == b"held"
 
 
 def test_a_stopping_worker_does_not_wait_for_idle_clients_for_long(tmp_path: Path) -> None:
-    with Server(tmp_path, "keepalive = 1000\ngraceful_timeout = 1000\n") as server:
+    with StubServer(tmp_path, "keepalive = 1000\ngraceful_timeout = 1000\n") as server:
         idle = server.client()
         idle.ask("GET", "/visits/a").answer()
-        server.process.terminate()
+        server.send_signal(signal.SIGTERM)
         assert idle.is_closed()
         assert server.stop() == 0
 
 
 def test_a_worker_whose_master_was_killed_ends(tmp_path: Path) -> None:
-    with Server(tmp_path) as server:
-        (pid,) = server.worker_pids()
-        server.process.kill()
+    with StubServer(tmp_path) as server:
+        (pid,) = server.serving_pids()
+        server.send_signal(signal.SIGKILL)
         wait_until(lambda: is_gone(pid), "the orphan is gone")
         server.stop()
 
 
 def test_a_worker_tells_the_master_that_it_is_alive_idle_and_busy(tmp_path: Path) -> None:
-    with Server(tmp_path) as server:
-        (pid,) = server.worker_pids()
+    with StubServer(tmp_path) as server:
+        (pid,) = server.serving_pids()
         (file,) = [file for file in Path(f"/proc/{pid}/fd").iterdir() if "/wgunicorn-" in str(file.readlink())]
         for load in (nullcontext(), Load(server)):
             with load:
@@ -241,7 +241,7 @@ def test_a_worker_tells_the_master_that_it_is_alive_idle_and_busy(tmp_path: Path
 
 
 def test_connections_beyond_the_limit_wait_until_one_leaves(tmp_path: Path) -> None:
-    with Server(tmp_path, "worker_connections = 4\nthreads = 1\nkeepalive = 1000\n") as server:
+    with StubServer(tmp_path, "worker_connections = 4\nthreads = 1\nkeepalive = 1000\n") as server:
         first = [server.client() for _ in range(4)]
         # The last one before the limit is not kept: room is left for others.
         kept = [client.ask("GET", "/visits/a").answer().fields["connection"] for client in first]
@@ -262,7 +262,7 @@ def test_thousands_of_idle_connections_are_kept_and_served(tmp_path: Path) -> No
     soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     try:
-        with Server(tmp_path, f"worker_connections = {number + 100}\nkeepalive = 1000\n") as server:
+        with StubServer(tmp_path, f"worker_connections = {number + 100}\nkeepalive = 1000\n") as server:
             idle = []
             for _ in range(number):
                 client = server.client()
@@ -286,10 +286,10 @@ def post_worker_init(worker):
 
 
 def test_a_worker_that_is_out_of_files_takes_the_next_connection_once_it_has_one(tmp_path: Path) -> None:
-    with Server(tmp_path, NO_FILES) as server:
-        wait_until(lambda: "Booting worker" in server.text(), "a worker boots")
+    with StubServer(tmp_path, NO_FILES) as server:
+        wait_until(lambda: "Booting worker" in server.log, "a worker boots")
         clients = [server.client().ask("GET", "/visits/a") for _ in range(20)]
-        wait_until(lambda: "Cannot accept a connection" in server.text(), "there is no room")
+        wait_until(lambda: "Cannot accept a connection" in server.log, "there is no room")
         for client in clients:
             assert client.answer().status == 200
             client.close()
@@ -306,7 +306,7 @@ def test_the_access_log_says_what_gthreads_says(tmp_path: Path, path: str) -> No
     for worker in ("gthread", "visit_counter.server.worker.VisitWorker"):
         log = tmp_path / "access"
         log.unlink(missing_ok=True)
-        with Server(tmp_path, f"accesslog = {str(log)!r}\n" + LOG_FORMAT, worker=worker) as server:
+        with StubServer(tmp_path, f"accesslog = {str(log)!r}\n" + LOG_FORMAT, worker=worker) as server:
             server.client().ask("GET", path, "Referer: there", "User-Agent: test").answer()
             wait_until(partial(written, log), "the line is there")
         lines.append(log.read_text())
@@ -321,19 +321,19 @@ def pre_request(worker, request):
 def post_request(worker, request):
     worker.log.info("after %s", request.path)
 """
-    with Server(tmp_path, hooks) as server:
+    with StubServer(tmp_path, hooks) as server:
         assert server.client().ask("POST", "/visits/hooked").answer().status == 200
-        wait_until(lambda: "after /visits/hooked" in server.text(), "the hook was called")
-        assert "before /visits/hooked" in server.text()
+        wait_until(lambda: "after /visits/hooked" in server.log, "the hook was called")
+        assert "before /visits/hooked" in server.log
 
 
 def test_several_sockets_are_served(tmp_path: Path) -> None:
-    with Server(tmp_path, "bind = ['127.0.0.1:0', '127.0.0.1:0']\n") as server:
-        wait_until(lambda: "Listening at" in server.text(), "gunicorn listens")
-        ports = re.findall(r"http://127\.0\.0\.1:(\d+)", server.text())
+    with StubServer(tmp_path, "bind = ['127.0.0.1:0', '127.0.0.1:0']\n") as server:
+        wait_until(lambda: "Listening at" in server.log, "gunicorn listens")
+        ports = re.findall(r"http://127\.0\.0\.1:(\d+)", server.log)
         assert len(ports) == 2
         for port in ports:
-            server.address = ("127.0.0.1", int(port))
+            server.port = int(port)
             assert server.client().ask("GET", "/visits/a").answer().status == 200
 
 

@@ -139,6 +139,7 @@ class GunicornServer:
         self.cwd: Path | None = None  # where it is started, if not there where its code is
         self.root = REPOSITORY  # of the checkout whose code runs
         self.port = port
+        self.inherited: tuple[int, ...] = ()  # the numbers of open files that it gets from this process
         self._app = app
         self._arguments = arguments
         self._log = directory / "gunicorn.log"
@@ -191,7 +192,8 @@ class GunicornServer:
                 [
                     # Not python -m gunicorn: after SIGUSR2 that finds gunicorn's `http` in place of the library's.
                     *(sys.executable, str(Path(sys.executable).with_name("gunicorn")), self._app),
-                    *("-b", f"127.0.0.1:{self.port}", *self._arguments),
+                    *self.listens_on(),
+                    *self._arguments,
                 ],
                 cwd=self.cwd or self.root,
                 env=kept | self._environ,
@@ -199,8 +201,13 @@ class GunicornServer:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
+                pass_fds=self.inherited,
             )
         return self
+
+    def listens_on(self) -> tuple[str, ...]:
+        """Return the options that say where it listens."""
+        return "-b", f"127.0.0.1:{self.port}"
 
     def _answers(self, path: str) -> bool:
         try:
@@ -234,7 +241,16 @@ class GunicornServer:
         return self.wait()
 
     def stop(self, number: int = signal.SIGTERM) -> int:
-        """End the master and wait; return its exit status. After SIGKILL the workers end by themselves."""
-        if self._process and self.runs():
+        """End the master and wait; return its exit status. After SIGKILL the workers end by themselves.
+
+        One that does not end in time is killed, and the test fails.
+        """
+        if not self._process:
+            return 0
+        if self.runs():
             self._process.send_signal(number)
-        return self.wait() if self._process else 0
+        try:
+            return self.wait()
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            raise
