@@ -1,4 +1,4 @@
-"""LocalCache: a flask-caching backend in this process, for what shards were read to hold.
+"""LocalCache: a flask-caching backend in this process, for counts that were read from shards.
 
 Unlike the stock SimpleCache it keeps a value after its time is over, until room is needed: `peek` returns it, which
 is how a page of a shard that is down still has a last known count. Time is monotonic, so that setting the clock of
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 class LocalCache(BaseCache):  # type: ignore[misc]  # flask-caching gives mypy no types
     """At most `threshold` entries; the one set longest ago makes room.
 
-    A timeout of 0 means that it never ends, as flask-caching has it; `ttl_seconds` of 0 that no value stays fresh.
+    A timeout of 0 means that a value's time never ends, as in flask-caching; `ttl_seconds` of 0 that none is fresh.
     Values are kept as they are, not as copies: do not change one after `set`. flask-caching rounds
     CACHE_DEFAULT_TIMEOUT up to whole seconds; `ttl_seconds` (in CACHE_OPTIONS), and a timeout given to `set`,
     are exact.
@@ -49,8 +49,8 @@ class LocalCache(BaseCache):  # type: ignore[misc]  # flask-caching gives mypy n
         self._threshold = threshold
         self.ttl_seconds: float = (self.default_timeout or inf) if ttl_seconds is None else ttl_seconds
         self.clock = clock
-        # key -> (when its time is over, value), in the order in which they were set. A plain dict keeps that order
-        # too, but finding its first entry walks over all that were deleted before it.
+        # key -> (when its time is over, value), in the order in which they were set. A plain dict keeps that order,
+        # too, but to find its first entry it walks over the places of all entries that were deleted before.
         self._entries: OrderedDict[str, tuple[float, Any]] = OrderedDict()
         self._lock = RLock()
 
@@ -65,12 +65,12 @@ class LocalCache(BaseCache):  # type: ignore[misc]  # flask-caching gives mypy n
         return entry[1] if entry is not None and entry[0] > self.clock() else None
 
     def peek(self, key: str) -> Any:
-        """Return the value even if its time is over, or None if it had to make room or never was."""
+        """Return the value even if its time is over, or None if the cache has none for this key."""
         entry = self._entries.get(key)
         return None if entry is None else entry[1]
 
     def has(self, key: str) -> bool:
-        """Tell whether there is a value whose time is not over."""
+        """Return whether there is a value whose time is not over."""
         entry = self._entries.get(key)
         return entry is not None and entry[0] > self.clock()
 
@@ -87,25 +87,25 @@ class LocalCache(BaseCache):  # type: ignore[misc]  # flask-caching gives mypy n
         return True
 
     def amend(self, key: str, value: Any) -> None:
-        """Put another value in the place of a kept one; its time goes on as it was."""
+        """Replace a value that is in the cache; the time of the new one ends when that of the old one would have."""
         with self._lock:
             entry = self._entries.get(key)
             if entry is not None:
                 self._entries[key] = (entry[0], value)
 
     def expire(self) -> None:
-        """Let the time of all values be over."""
+        """End the time of all values."""
         with self._lock:
             for key, (_, value) in self._entries.items():
                 self._entries[key] = (0.0, value)
 
     def add(self, key: str, value: Any, timeout: float | timedelta | None = None) -> bool:
-        """Keep the value unless there is one; tell whether it was kept."""
+        """Keep the value unless there is one; return whether it was kept."""
         with self._lock:
             return not self.has(key) and self.set(key, value, timeout)
 
     def delete(self, key: str) -> bool:
-        """Forget a value; tell whether there was one, its time over or not."""
+        """Forget a value; return whether there was one, whether or not its time was over."""
         with self._lock:
             return self._entries.pop(key, None) is not None
 

@@ -1,4 +1,4 @@
-"""One call for many that ask the same at the same time."""
+"""Makes one call for all threads that ask for the same key at the same time."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ T = TypeVar("T")
 
 
 class SingleFlight(Generic[T]):
-    """While a call for a key is under way, others for that key wait for its result or its error.
+    """While a call for a key is under way, other threads that ask for that key wait for its result or its error.
 
-    Nothing is remembered afterwards; that is a cache's work. After a result has been put into a cache, look there
-    again inside the call: a thread may have missed in the cache just before, and come here just after.
+    No result is kept afterwards; that is the work of a cache. If the call fills a cache, let it first check that cache
+    again: a thread may have missed there just before another call filled it, and come here just after.
     """
 
     def __init__(self) -> None:
@@ -29,9 +29,9 @@ class SingleFlight(Generic[T]):
         return self.do_all([key], lambda _: {key: call()})[key].result()
 
     def do_all(self, keys: Iterable[K], call: Callable[[Sequence[K]], Mapping[K, T]]) -> dict[K, Future[T]]:
-        """Return for each key a future that is done: from one call for all keys that nobody calls for yet, or theirs.
+        """Return a done future for each key: from one call for all keys without a call, or from the calls under way.
 
-        An error of the call is in the futures of its keys; one that is no Exception is raised here as well.
+        An error of the call is in the futures of its keys; if it is not an Exception, it is raised here as well.
         """
         with self._lock:
             flights = {key: self._under_way.get(key) for key in keys}
@@ -48,7 +48,7 @@ class SingleFlight(Generic[T]):
     def _fly(self, mine: Mapping[K, Future[T]], call: Callable[[Sequence[K]], Mapping[K, T]]) -> None:
         try:
             results = call(list(mine))
-        except BaseException as error:  # whatever it was, those who wait must not wait for ever
+        except BaseException as error:  # after any error, the threads that wait must not wait for ever
             self._land(mine)
             for flight in mine.values():
                 flight.set_exception(error)
@@ -60,7 +60,7 @@ class SingleFlight(Generic[T]):
                 flight.set_result(results[key])
 
     def _land(self, keys: Iterable[Hashable]) -> None:
-        """Let the next one who asks call anew, before those who wait are told: what they were told is then old."""
+        """Remove the keys before the results are set, so that a later caller starts a new call."""
         with self._lock:
             for key in keys:
                 del self._under_way[key]

@@ -1,11 +1,11 @@
 """The write buffer: one process's view of the journal. It appends visits and knows what is pending.
 
 Every process of a host appends to the same files and replays them, in their order, into tables of its own: one table
-of visits per page for each segment that some partition may not include yet. There is no other communication, so
-what one worker acknowledged the next one counts as soon as it looks at the end of the file.
+of visits per page for each segment that some partition may not include yet. The processes communicate in no other way.
+So a worker counts the visits that another one has acknowledged as soon as it reads the file to its end.
 
-All methods expect `lock` to be held by the caller unless they say otherwise: the counter takes it once
-around looking at the journal, the cached counts and the tables, and so sees one moment of all three.
+All methods expect the caller to hold `lock` unless they say otherwise: the counter takes it once, around reading the
+journal, the cached counts and the tables, and so sees all three at one moment.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 
 # The longest line of a visit.
 _LINE_BYTES = 300
-# What was read may take one part in so many of the bytes that the journal may have. The rest is for visits.
+# Lines `read` may take one part in so many of the journal's allowed bytes. The rest is for visits.
 _READS_SHARE = 2
 _REPORT_TRIES = 5
 # How long a flush waits for the lock.
@@ -46,7 +46,7 @@ _PATIENCE_SECONDS = 0.5
 
 
 class WriteBuffer(Follower):
-    """Appends visits to the journal and replays what all processes appended.
+    """Appends visits to the journal and replays the lines of all processes.
 
     `fsync` is `always`, `everysec` or `os`; `max_bytes` bounds the journal's files and `max_pages` the
     pages pending in memory: beyond either, `append` refuses with JournalFullError.
@@ -70,18 +70,18 @@ class WriteBuffer(Follower):
         self._ticking = threading.RLock()  # taken before `lock`
         self.absent = Absent(self)
         self.mending = Mending(self)
-        # Gives what is known of these pages now, to be told again where the lines that told of them may be gone.
+        # Returns the known counts of these pages. They are reported again if the lines that reported them may be gone.
         self.known_of: Callable[[Iterable[str]], list[tuple[str, Known]]] = lambda _pages: []
         self._always_sync = fsync == "always"
         self._max_bytes, self._max_pages = max_bytes, max_pages
-        self._bound = max_bytes  # of the journal, or less than nothing while visits are refused
-        self._other_bytes = 0  # what the journal takes besides the current segment
+        self._bound = max_bytes  # the most bytes that the journal may have; -1 while visits are refused
+        self._other_bytes = 0  # the size of all segments but the current one
         self._retained: tuple[int, dict[Segment, Tally]] = (-1, {})
 
     def open(self, *, begin: bool = True) -> None:
-        """Take over the journal as it is on disk: replay every segment that is not wholly included yet.
+        """Read the journal on the disk: replay every segment that is not wholly included yet.
 
-        Where there is no journal one is made; without `begin` that raises JournalError.
+        If there is no journal, make one; without `begin`, raise JournalError instead.
         """
         with self.lock:
             self.journal.prepare(begin=begin)
@@ -89,7 +89,7 @@ class WriteBuffer(Follower):
         self.mending.inspect()
 
     def close(self) -> None:
-        """Put the last lines on the disk (not with `os`) and close the file."""
+        """Sync the last lines (not with fsync `os`) and close the file."""
         with self.lock:
             if self.descriptor < 0:
                 return
@@ -101,11 +101,11 @@ class WriteBuffer(Follower):
     # -- counting ----------------------------------------------------------------------------------------------
 
     def append(self, run: Sequence[Visit]) -> list[int]:
-        """Append visits with one write; return what each page has in the current segment once it counted.
+        """Append visits with one write; return for each visit the sum of its page in the current segment after it.
 
-        The list is shorter than `run` when the disk took only a part: what is missing was not counted. Raises
-        JournalError, or JournalFullError at a limit, when surely nothing was counted, and UncertainError when the
-        bytes may be in the journal: then nobody may try again.
+        The list is shorter than `run` if the disk took only a part: the other visits were not counted. Raises
+        JournalError, or JournalFullError at a limit, if surely no visit was counted, and UncertainError if the
+        bytes may be in the journal: then the caller must not try again.
         """
         data = b"".join(starmap(visit_line, run))
         self._check_limits(len(data))
@@ -124,7 +124,7 @@ class WriteBuffer(Follower):
             except OSError as error:
                 raise self._uncertain(f"the journal cannot be read: {error.strerror}") from None
             if self.absent:
-                raise JournalError(self.halted)  # what was written is behind a seal
+                raise JournalError(self.halted)  # the visits were written behind a seal, where no line counts
         if written < len(data):
             run = self._whole_part(run, written)
             data = data[:written]
@@ -141,14 +141,14 @@ class WriteBuffer(Follower):
         return counts
 
     def report(self, reads: Sequence[tuple[str, Known]], *, mending: bool = False) -> bool:
-        """Append what was read of pages' stored counts, and follow it; tell whether all processes can know it now.
+        """Append a line `read` for each of these stored counts; return whether all processes can know them now.
 
-        Never raises: reads take no more than a share of what the journal may have, and none where the disk fails or
-        the journal is in doubt. `mending`: the caller has just begun a segment that is not.
+        Never raises. Lines `read` take no more than a share of the journal's allowed bytes, and none are written while
+        the disk fails or the journal is in doubt. `mending`: the caller has just begun a segment that is not in doubt.
         """
         data = b"".join(starmap(read_line, reads))
         self.pages_at_hand = pages = {page: page for page, _ in reads}
-        # Nothing counts behind a seal. Lines that came there are appended again, to the next segment.
+        # No line counts behind a seal. If these lines came behind one, they are appended again, to the next segment.
         for _ in range(_REPORT_TRIES):
             if self.halted and not mending:
                 return False
@@ -171,7 +171,7 @@ class WriteBuffer(Follower):
         return False
 
     def _follow_own(self, reads: Sequence[tuple[str, Known]], data: bytes) -> None:
-        """Follow lines that were written right behind the place that was read to, without reading them back."""
+        """Take in lines that this process wrote right behind the place it has read to, without reading them back."""
         self.offset += len(data)
         self.tail = data
         self.tables.current.keep(((page, known.losses, known.segment), known.stored) for page, known in reads)
@@ -184,13 +184,13 @@ class WriteBuffer(Follower):
         return self.tables.totals(self.included_to)
 
     def pending_pages(self) -> Iterator[tuple[str, int, int]]:
-        """Give (page, visits, segment) of all that some partition may not include yet."""
+        """Give (page, visits, segment) of all segments that some partition may not include yet."""
         return self.tables.walk(self.included_to)
 
     def read_retained(self) -> dict[Segment, Tally]:
         """Return the visits in the segments that all partitions should include. Reads files; takes no lock.
 
-        Raises FileNotFoundError if one is forgotten meanwhile.
+        Raises FileNotFoundError if a flush deletes one meanwhile.
         """
         included_to, retained = self._retained
         if included_to != self.included_to:
@@ -201,12 +201,12 @@ class WriteBuffer(Follower):
         return retained
 
     def followed(self, segment: Segment) -> Replay | None:
-        """Return what a sealed segment holds if this process surely knows it, so that nobody has to read the file.
+        """Return the content of a sealed segment if this process surely knows it, so that the file need not be read.
 
-        That is so if it has followed the file from its first line to its seal, met nothing that needs a closer look,
+        It knows it if it has read the file from its first line to its seal, found only whole lines of visits and reads,
         and finds that seal at that place of that file now. For the flush, which holds its lock; takes the lock itself.
         """
-        # Whoever holds the lock may be waiting for that of the flush; then the file is read.
+        # A thread that holds the lock may be waiting for the flush lock; then the flush reads the file.
         if not self.lock.acquire(timeout=_PATIENCE_SECONDS):
             return None
         try:
@@ -219,22 +219,22 @@ class WriteBuffer(Follower):
             self.lock.release()
         if table.seal_at is None or not self.journal.is_sealed_at(segment, table.token, table.seal_at):
             return None
-        # From here on it is never changed.
+        # The table of a sealed segment is never changed from here on.
         lines = table.visits.total + len(table.known)
         return Replay(table.visits, table.known, table.token, lines=lines, consumed=table.seal_at.end)
 
     def is_sealed(self, segment: Segment) -> bool:
-        """Tell whether a segment is sealed, as far as this process has followed the journal."""
+        """Return whether a segment is sealed, as far as this process has read the journal."""
         return segment.last < self.tables.current.last
 
     def is_renamed(self) -> bool:
-        """Tell whether a flush may have gone on under another writer's id than `writer`. Reads files; takes no lock."""
+        """Return whether a flush may now use another writer's id than `writer`. Reads files; takes no lock."""
         with suppress(JournalError):
             return self.has_new_state() and self.journal.writer != self.writer
         return False
 
     def refusal(self) -> str | None:
-        """Tell why a visit could not be accepted now: a limit, or the last append or sync failed. Else None."""
+        """Return why a visit cannot be accepted now (a limit, or the last append or sync failed), or None."""
         return self._limit_reached(_LINE_BYTES) or self.failed or None
 
     def halt(self, reason: str) -> None:
@@ -244,7 +244,7 @@ class WriteBuffer(Follower):
         self.halted, self._bound = reason, -1
 
     def resume(self) -> None:
-        """Accept visits again, unless this process lacks what others may know. The lock is held."""
+        """Accept visits again, unless this process lacks a segment that others may know. The lock is held."""
         self.absent.look_again()
         if self.absent:
             return
@@ -265,7 +265,7 @@ class WriteBuffer(Follower):
 
     def _tick(self, rebase: Rebase) -> None:
         with self.lock:
-            with suppress(JournalError):  # `inspect` finds what is wrong with the files
+            with suppress(JournalError):  # `inspect` finds the damage to the files
                 self.catch_up()
             unsynced = self._take_unsynced()
         self._sync(unsynced)
@@ -275,7 +275,7 @@ class WriteBuffer(Follower):
             self.upkeep.tidy(rebase)
 
     def _take_unsynced(self) -> list[tuple[Segment, int]]:
-        """Return the files, with descriptors of their own, that have bytes of this process to be synced."""
+        """Return the files with unsynced bytes of this process, each with a descriptor of its own."""
         unsynced, self._left = self._left, []
         if self._dirty and self._every_second:
             unsynced.append((Segment(self._number, self._number), os.dup(self.descriptor)))
@@ -283,7 +283,7 @@ class WriteBuffer(Follower):
         return unsynced
 
     def _sync(self, unsynced: list[tuple[Segment, int]]) -> None:
-        """Sync files and close them. Without the lock: a slow disk must not hold up visits."""
+        """Sync files and close them. The lock is not held: a slow disk must not hold up visits."""
         for segment, descriptor in unsynced:
             try:
                 os.fdatasync(descriptor)
@@ -301,7 +301,7 @@ class WriteBuffer(Follower):
             raise JournalError(limit) if self.halted else JournalFullError(limit)
 
     def _limit_reached(self, size: int) -> str | None:
-        """Tell which limit `size` more bytes would break, or None."""
+        """Return the limit that `size` more bytes would break, or None."""
         if self.offset + self._other_bytes + size > self._bound:
             if self.halted:
                 return self.halted
@@ -313,7 +313,7 @@ class WriteBuffer(Follower):
     def _whole_part(self, run: Sequence[Visit], written: int) -> Sequence[Visit]:
         """Return the visits whose lines are whole in the first `written` bytes; raise JournalError for none."""
         kept = []
-        self.tables.current.known = None  # a piece of a line is in the file
+        self.tables.current.known = None  # the file now has a piece of a line
         for visit in run:
             written -= len(visit_line(*visit))
             if written < 0:

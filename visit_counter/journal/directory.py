@@ -32,13 +32,13 @@ if TYPE_CHECKING:
 
 _NAME = re.compile(r"(\d{10})(?:-(\d{10}))?\.log")
 
-# File systems whose O_APPEND is emulated by the client: two hosts' (or even two processes') appends may overwrite.
+# File systems whose client emulates O_APPEND: appends of two hosts, or even two processes, may overwrite each other.
 _UNSAFE_FILE_SYSTEMS = frozenset(("nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "fuse.sshfs", "afs", "davfs"))
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class Segment:
-    """One journal file: the segments `first` to `last` (the same but for merged ones)."""
+    """One journal file: the segments `first` to `last`. The two are equal unless the file is a merged one."""
 
     first: int
     last: int
@@ -61,13 +61,13 @@ class Segment:
 
 
 class JournalDirectory:
-    """The directory and the names in it. Holds no file open; every method may be called from any process."""
+    """The directory and the names in it. It holds no file open; any process may call every method."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def is_there(self) -> bool:
-        """Tell whether there is a journal, and not an empty place for one."""
+        """Return whether there is a journal in the directory, that is, a writer's id."""
         return os.path.exists(self.path / "writer")  # noqa: PTH110 - of the simulated `os` in tests
 
     def prepare(self, *, begin: bool = True) -> None:
@@ -116,7 +116,7 @@ class JournalDirectory:
             raise JournalError(f"the writer's id cannot be read: {error}") from None
 
     def rename_writer(self, writer: str, *, replace: bool = True) -> None:
-        """Give the writer a new id, durably. Without `replace`, an id made meanwhile by another process stays."""
+        """Give the writer a new id, durably. Without `replace`, an id that another process has made meanwhile stays."""
         temporary = self.path / f"writer.{os.getpid()}.tmp"
         write_durably(temporary, f"{writer}\n".encode("ascii"))
         if replace:
@@ -132,21 +132,21 @@ class JournalDirectory:
 
     @contextmanager
     def flush_lock(self, *, wait: bool) -> Iterator[None]:
-        """Hold the lock of the one who flushes; raises BlockingIOError if `wait` is false and another one does."""
+        """Hold the flush lock; raises BlockingIOError if `wait` is false and another process holds it."""
         path = self.path / "flush.lock"
         while True:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
                 if not is_file_at(descriptor, path):
-                    continue  # it was removed meanwhile, and others lock another file
+                    continue  # the file was removed meanwhile, and other processes lock a new one
                 yield
                 return
             finally:
                 os.close(descriptor)
 
     def segments(self) -> list[Segment]:
-        """Return the segments there are, in order; one that a merged file contains is left out."""
+        """Return the segments that have files, in order; one that a merged file contains is left out."""
         found = self._files()
         # A crash between writing a merged file and removing its parts leaves both: the wider one is whole.
         found.sort(key=lambda segment: (segment.first, -segment.last))
@@ -162,7 +162,7 @@ class JournalDirectory:
         return [segment for segment in found if segment is not None]
 
     def has(self, segment: Segment) -> bool:
-        """Tell whether a segment file is there."""
+        """Return whether a segment file exists."""
         return os.path.exists(self.path / segment.name)  # noqa: PTH110 - of the simulated `os` in tests
 
     def open(self, number: int) -> int:
@@ -170,14 +170,14 @@ class JournalDirectory:
         return os.open(self.path / Segment(number, number).name, os.O_RDWR | os.O_APPEND | os.O_CLOEXEC)
 
     def begin(self, number: int, *, after: int, locked: bool) -> bool:
-        """Make segment `number` if the journal has none from `after` on; tell whether it had none. Raises OSError.
+        """Make segment `number` if the journal has none from `after` on; return whether it had none. Raises OSError.
 
         `locked`: this process holds the flush lock.
         """
         if any(segment.last >= after for segment in self.segments()):
             return False
-        # The lock is held from the second look until the segment is made. In between, a flush could make and forget the
-        # segment, and one that was forgotten must never be made again.
+        # The lock is held from the second check until the segment is made. Without the lock, a flush could make and
+        # delete the segment in between, and a deleted segment must never be made again.
         with nullcontext() if locked else self.flush_lock(wait=True):
             if any(segment.last >= after for segment in self.segments()):
                 return False
@@ -191,7 +191,7 @@ class JournalDirectory:
         self.sync_directory()
 
     def forget(self, segment: Segment) -> None:
-        """Remove a segment file; of a merged one first the parts that a crash left, or they would come back."""
+        """Remove a segment file. If it is a merged one, first remove parts that a crash left: they would come back."""
         if segment.first != segment.last:
             for part in self._files():
                 if segment.first <= part.first and part.last <= segment.last and part != segment:
@@ -199,7 +199,7 @@ class JournalDirectory:
         (self.path / segment.name).unlink(missing_ok=True)
 
     def remove_leftovers(self) -> None:
-        """Remove files that a crash left half written. The caller holds the flush lock: nobody else writes them."""
+        """Remove files that a crash left half written. The caller holds the flush lock, so no other process writes."""
         for name in os.listdir(self.path):  # noqa: PTH208 - see `_files`
             if name.endswith(".log.tmp"):
                 (self.path / name).unlink(missing_ok=True)
@@ -213,7 +213,7 @@ class JournalDirectory:
                 (self.path / name).unlink(missing_ok=True)
 
     def sync_directory(self) -> None:
-        """Put the directory's names on the disk: a file is not durable before its name is."""
+        """Sync the directory's names: a file is not durable before its name is."""
         sync_directory(self.path)
 
     def size_of(self, segment: Segment) -> int:
@@ -238,10 +238,10 @@ class JournalDirectory:
                 try:
                     total += entry.stat().st_size
                 except FileNotFoundError:
-                    continue  # forgotten meanwhile
+                    continue  # a flush has deleted it meanwhile
         return total
 
     def room_bytes(self) -> int:
-        """Return how much the disk can still take."""
+        """Return how many bytes the disk can still take."""
         room = os.statvfs(self.path)
         return room.f_bavail * room.f_frsize

@@ -1,6 +1,6 @@
-"""Following the journal: one process reads what all have appended, in order, into tables of its own.
+"""Follows the journal: a process reads the lines of all processes, in the order of the file, into its own tables.
 
-All methods expect `lock` to be held by the caller unless they say otherwise, see `visit_counter.journal.buffer`.
+All methods expect the caller to hold `lock` unless they say otherwise, see `visit_counter.journal.buffer`.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _OPEN_TRIES = 100
-# A journal that begins with this segment has lost its first one: that is made before anything else.
+# A journal that begins with segment 2 has lost segment 1: that is the first file that a new journal gets.
 _SECOND = 2
 
 
 class Follower:
-    """Replays the journal: its sealed segments at the start, and from then on what is appended to the current one."""
+    """Replays the journal: its sealed segments at the start, and from then on the new lines of the current one."""
 
-    # Slots, because an object with more than 30 attributes and no slots is read slowly (Python 3.11), and every visit
-    # reads several of these.
+    # It has slots, because Python 3.11 reads an attribute slowly if an object has more than 30 and no slots, and every
+    # visit reads several of these.
     __slots__ = (
         "_dirty",
         "_every_second",
@@ -69,39 +69,39 @@ class Follower:
         "writer_file",
     )
 
-    # Made by the buffer that this is the base of.
+    # The buffer, which is derived from this class, makes these two.
     absent: Absent
     mending: Mending
 
     def __init__(self, journal: Journal, *, every_second: bool) -> None:
         self.journal = journal
         self.lock = threading.RLock()
-        self.writer = ""  # the id that the state says watermarks are under
-        self.writer_file = ""  # what the file `writer` said: another one while a flush takes a new id
+        self.writer = ""  # the id in the state, under which the shards keep the watermarks
+        self.writer_file = ""  # the id in the file `writer`; it differs while a flush takes a new id
         self.state = Checkpoint()
-        # The pages whose reads are being told, each by itself: the tables keep these, and not a second copy of each
-        # text as it comes back from the file.
+        # The texts of the pages that are being reported. The tables keep these, and not a second copy of each text that
+        # was read back from the file.
         self.pages_at_hand: dict[str, str] = {}
         # Every partition includes the segments up to this one; their tables are dropped once they are rebased.
         self.included_to = 0
         # How often the journal was read from the start. A count that was cached before the last time is no longer
-        # valid, since the tables whose visits are added to it may be gone. `on_load` is called at each time, and then
-        # `on_read(page, known)` for what the segments say of stored counts.
+        # valid, since the tables whose visits are added to it may be gone. Each time `on_load` is called, and then
+        # `on_read(page, known)` for each line `read` in the segments.
         self.loads = 0
         self.on_load: Callable[[], None] = lambda: None
         self.on_read: Callable[[str, Known], None] = lambda _page, _known: None
         self.tables = Tables()
         self.upkeep = Upkeep(self)
-        self._number = 0  # of the segment that is followed
-        self.descriptor = -1  # of its file
-        self.offset = 0  # up to where it was followed
-        self.tail = b""  # what was read or written last: the bytes before `offset`
+        self._number = 0  # the number of the segment that this process follows
+        self.descriptor = -1  # the descriptor of its file
+        self.offset = 0  # the place in the file up to which this process has read
+        self.tail = b""  # the bytes before `offset`, which this process read or wrote last
         self.failed = ""  # why the last append failed
         self.halted = ""  # why all visits are refused, until the journal is mended
-        self.state_is_older = False  # on the disk, than what this process has seen
-        self._every_second = every_second  # what this process appends is synced by `tick`
-        self._dirty = False  # it has appended something that is not synced yet
-        self._left: list[tuple[Segment, int]] = []  # files that hold bytes of ours which are not synced yet
+        self.state_is_older = False  # the state on the disk is older than the one that this process has read before
+        self._every_second = every_second  # `tick` syncs the bytes that this process appends
+        self._dirty = False  # this process has appended bytes that are not synced yet
+        self._left: list[tuple[Segment, int]] = []  # earlier segments with unsynced bytes of this process
         self._state_version = (0, 0)
 
     def _load(self) -> None:
@@ -114,11 +114,11 @@ class Follower:
                 number, found = self._replay_sealed()
                 if self.journal.begin(number + 1, after=number, locked=self.mending.locked):
                     continue
-                # Whoever made the segment may have died before its name was on the disk.
+                # The process that made the segment may have died before the segment's name was on the disk.
                 self.journal.sync_directory()
                 self._follow(number, self.journal.open(number))
             except FileNotFoundError:
-                continue  # a flush has just merged or forgotten a segment
+                continue  # a flush has just merged or deleted a segment
             break
         else:
             raise JournalError("segments of the journal vanish while they are read")
@@ -130,7 +130,7 @@ class Follower:
         self.catch_up()
 
     def _replay_sealed(self) -> tuple[int, list[Found]]:
-        """Replay the segments before the last one; return the number of the one to follow, and what was found."""
+        """Replay the segments before the last one; return the number of the one to follow, and all replays."""
         sealed = []
         number = self.included_to + 1
         segments = self.journal.segments()
@@ -144,7 +144,7 @@ class Follower:
                 self.absent.note(number, segment.first - 1)
             number = segment.first
             if segment == segments[-1] and segment.first == segment.last:
-                break  # Mostly the current segment. It is read once, when it is followed.
+                break  # This is usually the current segment. It is read once, when it is followed.
             replay = self.journal.read(segment)
             if not replay.sealed_as:
                 if not self.journal.is_followed(segment):
@@ -159,7 +159,7 @@ class Follower:
         return number, found
 
     def reload_state(self) -> None:
-        """Read what the flush has confirmed. The lock is held."""
+        """Read the flush's state. The lock is held."""
         self._state_version = self.journal.state_version()
         state = Checkpoint.load(self.journal.state_path)
         self.state_is_older = state.floor < self.state.floor
@@ -168,16 +168,16 @@ class Follower:
         self.state = state
         self.included_to = max(self.included_to, self.state.floor)
         self.writer_file = self.journal.writer
-        # When a flush takes a new id, the file changes before the state. Nothing is sent under the new id until the
-        # state has it, too.
+        # When a flush takes a new id, the file `writer` changes before the state. The flush sends no batch under the
+        # new id until the state has it, too.
         self.writer = self.state.writer or self.writer_file
 
     def has_new_state(self) -> bool:
-        """Tell whether the state on the disk is another one than was read last."""
+        """Return whether the state on the disk is not the one that was read last."""
         return self.journal.state_version() != self._state_version
 
     def catch_up(self) -> None:
-        """Replay what others have appended since the last call."""
+        """Replay the lines that other processes have appended since the last call."""
         end = os.lseek(self.descriptor, 0, os.SEEK_END)
         while end != self.offset:
             if end < self.offset or self.mending.cut_at >= 0:
@@ -189,15 +189,15 @@ class Follower:
             except UncertainError:
                 return  # the file was cut
             if not sealed and before == (self.offset, self.descriptor):
-                # The last line is not whole yet, or it was cut. What is appended next comes behind it.
+                # The last line is not whole yet, or its append was cut; the next append continues on the same line.
                 return
             end = os.lseek(self.descriptor, 0, os.SEEK_END)
 
     def _replay_others(self, end: int) -> bool:
-        """Replay the lines from where we are up to `end`; on a seal go on to the next segment and return True.
+        """Replay the lines from `offset` to `end`; after a seal, go on to the next segment and return True.
 
         Raises OSError if the file cannot be read, UncertainError if it was cut, and JournalError if it is sealed and
-        there is no going on: what is behind `end` surely does not count then.
+        the next segment cannot be opened: lines behind `end` surely do not count then.
         """
         if end < self.offset:
             self.mending.note_cut(end)
@@ -216,7 +216,7 @@ class Follower:
             raise self._uncertain(self.halted)
         replay, tail = self._replay_from_here(end)
         number = self.tables.current.last
-        # The next segment is opened before anything changes here. If that fails, the next call meets the seal again.
+        # The next segment is opened before anything changes here. If that fails, the next call reads the seal again.
         following = self._open_next(number) if replay.sealed_as else None
         if following == (0, -1):
             self._load()
@@ -236,7 +236,7 @@ class Follower:
         return following is not None
 
     def _replay_from_here(self, end: int) -> tuple[Replay, bytes]:
-        """Return what the lines up to `end` add up to, and the last bytes of them."""
+        """Return the sum of the lines up to `end`, and their last bytes."""
         replay, tail = Replay(), self.tail
         for data in whole_lines(self.descriptor, self.offset, end):
             before = replay.consumed
@@ -245,16 +245,16 @@ class Follower:
         return replay, tail
 
     def _open_next(self, number: int) -> tuple[int, int]:
-        """Return the number and descriptor of the segment after a sealed one; (0, -1): read the journal anew."""
+        """Return the number and descriptor of the segment after a sealed one, or (0, -1) to read the journal anew."""
         try:
             try:
                 return number + 1, self.journal.open(number + 1)
             except FileNotFoundError:
                 if any(segment.last > number for segment in self.journal.segments()):
-                    # The next segment was flushed and forgotten, or merged, while this process was idle. It must never
+                    # The next segment was flushed and deleted, or merged, while this process was idle. It must never
                     # be made again: every partition may include its number already, and visits in it would be lost.
                     return 0, -1
-            # Somebody has removed the next segment. Its number stays free for the processes that know what was in it,
+            # Somebody has removed the next segment. Its number stays free for the processes that know its content,
             # and this one goes on in the segment behind it.
             self.journal.begin(number + 2, after=number + 1, locked=self.mending.locked)
             descriptor = self.journal.open(number + 2)
@@ -287,7 +287,7 @@ class Follower:
         self._number, self.descriptor, self.offset, self.tail = number, descriptor, 0, b""
 
     def _note(self, replay: Replay, number: int) -> None:
-        """Act on what lines of segment `number` say besides visits."""
+        """Act on the events, the fence and the unreadable lines in a piece of segment `number`."""
         if replay.unreadable:
             log.warning("journal segment %d: %d unreadable lines are skipped", number, replay.unreadable)
         if replay.fenced:

@@ -1,7 +1,7 @@
 """The journal: append-only files that hold the pending visits of one host.
 
-Where the files are, and what else is beside them, is told in `visit_counter.journal.directory`; what is in a segment in
-`visit_counter.journal.records`.
+`visit_counter.journal.directory` explains the files and their names, `visit_counter.journal.records` the lines in a
+segment.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ __all__ = ["Content", "Journal", "SealPlace", "Segment", "new_token"]
 
 _GLANCE_BYTES = 1 << 14
 _BEYOND_BYTES = 4096
-# Every process looks at the journal once a second, and then adds what it knows. The flush waits so long for that.
+# Every process inspects the journal once a second, and adds the visits that a file lacks. The flush waits so long.
 _SETTLE_SECONDS = 3.0
 
 
 class SealPlace(NamedTuple):
-    """Where a seal is: in which file, and the byte behind it."""
+    """The place of a seal: its file (device and inode), and the byte behind it."""
 
     file: tuple[int, int]
     end: int
@@ -53,9 +53,9 @@ def new_token(segment: int) -> str:
 
 @dataclass(slots=True)
 class Content:
-    """What a sealed segment holds: `known` and `rest` are the two parts of `records.Restored`.
+    """The content of a sealed segment: `known` and `rest` are the two parts that `records.Restored` explains.
 
-    `held`: what was left in the file when it was sealed, where a process knows more than that.
+    `held`: the visits that the file still had when it was sealed, if a process knows more than these.
     """
 
     known: Tally
@@ -67,15 +67,15 @@ class Content:
 
 
 class Journal(JournalDirectory):
-    """The segments and what is in them. Holds no file open; every method may be called from any process.
+    """The segments and their content. It holds no file open; any process may call every method.
 
-    `clock` counts seconds, the same ones for all processes of this boot.
+    `clock` counts seconds, and is the same for all processes of this boot.
     """
 
     def __init__(self, path: Path, clock: Callable[[], float] = time.monotonic) -> None:
         super().__init__(path)
         self._clock = clock
-        # Segments whose sync has failed in a flush: what a later sync says of them proves nothing.
+        # Segments whose sync has failed in a flush: a later sync that succeeds proves nothing.
         self.doubtful: set[Segment] = set()
 
     def read(self, segment: Segment) -> Replay:
@@ -87,7 +87,7 @@ class Journal(JournalDirectory):
         return replay
 
     def holds_visits(self, segment: Segment) -> bool:
-        """Tell whether anything counts in a segment, having read no more of it than that takes. Raises OSError."""
+        """Return whether a segment holds visits; reads no more of it than necessary. Raises OSError."""
         with (self.path / segment.name).open("rb") as file:
             for data in whole_lines(file.fileno(), piece_bytes=_GLANCE_BYTES):
                 replay = Replay()
@@ -112,7 +112,7 @@ class Journal(JournalDirectory):
         return Content(known.visits, tail.sealed_as, tail.fenced, tail.visits, cut_at)
 
     def token_of(self, segment: Segment) -> str:
-        """Return the token a sealed segment ends with, without reading the whole of a large one."""
+        """Return the token at the end of a sealed segment, without reading the whole of a large one."""
         return self.token_at_end(segment) or self.read(segment).sealed_as
 
     def token_at_end(self, segment: Segment) -> str:
@@ -124,11 +124,11 @@ class Journal(JournalDirectory):
         return replay.sealed_as
 
     def is_followed(self, segment: Segment) -> bool:
-        """Tell whether a later segment holds anything. If this one has no seal, a power loss took it."""
+        """Return whether a later segment has any line. If this segment has no seal then, a power loss took the seal."""
         return any(later.first > segment.last and (self.path / later.name).stat().st_size for later in self.segments())
 
     def is_whole(self, replay: Replay) -> bool:
-        """Tell whether a segment is not in doubt, and nobody has still to say what it lacks."""
+        """Return whether a segment is not in doubt, and every process had the time to add the visits that it lacks."""
         marks = [Restored.of(event).at for event in replay.events if event.kind == RESTORED]
         return not replay.fenced and all(map(self.is_settled, marks))
 
@@ -137,16 +137,16 @@ class Journal(JournalDirectory):
         return self._clock()
 
     def is_settled(self, at: float) -> bool:
-        """Tell whether every process has had the time to say what it knows of what was found at `at`, see `now`."""
+        """Return whether every process has had the time to act on damage that was found at `at`, see `now`."""
         return not 0 <= self._clock() - at < _SETTLE_SECONDS
 
     def seal(self, segment: Segment, followed: Callable[[Segment], Replay | None] = lambda _: None) -> Replay:
-        """Seal the current segment, put it on the disk, and return all that is in it. Raises OSError.
+        """Seal the current segment, sync it, and return its content. Raises OSError.
 
-        `followed` may know what is in a sealed segment; otherwise its file is read.
+        `followed` may know the content of a sealed segment; otherwise its file is read.
         """
-        # The next segment is made before the seal is written. Whoever meets the seal finds it, and nobody gives its
-        # number to another one.
+        # The next segment is made before the seal is written. So a process that reads the seal finds the next segment,
+        # and no process makes another one with its number.
         self.make(segment.last + 1)
         descriptor = self.open(segment.last)
         try:
@@ -160,9 +160,9 @@ class Journal(JournalDirectory):
         return replay
 
     def is_sealed_at(self, segment: Segment, token: str, place: SealPlace) -> bool:
-        """Tell whether a segment's file is that one, and has this seal at that place. Raises OSError.
+        """Return whether a segment's file is the one of `place`, and has this seal there. Raises OSError.
 
-        A file only ever grows. So if the seal is where it was written, everything before it is as it was then.
+        A file only ever grows. So if the seal is at its old place, all bytes before it are the same, too.
         """
         line = encode(SEAL, token.encode("ascii"))
         descriptor = os.open(self.path / segment.name, os.O_RDONLY | os.O_CLOEXEC)
@@ -173,11 +173,11 @@ class Journal(JournalDirectory):
             os.close(descriptor)
 
     def fence(self, number: int, descriptors: Sequence[int], offset: int) -> None:
-        """Seal segment `number`, that is in doubt, in each of these files. Raises OSError.
+        """Append a fence to each of these files of segment `number`, which is in doubt. Raises OSError.
 
-        Whoever follows one of them goes on in the next segment. The caller holds the flush lock, and writes the
-        segment anew. The caller has read up to `offset`, and the files are made longer than that. Otherwise a process
-        that had read as far before a file was cut could find the file's end where it left it, and notice nothing.
+        Every process that follows one of these files goes on in the next segment. The caller holds the flush lock, and
+        writes the segment anew. It has read up to `offset`, and the files are made longer than that. Otherwise a
+        process that had read as far before the cut could find the file's end where it left it, and notice nothing.
         """
         self.make(number + 1)
         line = encode(SEAL, new_token(number).encode("ascii") + FENCE)
@@ -188,9 +188,9 @@ class Journal(JournalDirectory):
                 os.ftruncate(descriptor, offset + _BEYOND_BYTES)
 
     def write_segment(self, segment: Segment, visits: Tally, token: str, known: KnownCounts) -> None:
-        """Write a sealed segment file with a line per page, durably, in the place of what it sums up.
+        """Write a sealed segment file with a line per page, durably; it replaces the file with this name.
 
-        `known`: what was read of pages; it stays for processes that start while a shard is down.
+        `known`: the counts of its lines `read`, which it keeps for processes that start while a shard is down.
         """
         reads = (read_line(page, Known(losses, at, stored)) for (page, losses, at), stored in known.items())
         self._replace(segment, [*tally_lines(visits), *reads, encode(SEAL, token.encode("ascii"))])
@@ -212,7 +212,7 @@ class Journal(JournalDirectory):
         self.sync_directory()
 
     def sync(self, segment: Segment) -> None:
-        """Put a segment's bytes on the disk."""
+        """Sync a segment's file."""
         descriptor = os.open(self.path / segment.name, os.O_RDONLY | os.O_CLOEXEC)
         try:
             self._sync(descriptor, segment)
@@ -224,7 +224,7 @@ class Journal(JournalDirectory):
             os.fdatasync(descriptor)
         except OSError:
             self.doubtful.add(segment)
-            # Another process may run the next flush, and must know it, too.
+            # Another process may run the next flush, and must know this doubt, too.
             with suppress(OSError), (self.path / "doubtful").open("a", encoding="ascii") as file:
                 file.write(f"{segment.name}\n")
             raise
@@ -237,7 +237,7 @@ class Journal(JournalDirectory):
         return set(self.doubtful)
 
     def forget_doubt(self, segment: Segment) -> None:
-        """Take a segment off those in doubt: it was written anew. The caller holds the flush lock."""
+        """Remove a segment from those in doubt: it was written anew. The caller holds the flush lock."""
         self.doubtful.discard(segment)
         left = self.find_doubtful() - {segment}
         path = self.path / "doubtful"
