@@ -11,12 +11,13 @@ from __future__ import annotations
 import argparse
 import json
 import select
-import socket
 import sys
 import time
 from collections import Counter
 from dataclasses import asdict, dataclass
 from typing import Self
+
+from tests.support.http_client import Asker
 
 
 @dataclass(frozen=True)
@@ -30,32 +31,16 @@ class Result:
     statuses: dict[str, int]
 
 
-class Connection:
+class Connection(Asker):
     """One connection that always has one request under way."""
 
-    def __init__(self, port: int) -> None:
-        self.socket = socket.create_connection(("127.0.0.1", port))
-        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self.sent_at = 0.0
-        self._read = b""
+    sent_at = 0.0
 
     def send(self, request: bytes) -> Self:
         """Send a request."""
         self.sent_at = time.perf_counter()
-        self.socket.sendall(request)
+        self.sock.sendall(request)
         return self
-
-    def receive(self) -> str | None:
-        """Return the status once the answer is whole; None before. Raises ConnectionError if the server closes."""
-        data = self.socket.recv(65536)
-        if not data:
-            raise ConnectionError("the server closed a connection in the middle of an answer")
-        self._read += data
-        head, end, body = self._read.partition(b"\r\n\r\n")
-        if not end or len(body) < int(head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0]):
-            return None
-        self._read = b""
-        return head[9:12].decode()
 
 
 def run(port: int, method: str, *, connections: int, pages: int, seconds: float, requests: int) -> Result:
@@ -71,19 +56,19 @@ def run(port: int, method: str, *, connections: int, pages: int, seconds: float,
     sent = 0
     for _ in range(connections):
         connection = Connection(port)
-        by_number[connection.socket.fileno()] = connection.send(texts[sent % pages])
+        by_number[connection.sock.fileno()] = connection.send(texts[sent % pages])
         sent += 1
-        poll.register(connection.socket, select.EPOLLIN)
+        poll.register(connection.sock, select.EPOLLIN)
     under_way = connections
     while under_way:
         for number, _ in poll.poll():
             connection = by_number[number]
-            status = connection.receive()
-            if status is None:
+            answer = connection.receive()
+            if answer is None:
                 continue
             now = time.perf_counter()
             latencies.append(now - connection.sent_at)
-            statuses[status] += 1
+            statuses[str(answer[0])] += 1
             if sent < requests and now - start < seconds:
                 connection.send(texts[sent % pages])
                 sent += 1
@@ -91,7 +76,7 @@ def run(port: int, method: str, *, connections: int, pages: int, seconds: float,
                 under_way -= 1
     took = time.perf_counter() - start
     for connection in by_number.values():
-        connection.socket.close()
+        connection.sock.close()
     poll.close()
     latencies.sort()
     return Result(

@@ -1,13 +1,11 @@
-"""A client for tests that shows the wire."""
+"""Clients for tests and loads that speak HTTP/1 over a socket of their own."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Self
+import socket
+from typing import Self
 
 from tests.support.servers import DEADLINE_SECONDS
-
-if TYPE_CHECKING:
-    import socket
 
 
 class Client:
@@ -62,6 +60,30 @@ class Client:
     def close(self) -> None:
         """Close the connection."""
         self.sock.close()
+
+
+class Asker:
+    """A connection with one request under way at the most, for loads: so many of them are waited for at once."""
+
+    def __init__(self, port: int) -> None:
+        self.sock = socket.create_connection(("127.0.0.1", port), timeout=DEADLINE_SECONDS)
+        self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._read = b""
+
+    def receive(self) -> tuple[int, bytes] | None:
+        """Take what has come; return the status and the body once the answer is whole, None before.
+
+        Raises ConnectionError if the server closes.
+        """
+        data = self.sock.recv(65536)
+        if not data:
+            raise ConnectionError("the server closed a connection on which it was asked something")
+        self._read += data
+        head, end, body = self._read.partition(b"\r\n\r\n")
+        if not end or len(body) < int(head.lower().partition(b"content-length:")[2].partition(b"\r\n")[0]):
+            return None
+        self._read = b""
+        return int(head[9:12]), body
 
 
 class Reply:

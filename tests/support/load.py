@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import json
 import select
-import socket
 import time
 from collections import deque
 from random import Random
 from threading import Event, Thread
 from typing import TYPE_CHECKING, NamedTuple
 
+from tests.support.http_client import Asker
 from tests.support.oracle import Oracle
 
 if TYPE_CHECKING:
@@ -35,14 +35,12 @@ class Sample(NamedTuple):
     visits: int
 
 
-class _Client:
+class _Client(Asker):
     """One connection and the request it waits for."""
 
     def __init__(self, port: int) -> None:
-        self.sock = socket.create_connection(("127.0.0.1", port), timeout=10)
-        self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        super().__init__(port)
         self.sock.setblocking(False)
-        self.buffer = b""
         self.due = 0.0
         self.method = self.page = ""
         self.lowest = 0
@@ -51,25 +49,17 @@ class _Client:
         self.due, self.method, self.page, self.lowest = due, method, page, lowest
         self.sock.send(f"{method} /visits/{page} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
 
-    def receive(self) -> tuple[int, int] | None:
+    def answer(self) -> tuple[int, int] | None:
         """Return (status, visits) once the answer is whole, (0, 0) where the connection ended; else None."""
         try:
-            data = self.sock.recv(65536)
+            answer = self.receive()
         except BlockingIOError:
             return None
         except OSError:
             return 0, 0
-        if not data:
-            return 0, 0
-        self.buffer += data
-        head, found, body = self.buffer.partition(b"\r\n\r\n")
-        if not found:
+        if answer is None:
             return None
-        length = int(head.lower().partition(b"content-length:")[2].split(b"\r\n", 1)[0])
-        if len(body) < length:
-            return None
-        self.buffer = b""
-        status = int(head[9:12])
+        status, body = answer
         return status, int(json.loads(body).get("visits") or 0) if status in (200, 202) else 0
 
 
@@ -176,7 +166,7 @@ class Load:
             if client is None:
                 self._drop_idle(number)
                 continue
-            answer = client.receive()
+            answer = client.answer()
             if answer is not None:
                 del self._busy[number]
                 self._finish(client, *answer)
