@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +12,7 @@ import pytest
 from coverage import Coverage
 
 from tests.support.progress import Progress, longest_first
-from tests.support.servers import GunicornServer, ValkeyServer
+from tests.support.servers import GunicornServer, ValkeyServer, running_valkeys
 from visit_counter.config.settings import Settings
 
 if TYPE_CHECKING:
@@ -135,21 +134,15 @@ def uncovered() -> Iterator[None]:
 @pytest.fixture
 def valkey(tmp_path: Path) -> Iterator[ValkeyServer]:
     """One running Valkey server."""
-    server = ValkeyServer(tmp_path / "valkey")
-    try:
-        yield server.start()
-    finally:
-        server.kill()
+    with running_valkeys(tmp_path / "valkey") as (server,):
+        yield server
 
 
 @pytest.fixture
 def two_valkeys(tmp_path: Path) -> Iterator[tuple[ValkeyServer, ValkeyServer]]:
     """Two running Valkey servers."""
-    first, second = ValkeyServer(tmp_path / "valkey_1"), ValkeyServer(tmp_path / "valkey_2")
-    with ExitStack() as stack:
-        stack.callback(first.kill)
-        stack.callback(second.kill)
-        yield first.start(), second.start()
+    with running_valkeys(tmp_path / "valkey_1", tmp_path / "valkey_2") as (first, second):
+        yield first, second
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from tests.faults.simulation import run_seeds
 from tests.support.oracle import BrokenError
 from tests.support.proxy import Proxy
-from tests.support.servers import ValkeyServer
+from tests.support.servers import running_valkeys
 from visit_counter.config.settings import Shard
 from visit_counter.flush.flusher import Flusher
 from visit_counter.journal.buffer import WriteBuffer
@@ -33,7 +33,7 @@ def lose_replies(directory: Path, trials: int, seed: int, progress: Callable[[in
     counted: dict[str, int] = {}
     failed = 0
     with ExitStack() as stack:
-        servers = [stack.enter_context(_Running(ValkeyServer(directory / f"shard_{n}"))) for n in (1, 2)]
+        servers = stack.enter_context(running_valkeys(directory / "shard_1", directory / "shard_2"))
         proxies = [Proxy(server.port, random) for server in servers]
         for proxy in proxies:
             stack.callback(proxy.close)
@@ -72,19 +72,6 @@ def lose_replies(directory: Path, trials: int, seed: int, progress: Callable[[in
         if found != counted:
             raise BrokenError(f"stored and counted differ: {sorted(found.items() ^ counted.items())}")
         return f"{failed} flushes failed, {sum(proxy.faults for proxy in proxies)} replies met a fault"
-
-
-class _Running:
-    """A server for a `with`."""
-
-    def __init__(self, server: ValkeyServer) -> None:
-        self._server = server
-
-    def __enter__(self) -> ValkeyServer:
-        return self._server.start()
-
-    def __exit__(self, *_: object) -> None:
-        self._server.kill()
 
 
 def damage_journal(directory: Path, trials: int, seed: int, progress: Callable[[int], None]) -> str:

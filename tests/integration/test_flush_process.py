@@ -15,7 +15,7 @@ from urllib.request import Request, urlopen
 import pytest
 
 from tests.faults.service import INSIDE
-from tests.support.servers import REPOSITORY, GunicornServer, ValkeyServer, wait_until
+from tests.support.servers import REPOSITORY, GunicornServer, ValkeyServer, running_valkeys, wait_until
 from visit_counter.counting.cache import LocalCache
 from visit_counter.flush import launcher as flush_launcher
 from visit_counter.flush.launcher import FlushProcess
@@ -59,13 +59,8 @@ def stored(valkeys: tuple[ValkeyServer, ...]) -> dict[str, int]:
 
 @pytest.fixture
 def valkeys(tmp_path: Path) -> Iterator[tuple[ValkeyServer, ValkeyServer]]:
-    first = ValkeyServer(tmp_path / "first", requirepass=SECRET)
-    second = ValkeyServer(tmp_path / "second", requirepass=SECRET)
-    try:
-        yield first.start(), second.start()
-    finally:
-        first.kill()
-        second.kill()
+    with running_valkeys(tmp_path / "first", tmp_path / "second", requirepass=SECRET) as (first, second):
+        yield first, second
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from click.testing import Result
 from flask import Flask
 from flask.testing import FlaskClient
 
-from tests.support.servers import ValkeyServer, wait_until
+from tests.support.servers import ValkeyServer, running_valkeys, wait_until
 from visit_counter import create_app
 from visit_counter.config.settings import Settings
 from visit_counter.journal.buffer import WriteBuffer
@@ -31,11 +30,7 @@ PAGES = {name: [p for p in map(str, range(50)) if RING.shard_of(partition_of(p))
 
 @pytest.fixture
 def shards(tmp_path: Path) -> Iterator[list[ValkeyServer]]:
-    with ExitStack() as stack:
-        found = [ValkeyServer(tmp_path / name) for name in NAMES]
-        for server in found:
-            stack.callback(server.kill)
-            server.start()
+    with running_valkeys(*(tmp_path / name for name in NAMES)) as found:
         yield found
 
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import socket
-from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from tests.support.http_client import Client, Reply
-from tests.support.servers import GunicornServer, ValkeyServer
+from tests.support.servers import GunicornServer, ValkeyServer, running_valkeys
 from visit_counter.config.profiles import PROFILES
 
 if TYPE_CHECKING:
@@ -25,11 +24,7 @@ LIMIT = 64 * 1024
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[ValkeyServer]]:
     """Two running shards."""
-    with ExitStack() as stack:
-        servers = [ValkeyServer(tmp_path_factory.mktemp("shard")) for _ in range(2)]
-        for server in servers:
-            stack.callback(server.kill)
-            server.start()
+    with running_valkeys(*(tmp_path_factory.mktemp("shard") for _ in range(2))) as servers:
         yield servers
 
 

@@ -5,13 +5,12 @@ from __future__ import annotations
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from tests.support.patient_app import patient_stores
-from tests.support.servers import ValkeyServer, wait_until
+from tests.support.servers import ValkeyServer, running_valkeys, wait_until
 from visit_counter import create_app
 from visit_counter.config.settings import Settings
 from visit_counter.counting.counter import BufferedCounter
@@ -31,11 +30,7 @@ CACHED_PROFILES = ("cached", "batched", "sharded")
 @pytest.fixture(scope="module")
 def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[ValkeyServer]]:
     """Two servers for all tests of this module."""
-    with ExitStack() as stack:
-        servers = [ValkeyServer(tmp_path_factory.mktemp("shard")) for _ in range(2)]
-        for server in servers:
-            stack.callback(server.kill)
-            server.start()
+    with running_valkeys(*(tmp_path_factory.mktemp("shard") for _ in range(2))) as servers:
         yield servers
 
 

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.support.servers import GunicornServer, ValkeyServer
+from tests.support.servers import GunicornServer, running_valkeys
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -25,21 +25,19 @@ Message = tuple[bytes, list[bytes], bytes]
 def ports(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[int]]:
     """Ports of the service under each worker; both have fresh counts that nothing flushes meanwhile."""
     folder = tmp_path_factory.mktemp("differential")
-    shards = [ValkeyServer(folder / f"valkey_{number}").start() for number in range(2)]
-    environ = {
-        "VISITS_SHARDS": ",".join(f"{name}={shard.url}" for name, shard in zip("ab", shards, strict=True)),
-        "VISITS_FLUSH_SECONDS": "3600",
-        "VISITS_CACHE_SECONDS": "3600",
-        "PYTHONHASHSEED": "0",  # Allow lists a set, in the order of its hashes
-    }
-    servers = [GunicornServer(folder / worker, "-w", "1", "-k", worker, port=0, **environ) for worker in WORKERS]
-    try:
-        yield [server.start().port for server in servers]
-    finally:
-        for server in servers:
-            server.stop()
-        for shard in shards:
-            shard.kill()
+    with running_valkeys(folder / "valkey_0", folder / "valkey_1") as shards:
+        environ = {
+            "VISITS_SHARDS": ",".join(f"{name}={shard.url}" for name, shard in zip("ab", shards, strict=True)),
+            "VISITS_FLUSH_SECONDS": "3600",
+            "VISITS_CACHE_SECONDS": "3600",
+            "PYTHONHASHSEED": "0",  # Allow lists a set, in the order of its hashes
+        }
+        servers = [GunicornServer(folder / worker, "-w", "1", "-k", worker, port=0, **environ) for worker in WORKERS]
+        try:
+            yield [server.start().port for server in servers]
+        finally:
+            for server in servers:
+                server.stop()
 
 
 def converse(port: int, data: bytes) -> list[Message]:

@@ -18,7 +18,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from tests.support.servers import GunicornServer, ValkeyServer
+from tests.support.servers import GunicornServer, running_valkeys
 
 HOT_PAGES = 1000
 SECONDS = 2.0
@@ -51,10 +51,7 @@ def main(turns: int = 3, pages: int = 100_000) -> None:
     """Measure and print."""
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        valkeys = [ValkeyServer(folder / name) for name in ("one", "two")]
-        for valkey in valkeys:
-            stack.callback(valkey.kill)
-            valkey.start()
+        valkeys = stack.enter_context(running_valkeys(folder / "one", folder / "two"))
         shards = ",".join(f"redis_{number}={valkey.url}" for number, valkey in enumerate(valkeys))
         environ = {"VISITS_SHARDS": shards, "VISITS_FLUSH_SECONDS": "3600", "VISITS_CACHE_PAGES": "200000"}
         server = GunicornServer(folder / "service", "-w", "1", **environ)  # type: ignore[arg-type]  # all are VISITS_*

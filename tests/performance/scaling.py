@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 from tests.support.load import Load, percentile
 from tests.support.own_shards import Service
 from tests.support.processes import cpu_seconds, own_cpu_seconds, resident_mib
-from tests.support.servers import ValkeyServer
+from tests.support.servers import ValkeyServer, running_valkeys
 from visit_counter.config.settings import Shard
 from visit_counter.counting.cache import LocalCache
 from visit_counter.flush.flusher import Flusher
@@ -101,9 +101,8 @@ def latencies(store: RedisStore, pages: int, reads: int) -> list[float]:
 def measure_shard(folder: Path, millions: list[int]) -> None:
     """Print memory and latency for each size."""
     with ExitStack() as stack:
-        small, large = (ValkeyServer(folder / name, appendonly="no").start() for name in ("small_shard", "large_shard"))
-        for server in (small, large):
-            stack.callback(server.kill)
+        folders = (folder / name for name in ("small_shard", "large_shard"))
+        small, large = stack.enter_context(running_valkeys(*folders, appendonly="no"))
         fill(small, range(1000))
         small_store, large_store = (stack.enter_context(closing(store_of(server))) for server in (small, large))
         empty = memory(large)
@@ -180,10 +179,7 @@ def measure_worker(folder: Path, millions: list[int]) -> None:
 
 def measure_flush(folder: Path, sizes: tuple[int, ...] = (1000, 10_000, 100_000, 1_000_000)) -> None:
     """Print the seconds of flushes with so many distinct pages, each of them visited twice."""
-    with ExitStack() as stack:
-        servers = [ValkeyServer(folder / f"flush_{number}").start() for number in range(2)]
-        for server in servers:
-            stack.callback(server.kill)
+    with running_valkeys(*(folder / f"flush_{number}" for number in range(2))) as servers:
         print("     distinct pages    visits  journal bytes each  flush s  CPU us for a page: flush, shards")
         for size in sizes:
             journal = Journal(folder / f"journal_{size}")

@@ -18,7 +18,7 @@ import pytest
 
 from tests.conftest import is_whole_suite
 from tests.support import processes
-from tests.support.servers import REPOSITORY, GunicornServer, ValkeyServer
+from tests.support.servers import REPOSITORY, GunicornServer, running_valkeys
 from visit_counter.config.profiles import PROFILES
 
 if TYPE_CHECKING:
@@ -47,10 +47,8 @@ def services(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[s
     with ExitStack() as stack:
         services = {}
         for profile in PROFILES:
-            shards = [ValkeyServer(tmp_path / profile / f"shard_{number}") for number in range(2)]
-            for shard in shards:
-                stack.callback(shard.kill)
-                shard.start()
+            folders = (tmp_path / profile / f"shard_{number}" for number in range(2))
+            shards = stack.enter_context(running_valkeys(*folders))
             urls = ",".join(shard.url for shard in shards)
             service = GunicornServer(tmp_path / profile, "-w", "1", VISITS_PROFILE=profile, VISITS_SHARDS=urls)
             stack.callback(service.stop)

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from tests.performance.wrk import CONNECTIONS, pinned
 from tests.support.ports import free_port, listening
 from tests.support.processes import own_cpu_seconds
-from tests.support.servers import GunicornServer, ValkeyServer, wait_until
+from tests.support.servers import GunicornServer, ValkeyServer, running_valkeys, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -93,9 +93,7 @@ def measure(load: Load, seconds: int, folder: Path, connections: int = CONNECTIO
 
 def two_shards(stack: ExitStack, folder: Path, name: str = "valkey") -> str:
     """Start two shards, which the stack ends; return VISITS_SHARDS."""
-    shards = [ValkeyServer(folder / f"{name}-{number}").start() for number in range(2)]
-    for shard in shards:
-        stack.callback(shard.kill)
+    shards = stack.enter_context(running_valkeys(*(folder / f"{name}-{number}" for number in range(2))))
     return ",".join(shard.url for shard in shards)
 
 

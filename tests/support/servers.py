@@ -9,6 +9,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -20,7 +21,7 @@ from tests.support.ports import free_port
 from visit_counter.embedded.program import server_binary
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
 # Long enough for a loaded machine: no test waits this long unless the code is broken.
@@ -121,6 +122,17 @@ class ValkeyServer:
             self._process.send_signal(signal.SIGCONT)
         if self._process:
             self._process.wait(DEADLINE_SECONDS)
+
+
+@contextmanager
+def running_valkeys(*folders: Path, **options: str) -> Iterator[list[ValkeyServer]]:
+    """Give a running Valkey server in each folder, with these options; each ends with the `with`."""
+    servers = [ValkeyServer(folder, 0, **options) for folder in folders]
+    with ExitStack() as stack:
+        for server in servers:
+            stack.callback(server.kill)
+            server.start()
+        yield servers
 
 
 def _session_of(pid: int) -> int:
