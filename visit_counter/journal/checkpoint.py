@@ -88,7 +88,7 @@ class Checkpoint:
     missing: dict[int, float] = field(default_factory=dict)
 
     def replicas_away(self) -> list[tuple[str, str, float]]:
-        """Return (shard, address, time since when) of each replica that is down and that visits are retained for."""
+        """Return (shard, address, time since when) of each replica that is away and that visits are retained for."""
         return [
             (shard, name, replica.away_since)
             for shard, known in self.replicas.items()

@@ -30,7 +30,7 @@ def whole_lines(
 
 
 def is_file_at(descriptor: int, path: Path) -> bool:
-    """Tell whether an open file is the one that has this name."""
+    """Return whether an open file is the one at this path."""
     try:
         return os.path.samestat(os.fstat(descriptor), os.stat(path))  # noqa: PTH116 - of the simulated `os` in tests
     except (FileNotFoundError, NotADirectoryError):
@@ -59,7 +59,7 @@ def sync_directory(path: Path) -> None:
 
 
 def file_system_of(path: Path, mounts: Path = Path("/proc/self/mounts")) -> str:
-    """Return the type of the file system that holds `path`, or "" where the system does not tell."""
+    """Return the type of the file system that holds `path`, or "" if the system does not report it."""
     try:
         lines = mounts.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:

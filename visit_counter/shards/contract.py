@@ -6,7 +6,7 @@ the counts include. A watermark is written as a token, `"<segment number>:<seal 
 nonce tells a segment from another of the same number (a copied journal).
 
 Units: counts and visits are whole numbers of visits; time-outs are seconds.
-Failure: `StoreUnavailableError` means nobody knows whether the call was carried out; `StoreRefusedError` means
+Failure: `StoreUnavailableError` means that the call may have been carried out or not; `StoreRefusedError` means
 that it was not. No method retries a call that changes something: the caller does, because only the caller
 knows that a batch is guarded by its watermark.
 """
@@ -48,7 +48,7 @@ class Stored:
 
 
 class Look(NamedTuple):
-    """What tells whether the counts of a partition have changed: the parts of `Stored` that all its pages share."""
+    """The state of a partition, which shows whether its counts have changed: what `Stored` has for all its pages."""
 
     watermark: str
     losses: int
@@ -127,7 +127,7 @@ class Store(ABC):
         """
 
     def look(self, writer: str, partitions: Sequence[int]) -> list[Look | None]:  # noqa: ARG002 - see below
-        """Return what tells whether each partition has changed, in order; None where nobody can tell. Never raises."""
+        """Return the state of each partition, in order; None if it is not known. Never raises."""
         return [None] * len(partitions)
 
     @abstractmethod
@@ -156,7 +156,7 @@ class Store(ABC):
     def raise_losses(self, by: Mapping[int, int]) -> set[int]:
         """Raise the `losses` of each partition by a number; return the partitions where that is known to be done.
 
-        A raised number tells every reader that a page's count may be lower than one that was read before.
+        After a raised number, every reader believes a count that is lower than one that was read before.
         """
 
     @abstractmethod
