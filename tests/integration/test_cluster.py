@@ -1,7 +1,6 @@
 """ClusterStore on a real cluster: slots move, primaries die; nothing is lost, doubled or sent twice."""
 
 import logging
-import signal
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from pathlib import Path
@@ -429,10 +428,10 @@ def test_a_primary_that_hangs_does_not_hold_up_the_others(cluster: Cluster) -> N
         assert store.ping() is True
         primary = cluster.owner_of(SLOT)
         others = [page for page in PAGES if cluster.owner_of_partition(partition_of(page)) is not primary]
-        primary.send_signal(signal.SIGSTOP)
+        primary.freeze()
         try:
             with pytest.raises(StoreError, match="cluster"):
                 store.read("writer", ["home"])
             assert [stored.visits for stored in store.read("writer", others)] == [0] * len(others)
         finally:
-            primary.send_signal(signal.SIGCONT)
+            primary.thaw()

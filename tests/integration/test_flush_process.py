@@ -42,12 +42,6 @@ def visit_pages(journal: Path) -> None:
         buffer.append([(f"page/{number}", 1) for number in range(PAGES)])
 
 
-def health(service: GunicornServer) -> dict[str, str]:
-    with urlopen(f"{service.url}/health", timeout=30) as answer:
-        body: dict[str, str] = json.load(answer)
-        return body
-
-
 def stored(valkeys: tuple[ValkeyServer, ...]) -> dict[str, int]:
     found: dict[str, int] = {}
     for valkey in valkeys:
@@ -121,14 +115,14 @@ def test_a_flush_that_hangs_is_told_while_it_hangs_and_visits_are_answered(froze
     service, pid = frozen
 
     def is_overdue() -> bool:
-        said = health(service)
+        said = service.health()
         return said["api_status"] == "degraded" and "no flush has reached every shard for" in said["reason"]
 
     wait_until(is_overdue, "it is told")
     with urlopen(Request(f"{service.url}/visits/page/1", method="POST"), timeout=30) as answer:
         assert json.load(answer)["visits"] == 2
     os.kill(pid, signal.SIGCONT)
-    wait_until(lambda: health(service)["api_status"] == "healthy", "a flush has come to its end")
+    wait_until(lambda: service.health()["api_status"] == "healthy", "a flush has come to its end")
 
 
 def test_a_flush_process_that_hangs_stops_no_other_job_and_is_killed_in_the_end(

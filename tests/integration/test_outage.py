@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import signal
-import urllib.request
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
@@ -42,13 +40,6 @@ def keep_up(load: Load, condition: Callable[[], bool], what: str) -> None:
     assert load.run(DEADLINE_SECONDS, condition, 0.1), what
 
 
-def status(service: Service) -> str:
-    """Return what /health says of the whole."""
-    with urllib.request.urlopen(f"{service.gunicorn.url}/health", timeout=10) as answer:
-        body: dict[str, Any] = json.load(answer)
-        return str(body["api_status"])
-
-
 def journal(service: Service) -> Journal:
     """Return the service's journal, to look at."""
     return Journal(service.gunicorn.dir / "data" / "journal")
@@ -75,13 +66,13 @@ def test_visits_of_a_shard_that_is_down_wait_and_then_drain_by_themselves(
         shard.freeze()
     else:
         shard.stop(signal.SIGKILL)
-    keep_up(load, lambda: status(service) == "degraded", "health says degraded")
+    keep_up(load, lambda: service.gunicorn.health()["api_status"] == "degraded", "health says degraded")
     keep_up(load, lambda: waits_merged(service), "what waits is merged")
     if hangs:
         shard.thaw()
     else:
         shard.start()
-    keep_up(load, lambda: status(service) == "healthy", "health says healthy")
+    keep_up(load, lambda: service.gunicorn.health()["api_status"] == "healthy", "health says healthy")
     keep_up(load, lambda: last_error(service) == "", "all that waited is stored")
     assert {sample.status for sample in load.samples} == {200}
     assert load.oracle.mistakes == []

@@ -19,24 +19,17 @@ import pytest
 
 from tests.support import processes
 from tests.support.ports import free_port, free_ports
-from tests.support.servers import REPOSITORY, wait_until
+from tests.support.servers import REPOSITORY, plain_environ, wait_until
 
 PROGRAM = [sys.executable, "-m", "visit_counter"]
 NO_INDEX = re.compile(r"NewConnectionError|ConnectTimeout|NameResolutionError|ProxyError")
-
-
-def environ(**more: str) -> dict[str, str]:
-    """Return the environment without what would change the service."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("VISITS_", "GUNICORN_"))}
-    kept.pop("WEB_CONCURRENCY", None)
-    return kept | more
 
 
 def run(*words: object, cwd: Path, **more: str) -> subprocess.CompletedProcess[str]:
     """Run a command to its end."""
     command = [str(word) for word in words]
     return subprocess.run(
-        command, cwd=cwd, env=environ(**more), capture_output=True, text=True, timeout=240, check=False
+        command, cwd=cwd, env=plain_environ() | more, capture_output=True, text=True, timeout=240, check=False
     )
 
 
@@ -87,7 +80,7 @@ class Service:
             self.process = subprocess.Popen(
                 [*program, "serve", "-b", self.url.removeprefix("http://")],
                 cwd=cwd or directory,
-                env=environ(**settings),
+                env=plain_environ() | settings,
                 stdout=log,
                 stderr=log,
                 start_new_session=True,

@@ -1,7 +1,6 @@
 """RedisStore on a real server: nothing in part, nothing twice, nothing claimed that is not on disk."""
 
 import logging
-import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -307,10 +306,10 @@ def test_a_connected_replica_has_to_have_it_on_disk_too(own_server: Callable[...
     with closing(patient(primary.shard)) as store:
         store.apply("writer", [home_batch(1)])
         assert store.persist(10) is True
-        replica.send_signal(signal.SIGSTOP)
+        replica.freeze()
         store.apply("writer", [home_batch(2)])
         assert store.persist(0.05) is False
-        replica.send_signal(signal.SIGCONT)
+        replica.thaw()
         assert store.persist(10) is True
 
 
@@ -340,13 +339,13 @@ def test_of_a_shard_that_hangs_one_read_finds_out_and_it_comes_back_by_itself(
     with closing(store):
         store.add("home", 1)
         assert store.read("w", ["home"]) == [Stored(1, "")]
-        server.send_signal(signal.SIGSTOP)
+        server.freeze()
         with pytest.raises(StoreUnavailableError, match="Timeout"):
             store.read("w", ["home"])
         for call in (lambda: store.read("w", ["home"]), lambda: store.add("home", 1)) * 100:
             with pytest.raises(StoreUnavailableError, match="not asked again"):
                 call()
-        server.send_signal(signal.SIGCONT)
+        server.thaw()
         now[0] += 10
         wait_until(store.ping, "the server to wake up")
         assert store.server.breaker.state == "closed"
@@ -362,10 +361,10 @@ def test_a_shard_that_is_down_is_found_to_be_back_by_a_probe_and_not_by_a_read(
     with closing(store):
         assert store.read("w", ["home"]) == [Stored(0, "")]
         assert not store.is_down("home")
-        server.send_signal(signal.SIGSTOP)
+        server.freeze()
         with pytest.raises(StoreUnavailableError, match="Timeout"):
             store.read("w", ["home"])
-        server.send_signal(signal.SIGCONT)
+        server.thaw()
         store.probe()
         assert store.is_down("home"), "probed before it was time"
 
@@ -404,10 +403,10 @@ def test_a_reply_that_came_too_late_is_never_taken_for_that_of_another_call(own_
         store.add("other", 1)
         for _ in range(5):
             assert store.read("w", ["home"]) == [Stored(7, "")]
-            server.send_signal(signal.SIGSTOP)
+            server.freeze()
             with pytest.raises(StoreUnavailableError):
                 store.read("w", ["home"])
-            server.send_signal(signal.SIGCONT)
+            server.thaw()
             wait_until(store.ping, "the server to wake up")
             assert store.read("w", ["other"]) == [Stored(1, "")]
 

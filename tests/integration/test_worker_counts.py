@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import json
-import signal
 import socket
 import threading
-from os import kill
 from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.support import processes
 from tests.support.http_client import Client
-from tests.support.servers import GunicornServer, ValkeyServer, wait_until
+from tests.support.servers import GunicornServer, ValkeyServer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -67,13 +65,9 @@ def test_a_herd_on_one_unknown_page_reads_it_once_and_is_told_from_where(
     for client in herd:  # accepted, and known to the loop
         client.ask("GET", "/visits/other").answer()
     before = reads(two_valkeys)
-    kill(pid, signal.SIGSTOP)
-    try:
-        wait_until(lambda: processes.state(pid) == "T", "the worker is stopped")
+    with processes.stopped(pid):
         for client in herd:
             client.ask(method, "/visits/herd")
-    finally:
-        kill(pid, signal.SIGCONT)
     answers = [json.loads(client.answer().body) for client in herd]
     assert sorted(answer["visits"] for answer in answers) == list(counts)
     assert {answer["served_via"] for answer in answers} in ({"a"}, {"b"})

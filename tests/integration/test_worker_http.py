@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import signal
 import socket
 import threading
 from contextlib import suppress
-from os import kill
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -240,13 +238,9 @@ def test_requests_of_one_turn_are_counted_with_one_call(server: StubServer) -> N
         assert visits(client.ask("GET", "/visits/turn")) == 0
     other = server.client()
     before = int(other.ask("GET", "/calls").answer().body)
-    kill(pid, signal.SIGSTOP)
-    try:
-        wait_until(lambda: processes.state(pid) == "T", "the worker is stopped")
+    with processes.stopped(pid):
         for client in clients:
             client.ask("POST", "/visits/turn")
-    finally:
-        kill(pid, signal.SIGCONT)
     assert sorted(visits(client) for client in clients) == list(range(1, 9))
     assert int(other.ask("GET", "/calls").answer().body) == before + 1
 

@@ -28,14 +28,6 @@ def written(file: Path) -> bool:
     return file.exists() and bool(file.read_text())
 
 
-def is_gone(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return True
-    return False
-
-
 class Load:
     """Visitors who keep visiting, some on kept connections, and write down what failed."""
 
@@ -89,7 +81,7 @@ def test_a_reload_under_load_fails_no_request(tmp_path: Path) -> None:
                 load.go_on(200)
                 server.send_signal(signal.SIGHUP)
                 load.go_on(200)
-            wait_until(lambda: all(is_gone(pid) for pid in old), "the old workers are gone")
+            wait_until(lambda: not any(map(processes.state, old)), "the old workers are gone")
             load.go_on(200)
     assert load.failed == []
 
@@ -225,7 +217,7 @@ def test_a_worker_whose_master_was_killed_ends(tmp_path: Path) -> None:
     with StubServer(tmp_path) as server:
         (pid,) = server.serving_pids()
         server.send_signal(signal.SIGKILL)
-        wait_until(lambda: is_gone(pid), "the orphan is gone")
+        wait_until(lambda: not processes.state(pid), "the orphan is gone")
         server.stop()
 
 

@@ -9,16 +9,13 @@ waiting visits took to drain, what requests cost in each phase, and what was los
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import signal
 import sys
 import tempfile
 import time
-import urllib.request
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 from tests.support.load import Load, percentile
 from tests.support.own_shards import Service
@@ -40,12 +37,6 @@ class Watch:
         self.started = time.monotonic()
         print(" minute    visits journal KiB  files merged   waiting MiB of each worker   api_status", flush=True)
 
-    def health(self) -> dict[str, Any]:
-        """Return what /health says."""
-        with urllib.request.urlopen(f"{self.service.gunicorn.url}/health", timeout=10) as answer:
-            body: dict[str, Any] = json.load(answer)
-            return body
-
     def behind(self) -> int:
         """Return how many segments the partitions that wait longest are behind the others."""
         confirmed = [segment_of(token) for token in Checkpoint.load(self.journal.state_path).confirmed.values()]
@@ -55,7 +46,7 @@ class Watch:
         """Print one line."""
         segments = self.journal.segments()
         merged = sum(segment.first != segment.last for segment in segments)
-        health = self.health()
+        health = self.service.gunicorn.health()
         memory = " ".join(f"{resident_mib(pid):6.1f}" for pid in self.service.gunicorn.worker_pids)
         print(
             f"{(time.monotonic() - self.started) / 60:7.1f} {self.load.oracle.visits:9} "
@@ -91,7 +82,7 @@ class Drain:
     def look(self) -> None:
         """Look once."""
         now = time.monotonic() - self._started
-        if not self.healthy and self._watch.health()["api_status"] == "healthy":
+        if not self.healthy and self._watch.service.gunicorn.health()["api_status"] == "healthy":
             self.healthy = now
         last = Checkpoint.load(self._watch.journal.state_path).last_flush
         if last is not None:
@@ -112,7 +103,7 @@ def run(service: Service, load: Load, seconds: float, around_seconds: float) -> 
     load.run(seconds, watch.line, EVERY_SECONDS)
     watch.line()
     watch.phase("outage")
-    waiting = watch.health()["pending_visits"]
+    waiting = watch.service.gunicorn.health()["pending_visits"]
     started = time.monotonic()
     service.shards[0].start()
     print(f"the shard is back after {time.monotonic() - started:.2f} s; {waiting} visits wait", flush=True)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tests.support.servers import wait_until
+
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
 TICK_SECONDS = 1 / os.sysconf("SC_CLK_TCK")
 
@@ -70,6 +72,17 @@ def with_argument(text: str) -> list[int]:
 def cpu_seconds(pids: Iterable[int]) -> float:
     """Return the CPU time these processes have used, and those of their children that have ended and been reaped."""
     return sum(int(ticks) for pid in pids for ticks in _stat(pid)[11:15]) * TICK_SECONDS
+
+
+@contextmanager
+def stopped(pid: int) -> Iterator[None]:
+    """Let a process stand still meanwhile."""
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        wait_until(lambda: state(pid) == "T", "the process stands still")
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
 
 
 def own_cpu_seconds(pids: Iterable[int]) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -34,6 +35,13 @@ def wait_until(condition: Callable[[], object], what: str, seconds: float = DEAD
     while not condition():
         assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
         time.sleep(0.01)
+
+
+def plain_environ() -> dict[str, str]:
+    """Return the environment without what would change the service."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("VISITS_", "GUNICORN_"))}
+    kept.pop("WEB_CONCURRENCY", None)
+    return kept
 
 
 class ValkeyServer:
@@ -197,8 +205,6 @@ class GunicornServer:
         """Start and return at once, for a start that is to fail."""
         self.port = self.port or free_port()
         self.dir.mkdir(parents=True, exist_ok=True)
-        kept = {name: value for name, value in os.environ.items() if not name.startswith(("VISITS_", "GUNICORN_"))}
-        kept.pop("WEB_CONCURRENCY", None)
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
                 [
@@ -208,7 +214,7 @@ class GunicornServer:
                     *self._arguments,
                 ],
                 cwd=self.cwd or self.root,
-                env=kept | self._environ,
+                env=plain_environ() | self._environ,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -230,6 +236,12 @@ class GunicornServer:
             return True
         except OSError:
             return False
+
+    def health(self, timeout_seconds: float = DEADLINE_SECONDS) -> dict[str, Any]:
+        """Return what /health says."""
+        with urllib.request.urlopen(f"{self.url}/health", timeout=timeout_seconds) as answer:
+            body: dict[str, Any] = json.load(answer)
+            return body
 
     def runs(self) -> bool:
         """Tell whether the master is alive."""

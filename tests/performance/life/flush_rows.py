@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 import time
-import urllib.request
 from typing import TYPE_CHECKING
 
 from tests.performance import wrk
@@ -58,8 +56,7 @@ def distinct(bench: Bench) -> list[Line]:
 
 
 def _pending(server: GunicornServer) -> int:
-    with urllib.request.urlopen(f"{server.url}/health", timeout=60) as answer:
-        return int(json.load(answer)["pending_visits"])
+    return int(server.health(60)["pending_visits"])
 
 
 def _flush(server: GunicornServer, shards: list[int], visits: int, settle: float) -> tuple[float, float]:
