@@ -34,15 +34,7 @@ def kill_cluster_primary(directory: Path, trials: int, seed: int, progress: Call
         def fault() -> None:
             cluster.fail_over(dice.choice(cluster.primaries()), behind=dice.random() < 0.5)
 
-        def mend() -> None:
-            for server in cluster.servers:
-                if not server.runs():
-                    server.start()
-            cluster.wait_until_whole()
-            for server in cluster.primaries():
-                server.call("FLUSHALL")
-
-        return _repeat(directory, cluster.shard, trials, dice, progress, fault, mend)
+        return _repeat(directory, cluster.shard, trials, dice, progress, fault, cluster.mend)
 
 
 def move_cluster_slots(directory: Path, trials: int, seed: int, progress: Callable[[int], None]) -> str:
@@ -71,16 +63,7 @@ def kill_watched_primary(directory: Path, trials: int, seed: int, progress: Call
         def fault() -> None:
             sentinels.fail_over(behind=dice.random() < 0.5)
 
-        def mend() -> None:
-            for server in sentinels.servers:
-                if not server.runs():
-                    sentinels.bring_back(server)
-            primary = sentinels.primary()
-            if primary is None:
-                raise BrokenError("the sentinels know no primary")
-            primary.call("FLUSHALL")
-
-        return _repeat(directory, sentinels.shard, trials, dice, progress, fault, mend)
+        return _repeat(directory, sentinels.shard, trials, dice, progress, fault, sentinels.mend)
 
 
 def _repeat(  # noqa: PLR0917 - one call in each row

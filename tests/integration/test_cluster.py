@@ -43,12 +43,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 @pytest.fixture
 def cluster(running: Cluster) -> Cluster:
     """Return the cluster, emptied, and every server up."""
-    for server in running.servers:
-        if not server.runs():
-            server.start()
-    running.wait_until_whole()
-    for server in running.primaries():
-        server.call("FLUSHALL")
+    running.mend()
     return running
 
 

@@ -36,12 +36,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sentinels]:
 @pytest.fixture
 def sentinels(running: Sentinels) -> Sentinels:
     """Return the pair, emptied, and both up."""
-    for server in running.servers:
-        if not server.runs():
-            running.bring_back(server)
-    primary = running.primary()
-    assert primary is not None
-    primary.call("FLUSHALL")
+    running.mend()
     return running
 
 

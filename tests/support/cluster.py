@@ -89,6 +89,15 @@ class Cluster(Servers):
         """Wait until nothing is left of a failover."""
         wait_until(self.is_whole, "the cluster to be whole again")
 
+    def mend(self) -> None:
+        """Start the servers that do not run, and empty the cluster once it is whole."""
+        for server in self.servers:
+            if not server.runs():
+                server.start()
+        self.wait_until_whole()
+        for server in self.primaries():
+            server.call("FLUSHALL")
+
     def replica_of(self, primary: Server) -> Server:
         """Return the replica of a primary."""
         for server in self._running():

@@ -90,6 +90,15 @@ class Sentinels(Servers):
         server.start()
         self.wait_until_whole()
 
+    def mend(self) -> None:
+        """Bring back a server that does not run, and empty both."""
+        for server in self.servers:
+            if not server.runs():
+                self.bring_back(server)
+        primary = self.primary()
+        assert primary is not None, "the sentinels know no primary"
+        primary.call("FLUSHALL")
+
     def wait_until_whole(self) -> None:
         """Wait until a failover could succeed: all know each other, and the replica is in touch."""
         wait_until(self._is_whole, "the sentinels and both servers to be in touch")
