@@ -1,11 +1,12 @@
 """Which cached counts are fresh without being read again: those whose partition no other writer has changed.
 
 A host knows its own visits; of a partition's counts it lacks only what other writers have changed. Each such change
-leaves another stamp in the partition (see `shards.stamps`). A *look* reads the stamp of a partition. If a look finds
-the stamp that a page's read found, that read is as fresh as the look; so one look serves all pages of the partition.
-Every read of a page also returns the stamp, and so is a look.
+leaves another stamp in the partition (see `shards.stamps`). A *look* reads the stamp of a partition, with its losses
+and our watermark. If a look finds what a page's read found, that read is as fresh as the look; so one look serves all
+pages of the partition. Every read of a page also returns these three, and so is a look.
 
-Each new stamp that is found in a partition gets a new number, and each cached count keeps the number of its read.
+Each time that a read finds something else in a partition, it gets a new number; each cached count keeps the number of
+its read.
 """
 
 from __future__ import annotations

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# How often a read is tried. It is repeated only if a flush was confirmed while it was under way.
+# How often a read is tried. It is repeated if a flush was confirmed meanwhile; each repetition needs another flush.
 _READ_TRIES = 5
 # A partition is looked at when its counts will be fresh for less than this share of the cache time.
 _SOON = 0.5

@@ -29,7 +29,7 @@ class Rollback(NamedTuple):
 
 
 class Comparison:
-    """The watermarks of one flush, and what follows from them; this is noted in the state, which the caller saves."""
+    """The watermarks of one flush, and what follows from them; this is noted in the state, which is saved later."""
 
     def __init__(
         self, journal: Journal, store: ShardedStore, state: Checkpoint, sealed: SealedSegments, findings: Findings

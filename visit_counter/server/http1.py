@@ -176,7 +176,7 @@ class RequestReader:
         return self._awaited_body(line, block, head_end) or SizedBody(0)
 
     def _awaited_body(self, line: bytes, block: bytes, head_end: int) -> Awaited | None:
-        """Return the body of a request that is not ordinary; None if gunicorn refuses the request without it."""
+        """Return the body of a request that is not ordinary; None if gunicorn refuses the request anyway."""
         limits = self._limits
         is_refused = (
             len(line) > limits.line

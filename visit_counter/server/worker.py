@@ -63,7 +63,7 @@ class VisitWorker(WaitingWorker):
     # -- the loop ------------------------------------------------------------------------------------------------
 
     def run(self) -> None:
-        """Serve until a signal ends this worker, then finish the requests under way."""
+        """Serve until this worker must stop, then finish the requests under way."""
         self._prepare()
         self.set_accept_enabled(True)
         while self.alive:
