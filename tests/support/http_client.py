@@ -69,6 +69,7 @@ class Asker:
         self.sock = socket.create_connection(("127.0.0.1", port), timeout=DEADLINE_SECONDS)
         self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._read = b""
+        self.is_closing = False  # the server has said so with its last answer
 
     def receive(self) -> tuple[int, bytes] | None:
         """Take what has come; return the status and the body once the answer is whole, None before.
@@ -83,6 +84,7 @@ class Asker:
         if not end or len(body) < int(head.lower().partition(b"content-length:")[2].partition(b"\r\n")[0]):
             return None
         self._read = b""
+        self.is_closing = b"\r\nconnection: close" in head.lower()
         return int(head[9:12]), body
 
 

@@ -186,7 +186,7 @@ class Load:
             self.oracle.judge(client.page, visits, client.lowest)
         seconds = time.monotonic() - client.due
         self.samples.append(Sample(client.due, seconds, client.method, client.page, status, visits))
-        if status:
+        if status and not client.is_closing:
             self._free.append(client)
         else:
             client.sock.close()

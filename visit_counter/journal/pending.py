@@ -18,9 +18,9 @@ _KNOWN_PAGES = 5000
 # Events that do not change the content of the segment in which they stand.
 _HARMLESS = frozenset((FLUSHED, PROBE))
 # How long a table is kept after it was dropped, or merged into another one. Other processes read the state once a
-# second, and a stored count that they report may be as old as the state they know. The other two seconds are for a busy
-# machine.
-_KEPT_SECONDS = 3.0
+# second, and a stored count that they report may be as old as the state they know. The other seconds are for a process
+# that waits for a slow disk meanwhile.
+_KEPT_SECONDS = 10.0
 
 
 class Table:

@@ -289,7 +289,7 @@ def test_a_worker_that_hears_of_a_read_from_before_what_it_has_dropped_reads_the
     for _ in range(3):
         visit(host, "a", 1)
     for _ in range(5):
-        now[0] += 1
+        now[0] += 3
         host.tick()
     before = shard.reads
     assert counter.buffer.report([("a", Known(0, 0, 1))])
