@@ -539,6 +539,11 @@ class World:
             if self.starts_while_gone:
                 self.do("tick", host, index)  # what was written anew since it looked
             process = host.processes[index]
+            if process and process.buffer.absent:
+                # Nobody knows the segment. That is certain only once every process has had the time to write it anew.
+                self.now += 4
+                self.do("tick", host, index)
+                process = host.processes[index]
             if process and process.buffer.halted:
                 raise BrokenError(f"visits stay refused: {process.buffer.halted}")
         host.unmended = False
