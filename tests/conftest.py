@@ -69,9 +69,14 @@ def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginMa
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_cmdline_main(config: pytest.Config) -> None:
-    """Run a part of the suite in this process, where it can be looked into, unless processes are asked for."""
-    if not is_whole_suite(config) and not is_asked_for(config, "-n", "--numprocesses"):
-        config.option.numprocesses = 0
+    """Run tests that are named in this process, where it can be looked into, unless processes are asked for.
+
+    A mark names no tests: what `-m "not slow"` leaves is still most of them.
+    """
+    option = config.option
+    names_tests = config.args_source is not pytest.Config.ArgsSource.TESTPATHS or option.keyword or option.deselect
+    if names_tests and not is_asked_for(config, "-n", "--numprocesses"):
+        option.numprocesses = 0
 
 
 @pytest.hookimpl(optionalhook=True)
