@@ -16,7 +16,7 @@ from visit_counter.journal.checkpoint import Checkpoint
 from visit_counter.journal.directory import Segment
 from visit_counter.journal.files import whole_lines
 from visit_counter.journal.pending import Table, Tables
-from visit_counter.journal.recall import recalled
+from visit_counter.journal.recall import recalled, unbroken
 from visit_counter.journal.records import FEW_BYTES, Known, Replay, read_visits
 from visit_counter.journal.segments import SealPlace
 from visit_counter.journal.upkeep import Upkeep
@@ -155,7 +155,10 @@ class Follower:
             sealed.append(Table(segment.first, segment.last, replay.visits, replay.sealed_as))
             found.append((segment, replay))
             number = segment.last + 1
-        self.tables.reset(sealed, after=self.included_to)
+        retained = [
+            Table(segment.first, segment.last, replay.visits) for segment, replay in unbroken(found, self.included_to)
+        ]
+        self.tables.reset(sealed, retained, after=self.included_to, now=self.journal.now())
         return number, found
 
     def reload_state(self) -> None:

@@ -169,10 +169,15 @@ class Tables:
         """Begin the table of segment `number`."""
         self.current = Table(number, number, Tally())
 
-    def reset(self, sealed: list[Table], after: int) -> None:
-        """Replace all sealed tables with these, which are the tables of all segments after number `after`."""
+    def reset(self, sealed: list[Table], retained: Sequence[Table] = (), *, after: int, now: float = 0.0) -> None:
+        """Take `sealed` as the sealed tables: they are all segments after number `after`.
+
+        `retained` are the segments before these whose files are still there, next to each other. They are kept for as
+        long as dropped tables are, see `drop`.
+        """
         self.sealed = sealed
-        self._dropped, self._dropped_at, self._complete_from = [], [], after
+        self._dropped, self._dropped_at = list(retained), [now] * len(retained)
+        self._complete_from = retained[0].first - 1 if retained else after
         self._parts, self._parts_at = {}, {}
         self.version += 1
         self._count()

@@ -34,6 +34,12 @@ def recalled(found: Sequence[Found], to: int) -> Iterator[tuple[str, Known]]:
                     yield page, Known(losses, to, stored + sum(visits.get(page, 0) for _, visits in later))
 
 
+def unbroken(found: Sequence[Found], to: int) -> list[Found]:
+    """Return the segments up to number `to` that have a file, from the lowest one behind which none lacks its file."""
+    first = _first_of_unbroken([segment for segment, _ in found if segment.last <= to], to)
+    return [(segment, replay) for segment, replay in found if first <= segment.first and segment.last <= to]
+
+
 def _first_of_unbroken(segments: Sequence[Segment], to: int) -> int:
     """Return the lowest number from which every segment up to `to` has a file; `to + 1` if segment `to` has none."""
     first = to + 1

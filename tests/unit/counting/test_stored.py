@@ -315,3 +315,14 @@ def test_the_garbage_collector_has_no_cached_page_on_its_list(host: Host, other:
     assert not any(map(gc.is_tracked, entries))
     tables = first.buffer.tables
     assert not any(gc.is_tracked(table.reported) for table in (tables.current, *tables.sealed))
+
+
+def test_a_worker_that_has_just_started_raises_what_another_one_read_before_a_flush(host: Host, shard: Watched) -> None:
+    first = host.process()
+    visit(host, "a", 3)
+    late = host.process()
+    before, shard.down_for = shard.reads, ["a"]
+    # The other worker had read a visit of another host's there, before this host's three were flushed.
+    assert first.buffer.report([("a", Known(0, 0, 1))])
+    assert late.count("a").visits == 4
+    assert shard.reads == before
